@@ -1,0 +1,30 @@
+"""Every op of the integer graphs: importing this package registers them all."""
+
+from sqcompile.ops import (
+    conv,
+    norm,
+    norm_float,
+    pack,
+    philox,
+    pool,
+    product,
+    quantize,
+    reduce,
+)
+from sqcompile.ops.table import OPS, Op, find, op
+
+__all__ = [
+    "OPS",
+    "Op",
+    "conv",
+    "find",
+    "norm",
+    "norm_float",
+    "op",
+    "pack",
+    "philox",
+    "pool",
+    "product",
+    "quantize",
+    "reduce",
+]

@@ -1,0 +1,139 @@
+"""Integer matrix products with group shifts, and the way back to float.
+
+References multiply in float64, exact because every partial sum is below 2^53 (`_exact` raises
+otherwise). Accumulators are int32; with `k_chunk` they are int32 over a chunk of the reduction
+and int64 over the chunks, which never changes a value.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sqcompile.ops.table import op
+
+EXACT_FLOAT64 = 2**53
+
+
+def shifted(q: Tensor, exponent: Tensor | None, groups: int) -> Tensor:
+    """q << (groups - 1 - exponent) as float64; exponent broadcasts to q (None: no shift)."""
+    wide = q.to(torch.float64)
+    if exponent is None:
+        return wide
+    return wide * torch.exp2((groups - 1 - exponent.to(torch.float64)))
+
+
+def exact(a: Tensor, b: Tensor, length: int) -> None:
+    """Raise OverflowError unless `length` products of a and b add up below 2^53."""
+    if a.numel() == 0 or b.numel() == 0:
+        return
+    bound = float(a.abs().max()) * float(b.abs().max()) * length
+    if bound >= EXACT_FLOAT64:
+        raise OverflowError(f"partial sums up to {bound:.3g} are not exact in float64")
+
+
+def accumulator(total: Tensor, k_chunk: int) -> Tensor:
+    """float64 integers -> int32, or int64 when the reduction is split."""
+    return total.to(torch.int64 if k_chunk else torch.int32)
+
+
+def accumulator_dtype(k_chunk: int) -> torch.dtype:
+    """The dtype of a product's accumulator."""
+    return torch.int64 if k_chunk else torch.int32
+
+
+@op("sq::shift_matmul", doc="Integer matrix product whose reduction crosses shift groups.")
+def shift_matmul(
+    a: Tensor,
+    b: Tensor,
+    exponent: Tensor | None,
+    groups: int,
+    transpose_a: bool,
+    transpose_b: bool,
+    k_chunk: int,
+) -> Tensor:
+    """a, b int8/uint8, 2-D or 3-D with equal batch; exponent int8, a's rank, varying along the
+    reduced axis -> int32, or int64 when k_chunk > 0 (partial sums over k_chunk values of k).
+
+    acc[m, n] = sum_k (a[m, k] << (groups - 1 - exponent[k])) * b[k, n]
+    """
+    left, right = shifted(a, exponent, groups), b.to(torch.float64)
+    left = left.transpose(-1, -2) if transpose_a else left
+    right = right.transpose(-1, -2) if transpose_b else right
+    exact(left, right, left.shape[-1])
+    return accumulator(left @ right, k_chunk)
+
+
+@shift_matmul.meta
+def _(
+    a: Tensor,
+    b: Tensor,
+    exponent: Tensor | None,
+    groups: int,
+    transpose_a: bool,
+    transpose_b: bool,
+    k_chunk: int,
+) -> Tensor:
+    rows = a.shape[-1] if transpose_a else a.shape[-2]
+    columns = b.shape[-2] if transpose_b else b.shape[-1]
+    return a.new_empty((*a.shape[:-2], rows, columns), dtype=accumulator_dtype(k_chunk))
+
+
+def dequantized(acc: Tensor, scales: Sequence[Tensor], bias: Tensor | None, relu: bool) -> Tensor:
+    """The definition of every epilogue: one rounding to float32, then each scale, then bias."""
+    y = acc.to(torch.float32)
+    for scale in scales:
+        y = y * scale
+    if bias is not None:
+        y = y + bias
+    return torch.relu(y) if relu else y
+
+
+@op("sq::dequantize", doc="Accumulators back to float32.")
+def dequantize(acc: Tensor, scales: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    """acc int32/int64, scales and bias float32 broadcastable to acc -> float32.
+
+    float32(acc), one rounding, times the scales from left to right, then plus the bias.
+    """
+    return dequantized(acc, scales, bias, relu=False)
+
+
+@dequantize.meta
+def _(acc: Tensor, scales: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    return acc.new_empty(acc.shape, dtype=torch.float32)
+
+
+@op("sq::shift_matmul_dequantize", doc="shift_matmul with its epilogue: scales, bias, ReLU.")
+def shift_matmul_dequantize(
+    a: Tensor,
+    b: Tensor,
+    exponent: Tensor | None,
+    groups: int,
+    transpose_a: bool,
+    transpose_b: bool,
+    k_chunk: int,
+    scales: Sequence[Tensor],
+    bias: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    """shift_matmul, then dequantize, then max(., 0) when relu -> float32."""
+    acc = shift_matmul.reference(a, b, exponent, groups, transpose_a, transpose_b, k_chunk)
+    return dequantized(acc, scales, bias, relu)
+
+
+@shift_matmul_dequantize.meta
+def _(
+    a: Tensor,
+    b: Tensor,
+    exponent: Tensor | None,
+    groups: int,
+    transpose_a: bool,
+    transpose_b: bool,
+    k_chunk: int,
+    scales: Sequence[Tensor],
+    bias: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    rows = a.shape[-1] if transpose_a else a.shape[-2]
+    columns = b.shape[-2] if transpose_b else b.shape[-1]
+    return a.new_empty((*a.shape[:-2], rows, columns), dtype=torch.float32)

@@ -1,0 +1,147 @@
+"""Quantisers: absmax, group exponents, nearest-even and stochastic rounding, scales.
+
+A tensor whose absmax is below 2^-100, all zeros included, quantises to zeros with scale 1:
+there is no division by zero and nothing overflows. ShiftQuant is arXiv 2411.10948, section 3.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sqcompile.ops.philox import draws
+from sqcompile.ops.table import op
+
+TINY = 2.0**-100
+
+
+def limits(bits: int, signed: bool) -> tuple[int, int]:
+    """(lowest, highest) integer of a grid: symmetric when signed, from zero when not."""
+    highest = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    return (-highest if signed else 0), highest
+
+
+def _inverse(outer: Tensor) -> Tensor:
+    return torch.where(outer < TINY, torch.ones_like(outer), 1.0 / outer)
+
+
+def _reduced(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
+    return [1 if axis in axes else size for axis, size in enumerate(shape)]
+
+
+@op("sq::absmax", doc="Largest magnitude over some axes, optionally after an outer scale.")
+def absmax(x: Tensor, outer: Tensor | None, axes: Sequence[int]) -> Tensor:
+    """x float32, outer float32 (absmax kept from another axis, or None) -> float32, axes kept
+    as size 1. With outer: max |x / outer|, the division as a product with 1 / outer.
+    Comparison is on the bits without the sign, so a NaN comes through.
+    """
+    scaled = x if outer is None else x * _inverse(outer)
+    magnitude = scaled.contiguous().view(torch.int32) & 0x7FFFFFFF
+    return magnitude.amax(list(axes), keepdim=True).view(torch.float32)
+
+
+@absmax.meta
+def _(x: Tensor, outer: Tensor | None, axes: Sequence[int]) -> Tensor:
+    return x.new_empty(_reduced(x.shape, axes))
+
+
+@op("sq::group_exponent", doc="ShiftQuant: the power-of-two group of every channel.")
+def group_exponent(r: Tensor, groups: int) -> Tensor:
+    """r float32, absmax per inner index -> int8 of r's shape, in [0, groups - 1].
+
+    e = #{ j in 1..groups-1 : r <= max(r) * 2^-j }: group j holds the channels whose absmax is
+    within a factor two of max(r) * 2^-j; the last group takes all that are smaller.
+    """
+    largest = r.max()
+    exponent = torch.zeros_like(r, dtype=torch.int8)
+    for j in range(1, groups):
+        exponent += (r <= largest * 2.0**-j).to(torch.int8)
+    return exponent
+
+
+@group_exponent.meta
+def _(r: Tensor, groups: int) -> Tensor:
+    return r.new_empty(r.shape, dtype=torch.int8)
+
+
+@op("sq::quantize", doc="Nearest-even quantisation on a symmetric or unsigned grid.")
+def quantize(x: Tensor, r: Tensor, bits: int, signed: bool) -> Tensor:
+    """x float32, r float32 absmax broadcastable to x -> int8 (signed) or uint8.
+
+    q = clamp(round_half_even(x * (qmax / r))); 0 where r < 2^-100.
+    """
+    low, high = limits(bits, signed)
+    q = (x * (high / r)).round().clamp(low, high)
+    q = torch.where(r < TINY, torch.zeros_like(q), q)
+    return q.to(torch.int8 if signed else torch.uint8)
+
+
+@quantize.meta
+def _(x: Tensor, r: Tensor, bits: int, signed: bool) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.int8 if signed else torch.uint8)
+
+
+@op("sq::quantize_stochastic", doc="Unbiased quantisation, with outer scales and group shifts.")
+def quantize_stochastic(
+    x: Tensor,
+    r: Tensor,
+    outer: Tensor | None,
+    exponent: Tensor | None,
+    rng: Tensor,
+    bits: int,
+    stream: int,
+) -> Tensor:
+    """x float32, r float32 absmax, outer float32 absmax of the free axes, exponent int8 group
+    of the reduced axes, rng int64[4] -> int8 in [-qmax, qmax].
+
+    t = (x / outer) * ((qmax / r) * 2^exponent), q = clamp(floor(t + u)), u = (j + 1/2) * 2^-16
+    with j the element's 16-bit draw: the mean of q is t to 2^-33. 0 where r < 2^-100.
+    """
+    low, high = limits(bits, signed=True)
+    scale = high / r
+    if exponent is not None:
+        scale = scale * torch.exp2(exponent.to(torch.float32))
+    scaled = x if outer is None else x * _inverse(outer)
+    j = draws(rng, x.numel(), stream).view(x.shape)
+    u = (j.to(torch.float32) + 0.5) * 2.0**-16
+    q = (scaled * scale + u).floor().clamp(low, high)
+    return torch.where(r < TINY, torch.zeros_like(q), q).to(torch.int8)
+
+
+@quantize_stochastic.meta
+def _(
+    x: Tensor,
+    r: Tensor,
+    outer: Tensor | None,
+    exponent: Tensor | None,
+    rng: Tensor,
+    bits: int,
+    stream: int,
+) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.int8)
+
+
+@op("sq::quant_scale", doc="What one integer step of a quantised tensor is worth.")
+def quant_scale(r: Tensor, bits: int, signed: bool, groups: int) -> Tensor:
+    """r float32 absmax -> float32 of r's shape: (r / qmax) * 2^-(groups - 1); 1 where r < 2^-100.
+
+    The power of two undoes the shift by which products raise the values of group 0.
+    """
+    scale = (r / float(limits(bits, signed)[1])) * 2.0 ** -(groups - 1)
+    return torch.where(r < TINY, torch.ones_like(scale), scale)
+
+
+@quant_scale.meta
+def _(r: Tensor, bits: int, signed: bool, groups: int) -> Tensor:
+    return r.new_empty(r.shape)
+
+
+@op("sq::outer_scale", doc="The factor that an outer absmax gives back to the result.")
+def outer_scale(r: Tensor) -> Tensor:
+    """r float32 -> r, or 1 where r < 2^-100 (the quantiser did not divide there)."""
+    return torch.where(r < TINY, torch.ones_like(r), r)
+
+
+@outer_scale.meta
+def _(r: Tensor) -> Tensor:
+    return r.new_empty(r.shape)

@@ -1,0 +1,50 @@
+"""Float sums that stay in the graph, in one written order on every target.
+
+The reduced elements are taken in row-major order. Chunks of 1024 are summed in 16 lanes
+(element k of a chunk into lane k mod 16, ascending), the lanes by halving (8, 4, 2, 1), the
+chunks one after the other. Every accumulator starts at +0.0.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sqcompile.ops.table import op
+
+CHUNK = 1024
+LANES = 16
+
+
+def _summed_shape(shape: Sequence[int], axes: Sequence[int], keepdim: bool) -> list[int]:
+    kept = [1 if axis in axes else size for axis, size in enumerate(shape)]
+    return kept if keepdim else [size for axis, size in enumerate(shape) if axis not in axes]
+
+
+@op("sq::ordered_sum", doc="Float sum in the one order that every target uses.")
+def ordered_sum(x: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
+    """x float32, axes non-negative, no repeats -> float32 without (or with size-1) axes."""
+    kept = [axis for axis in range(x.dim()) if axis not in axes]
+    count = prod(x.shape[axis] for axis in axes)
+    rows = x.permute(*kept, *sorted(axes)).reshape(-1, count)
+    chunks = max(1, -(-count // CHUNK))
+    length = CHUNK if chunks > 1 else -(-count // LANES) * LANES
+    lanes = pad(rows, (0, chunks * length - count)).view(-1, chunks, length // LANES, LANES)
+    total = torch.zeros_like(lanes[:, :, 0])
+    for step in range(lanes.shape[2]):
+        total = total + lanes[:, :, step]
+    half = LANES // 2
+    while half:
+        total = total[..., :half] + total[..., half : 2 * half]
+        half //= 2
+    result = torch.zeros_like(total[:, 0, 0])
+    for chunk in range(chunks):
+        result = result + total[:, chunk, 0]
+    return result.reshape(_summed_shape(x.shape, axes, keepdim))
+
+
+@ordered_sum.meta
+def _(x: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
+    return x.new_empty(_summed_shape(x.shape, axes, keepdim))

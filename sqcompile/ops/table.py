@@ -1,0 +1,77 @@
+"""The op table: one entry per op, and everything else is derived from the entry.
+
+An entry is a Python function whose body *is* the definition of the op (short, exact,
+unoptimised), a meta function for shapes and dtypes and, where autograd sees the op, a gradient
+rule. From it come the `torch.library` registration, the support report, the generated tests
+and the documentation.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.library import CustomOpDef, custom_op
+
+OPS: dict[str, "Op"] = {}
+
+
+class Op:
+    """One op: its name, its definition, its shapes, and the torch op made from them.
+
+    Calling the entry calls the registered torch op, so it traces as a single node.
+    """
+
+    def __init__(self, name: str, doc: str, reference: Callable[..., Any]) -> None:
+        self.name = name
+        self.doc = doc
+        self.reference = reference
+        self.meta_function: Callable[..., Any] | None = None
+        self._definition: CustomOpDef = custom_op(name, reference, mutates_args=())
+
+    @property
+    def target(self) -> torch._ops.OpOverload:
+        """The overload that stands in fx graphs."""
+        return self._definition._opoverload
+
+    def meta(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Register the function that gives the outputs' shapes and dtypes without computing."""
+        self.meta_function = function
+        self._definition.register_fake(function)
+        return function
+
+    def gradient(self, setup: Callable[..., None]) -> Callable[[Callable[..., Any]], None]:
+        """Register the gradient rule; `setup` saves what the decorated backward reads."""
+
+        def register(backward: Callable[..., Any]) -> None:
+            self._definition.register_autograd(backward, setup_context=setup)
+
+        return register
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._definition(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"Op({self.name})"
+
+
+def op(name: str, *, doc: str) -> Callable[[Callable[..., Any]], Op]:
+    """Enter a function into the table under `name` ("sq::something").
+
+    Raises ValueError when the name is taken: two definitions of one op are a bug.
+    """
+
+    def enter(reference: Callable[..., Any]) -> Op:
+        if name in OPS:
+            raise ValueError(f"{name} is in the op table already; an op has one definition")
+        entry = Op(name, doc, reference)
+        OPS[name] = entry
+        return entry
+
+    return enter
+
+
+def find(target: object) -> Op | None:
+    """The entry behind a node's target, or None when the target is not one of ours."""
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "sq":
+        return None
+    return OPS.get(target._schema.name)
