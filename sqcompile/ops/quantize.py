@@ -16,13 +16,23 @@ TINY = 2.0**-100
 
 
 def limits(bits: int, signed: bool) -> tuple[int, int]:
-    """(lowest, highest) integer of a grid: symmetric when signed, from zero when not."""
+    """(lowest, highest) integer of a grid: symmetric when signed, from zero when not.
+
+    Raises ValueError unless bits is 2..8: wider integers would wrap in int8.
+    """
+    if not 2 <= bits <= 8:
+        raise ValueError(f"bits must be 2..8, got {bits}")
     highest = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
     return (-highest if signed else 0), highest
 
 
 def _inverse(outer: Tensor) -> Tensor:
     return torch.where(outer < TINY, torch.ones_like(outer), 1.0 / outer)
+
+
+def _steps_per_unit(highest: int, r: Tensor) -> Tensor:
+    """highest / r in one rounding: Python's `highest / r` would be torch's (1 / r) * highest."""
+    return torch.full_like(r, float(highest)) / r
 
 
 def _reduced(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
@@ -37,7 +47,9 @@ def absmax(x: Tensor, outer: Tensor | None, axes: Sequence[int]) -> Tensor:
     """
     scaled = x if outer is None else x * _inverse(outer)
     magnitude = scaled.contiguous().view(torch.int32) & 0x7FFFFFFF
-    return magnitude.amax(list(axes), keepdim=True).view(torch.float32)
+    if axes:  # torch takes an empty list for all axes
+        magnitude = magnitude.amax(list(axes), keepdim=True)
+    return magnitude.view(torch.float32)
 
 
 @absmax.meta
@@ -71,7 +83,7 @@ def quantize(x: Tensor, r: Tensor, bits: int, signed: bool) -> Tensor:
     q = clamp(round_half_even(x * (qmax / r))); 0 where r < 2^-100.
     """
     low, high = limits(bits, signed)
-    q = (x * (high / r)).round().clamp(low, high)
+    q = (x * _steps_per_unit(high, r)).round().clamp(low, high)
     q = torch.where(r < TINY, torch.zeros_like(q), q)
     return q.to(torch.int8 if signed else torch.uint8)
 
@@ -95,12 +107,13 @@ def quantize_stochastic(
     of the reduced axes, rng int64[4] -> int8 in [-qmax, qmax].
 
     t = (x / outer) * ((qmax / r) * 2^exponent), q = clamp(floor(t + u)), u = (j + 1/2) * 2^-16
-    with j the element's 16-bit draw: the mean of q is t to 2^-33. 0 where r < 2^-100.
+    with j the element's 16-bit draw: the mean of q over all draws is t to 2^-17, without a bias
+    to one side. 0 where r < 2^-100.
     """
     low, high = limits(bits, signed=True)
-    scale = high / r
+    scale = _steps_per_unit(high, r)
     if exponent is not None:
-        scale = scale * torch.exp2(exponent.to(torch.float32))
+        scale = scale * (1 << exponent.to(torch.int32)).to(torch.float32)
     scaled = x if outer is None else x * _inverse(outer)
     j = draws(rng, x.numel(), stream).view(x.shape)
     u = (j.to(torch.float32) + 0.5) * 2.0**-16
