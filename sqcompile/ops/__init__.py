@@ -8,6 +8,7 @@ from sqcompile.ops import (
     philox,
     pool,
     product,
+    product_float,
     quantize,
     reduce,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "philox",
     "pool",
     "product",
+    "product_float",
     "quantize",
     "reduce",
 ]

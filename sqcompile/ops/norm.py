@@ -12,6 +12,7 @@ from math import pi, sqrt
 import torch
 from torch import Tensor
 
+from sqcompile.ops.quantize import TINY
 from sqcompile.ops.table import op
 
 SIGMA_OVER_DEVIATION = sqrt(pi / 2)
@@ -44,8 +45,9 @@ def _normalized(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Integers -> (xhat, coefficient, mean, sigma), the last three with `axes` of size 1.
 
-    sigma = scale * sqrt(pi/2) * D / (N * 2^f), coefficient = 1 / (sigma + eps), 0 where that is
-    0 / 0, xhat = float32(x * 2^f - m) * ((scale * 2^-f) * coefficient).
+    sigma = (float32(D) * float32(sqrt(pi/2) * 2^-f / N)) * scale, coefficient = 1 / (sigma +
+    eps), 0 where sigma + eps < 2^-100 (as in the quantisers: neither 0 / 0 nor infinity), xhat =
+    float32(x * 2^f - m) * ((scale * 2^-f) * coefficient).
     """
     count = x.numel() // scale.numel()
     wide = x.to(torch.int64)
@@ -55,7 +57,7 @@ def _normalized(
     step = 2.0**-frac_bits
     sigma = (deviation.to(torch.float32) * (SIGMA_OVER_DEVIATION * step / count)) * scale
     spread = sigma + eps
-    coefficient = torch.where(spread == 0, torch.zeros_like(spread), 1.0 / spread)
+    coefficient = torch.where(spread < TINY, torch.zeros_like(spread), 1.0 / spread)
     xhat = centred.to(torch.float32) * ((scale * step) * coefficient)
     return xhat, coefficient, (mean.to(torch.float32) * step) * scale, sigma
 

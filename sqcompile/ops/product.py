@@ -1,7 +1,7 @@
 """Integer matrix products with group shifts, and the way back to float.
 
-References multiply in float64, exact because every partial sum is below 2^53 (`_exact` raises
-otherwise). Accumulators are int32; with `k_chunk` they are int32 over a chunk of the reduction
+References multiply in float64, exact because every partial sum is below 2^53 (`exact` raises
+otherwise). Accumulators are int32 (`accumulator` raises when one does not fit); with `k_chunk` they are int32 over a chunk of the reduction
 and int64 over the chunks, which never changes a value.
 """
 
@@ -13,14 +13,15 @@ from torch import Tensor
 from sqcompile.ops.table import op
 
 EXACT_FLOAT64 = 2**53
+INT32_LIMIT = 2**31
 
 
 def shifted(q: Tensor, exponent: Tensor | None, groups: int) -> Tensor:
     """q << (groups - 1 - exponent) as float64; exponent broadcasts to q (None: no shift)."""
-    wide = q.to(torch.float64)
-    if exponent is None:
-        return wide
-    return wide * torch.exp2((groups - 1 - exponent.to(torch.float64)))
+    wide = q.to(torch.int64)
+    if exponent is not None:
+        wide = wide * (1 << (groups - 1 - exponent.to(torch.int64)))
+    return wide.to(torch.float64)
 
 
 def exact(a: Tensor, b: Tensor, length: int) -> None:
@@ -33,8 +34,14 @@ def exact(a: Tensor, b: Tensor, length: int) -> None:
 
 
 def accumulator(total: Tensor, k_chunk: int) -> Tensor:
-    """float64 integers -> int32, or int64 when the reduction is split."""
-    return total.to(torch.int64 if k_chunk else torch.int32)
+    """float64 integers -> int32, or int64 when the reduction is split.
+
+    Raises OverflowError for a value outside int32 without a split: a pass proves that there is
+    none, and conversion would give an arbitrary integer.
+    """
+    if not k_chunk and total.numel() and float(total.abs().max()) >= INT32_LIMIT:
+        raise OverflowError("a product leaves its int32 accumulator: split the reduction (k_chunk)")
+    return total.to(accumulator_dtype(k_chunk))
 
 
 def accumulator_dtype(k_chunk: int) -> torch.dtype:

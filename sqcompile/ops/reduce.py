@@ -28,10 +28,11 @@ def ordered_sum(x: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
     """x float32, axes non-negative, no repeats -> float32 without (or with size-1) axes."""
     kept = [axis for axis in range(x.dim()) if axis not in axes]
     count = prod(x.shape[axis] for axis in axes)
-    rows = x.permute(*kept, *sorted(axes)).reshape(-1, count)
+    results = prod(x.shape[axis] for axis in kept)
+    rows = x.permute(*kept, *sorted(axes)).reshape(results, count)
     chunks = max(1, -(-count // CHUNK))
     length = CHUNK if chunks > 1 else -(-count // LANES) * LANES
-    lanes = pad(rows, (0, chunks * length - count)).view(-1, chunks, length // LANES, LANES)
+    lanes = pad(rows, (0, chunks * length - count)).view(results, chunks, -1, LANES)
     total = torch.zeros_like(lanes[:, :, 0])
     for step in range(lanes.shape[2]):
         total = total + lanes[:, :, step]

@@ -7,12 +7,28 @@ and the documentation.
 """
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.library import CustomOpDef, custom_op
 
 OPS: dict[str, "Op"] = {}
+
+
+def _row_major(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The reference with contiguous outputs, as meta functions promise: a traced graph takes
+    views that a channels-last result, which torch's elementwise ops hand on, would not allow."""
+
+    @wraps(reference)
+    def compute(*args: Any, **kwargs: Any) -> Any:
+        outputs = reference(*args, **kwargs)
+        if isinstance(outputs, Tensor):
+            return outputs.contiguous()
+        return tuple(output.contiguous() for output in outputs)
+
+    return compute
 
 
 class Op:
@@ -24,9 +40,9 @@ class Op:
     def __init__(self, name: str, doc: str, reference: Callable[..., Any]) -> None:
         self.name = name
         self.doc = doc
-        self.reference = reference
+        self.reference = _row_major(reference)
         self.meta_function: Callable[..., Any] | None = None
-        self._definition: CustomOpDef = custom_op(name, reference, mutates_args=())
+        self._definition: CustomOpDef = custom_op(name, self.reference, mutates_args=())
 
     @property
     def target(self) -> torch._ops.OpOverload:

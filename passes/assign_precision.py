@@ -1,0 +1,199 @@
+"""Give every product its place in the model, its role and the bits of its operands."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch.fx import GraphModule, Node
+
+from sqcompile.passes.contraction import FLOAT_PRODUCTS, contraction
+from sqcompile.passes.editing import arguments, calls, copy_graph, finish, is_call, parameter, tainted
+from sqcompile import _torch_compat as compat
+from sqcompile.errors import CaptureError
+from sqcompile.ops import pool, product_float, reduce
+from sqcompile.recipe import Recipe
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Operand:
+    """How one operand of a product is quantised.
+
+    kind: "weight", "activation" or "gradient"; axes: those that keep a scale of their own;
+    folded: the scale is in the other operand already.
+    """
+
+    kind: str
+    bits: int
+    signed: bool
+    axes: tuple[int, ...] = ()
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class ProductSpec:
+    """A product's place (dotted module path), role (fprop, dgrad, wgrad), operands in argument
+    order, and the number of ShiftQuant groups of its gradient."""
+
+    module: str
+    role: str
+    operands: tuple[Operand, Operand]
+    groups: int
+    outer_scales: bool
+    occurrence: int
+
+
+def assign_precision(module: GraphModule, recipe: Recipe) -> GraphModule:
+    """After this pass every product has a ProductSpec in meta["sq"], and "module" and "role" in
+    its metadata; a backward product has those of the forward product it belongs to."""
+    graph = copy_graph(module)
+    backward = tainted(graph)
+    products = calls(graph, *FLOAT_PRODUCTS)
+    forward = [node for node in products if node not in backward]
+    weights = _weights(graph)
+    partners: dict[int, Node] = {}
+    occurrences: dict[tuple[str, str], int] = {}
+    for position, node in enumerate(forward):
+        path = _path(node)
+        precision = recipe.precision(path, position == 0, position == len(forward) - 1)
+        operands = tuple(_forward_operand(node, i, weights, precision, recipe) for i in (0, 1))
+        _attach(node, path, "fprop", operands, 1, recipe, occurrences)
+        partners[node.meta["seq_nr"]] = node
+    for node in products:
+        if node in backward:
+            _backward(node, partners, weights, recipe, occurrences)
+    return finish(graph)
+
+
+def _attach(
+    node: Node,
+    path: str,
+    role: str,
+    operands: tuple[Operand, ...],
+    groups: int,
+    recipe: Recipe,
+    occurrences: dict[tuple[str, str], int],
+) -> None:
+    occurrence = occurrences[path, role] = occurrences.get((path, role), -1) + 1
+    first, second = operands
+    node.meta["sq"] = ProductSpec(
+        path, role, (first, second), groups, recipe.outer_scales, occurrence
+    )
+    node.meta["module"], node.meta["role"] = path, role
+
+
+def _path(node: Node) -> str:
+    """The module that owns the weight, else the module whose forward made the call."""
+    second = node.args[1]
+    name = parameter(second) if isinstance(second, Node) else None
+    return name.rpartition(".")[0] if name else compat.module_path(node)
+
+
+def _weights(graph: GraphModule) -> set[Node]:
+    """Values that come from parameters and constants alone: what weights are."""
+    found: set[Node] = set()
+    for node in graph.graph.nodes:
+        sources = node.all_input_nodes
+        if parameter(node) is not None or (sources and all(n in found for n in sources)):
+            found.add(node)
+    return found
+
+
+def _forward_operand(
+    node: Node, position: int, weights: set[Node], precision: object, recipe: Recipe
+) -> Operand:
+    source = node.args[position]
+    assert isinstance(source, Node)
+    axes = contraction(node, position).outer_axes
+    if source in weights:
+        kept = axes if recipe.weight_granularity == "channel" else ()
+        return Operand("weight", precision.weight_bits, True, kept)  # type: ignore[attr-defined]
+    batch = (0,) if is_call(node, product_float.matmul) and len(axes) == 2 else ()
+    unsigned = recipe.unsigned_activations and nonnegative(source)
+    return Operand("activation", precision.activation_bits, not unsigned, batch)  # type: ignore[attr-defined]
+
+
+def _backward(
+    node: Node,
+    partners: dict[int, Node],
+    weights: set[Node],
+    recipe: Recipe,
+    occurrences: dict[tuple[str, str], int],
+) -> None:
+    partner = partners.get(node.meta.get("seq_nr", -1))
+    if partner is None:
+        raise CaptureError(
+            f"{node.meta.get('stack_trace', '')}\n  a product of the backward pass "
+            f"({node.target}) has no forward product; second derivatives are not supported."
+        )
+    spec: ProductSpec = partner.meta["sq"]
+    other = node.args[1]
+    assert isinstance(other, Node)
+    has_weight = any(operand.kind == "weight" for operand in spec.operands)
+    is_wgrad = has_weight and other not in weights
+    precision = recipe.precision(*_rule_place(partner, partners))
+    gradient = Operand("gradient", precision.gradient_bits, True)
+    groups = precision.groups
+    match = next((i for i in (0, 1) if partner.args[i] is other), None)
+    if match is None:
+        raise CaptureError(
+            f"{node.meta.get('stack_trace', '')}\n  an operand of {node.target} in the backward "
+            "pass is not the forward product's; report this model as a bug."
+        )
+    kept = spec.operands[match]
+    role = "wgrad" if is_wgrad else "dgrad"
+    _attach(node, spec.module, role, (gradient, kept), groups, recipe, occurrences)
+
+
+def _rule_place(partner: Node, partners: dict[int, Node]) -> tuple[str, bool, bool]:
+    order = list(partners.values())
+    return partner.meta["module"], partner is order[0], partner is order[-1]
+
+
+_SAME_SIGN = {
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.expand.default,
+    aten.clone.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    pool.max_pool2d.target,
+    pool.avg_pool2d.target,
+    reduce.ordered_sum.target,
+}
+
+
+def nonnegative(node: Node) -> bool:
+    """Whether a value is proven to have no negative element, from the ops that made it."""
+    if node.op != "call_function":
+        return False
+    first = node.args[0] if node.args else None
+    if is_call(node, aten.relu.default, aten.abs.default):
+        return True
+    if is_call(node, aten.hardtanh.default):
+        return float(arguments(node)["min_val"]) >= 0.0
+    if node.target in _SAME_SIGN or (getattr(node.target, "__name__", "") == "getitem"):
+        same = getattr(node.target, "__name__", "") != "getitem" or node.args[1] == 0
+        return same and isinstance(first, Node) and nonnegative(first)
+    if is_call(node, aten.add.Tensor, aten.div.Tensor, aten.mul.Tensor):
+        return all(
+            nonnegative(a) if isinstance(a, Node) else float(a) >= 0.0  # type: ignore[arg-type]
+            for a in node.args[:2]
+        )
+    if is_call(node, aten.cat.default):
+        return all(nonnegative(part) for part in node.args[0])  # type: ignore[union-attr, arg-type]
+    return False
+
+
+def folded(spec: ProductSpec, position: int) -> ProductSpec:
+    """The spec with operand `position` marked as scaled elsewhere."""
+    operands = list(spec.operands)
+    operands[position] = replace(operands[position], folded=True)
+    return replace(spec, operands=(operands[0], operands[1]))

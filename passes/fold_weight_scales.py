@@ -1,0 +1,44 @@
+"""Move a weight's scale off the reduction axis of dgrad, into the gradient."""
+
+import torch
+from torch.fx import GraphModule, Node
+
+from sqcompile.passes.assign_precision import ProductSpec, folded
+from sqcompile.passes.contraction import FLOAT_PRODUCTS, contraction
+from sqcompile.passes.editing import Editor, calls, copy_graph, finish, shape
+from sqcompile.ops.quantize import absmax, quant_scale
+
+aten = torch.ops.aten
+
+
+def fold_weight_scales(module: GraphModule) -> GraphModule:
+    """After this pass no scale lies on a reduced axis: where a weight's per-channel scale would,
+    the gradient is multiplied by it before it is quantised, and the weight's operand is marked
+    folded, so that the product takes the weight's bare integers."""
+    graph = copy_graph(module)
+    editor = Editor(graph)
+    for node in calls(graph, *FLOAT_PRODUCTS):
+        spec: ProductSpec = node.meta["sq"]
+        weight, reduced = spec.operands[1], contraction(node, 1).inner
+        if spec.role == "fprop" or not set(weight.axes) & set(reduced):
+            continue
+        with editor.before(node):
+            g, w = node.args[:2]
+            assert isinstance(g, Node) and isinstance(w, Node)
+            scale = weight_scale(editor, w, weight.axes, weight.bits, node)
+            channel = contraction(node, 0).inner[0]
+            layout = [1] * len(shape(g))
+            layout[channel] = shape(g)[channel]
+            row = editor.call(aten.view.default, scale, layout, like=node)
+            node.update_arg(0, editor.call(aten.mul.Tensor, g, row, like=node))
+        node.meta["sq"] = folded(spec, 1)
+    return finish(graph)
+
+
+def weight_scale(
+    editor: Editor, w: Node, axes: tuple[int, ...], bits: int, like: Node
+) -> Node:
+    """The scale of a weight quantised over all axes but `axes`, kept with size-1 axes."""
+    reduced = [axis for axis in range(len(shape(w))) if axis not in axes]
+    r = editor.call(absmax, w, None, reduced, like=like)
+    return editor.call(quant_scale, r, bits, True, 1, like=like)

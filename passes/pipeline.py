@@ -1,0 +1,86 @@
+"""The passes, in order, and the runner that times, verifies and prints every stage."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+
+from torch.fx import GraphModule
+
+from sqcompile.passes.assign_precision import assign_precision
+from sqcompile.passes.bound_accumulators import bound_accumulators
+from sqcompile.passes.canonicalize import canonicalize
+from sqcompile.passes.fold_weight_scales import fold_weight_scales
+from sqcompile.passes.fuse_epilogues import fuse_epilogues
+from sqcompile.passes.pack_saved import pack_saved
+from sqcompile.passes.printing import text
+from sqcompile.passes.quantize_norms import quantize_norms
+from sqcompile.passes.quantize_operands import quantize_operands
+from sqcompile.passes.share_quantized import share_quantized
+from sqcompile.passes.verifier import verify
+from sqcompile.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A named step; `establishes` is the invariant that the verifier checks from here on."""
+
+    name: str
+    run: Callable[[GraphModule], GraphModule]
+    establishes: str | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The graph as text after a pass, with the time the pass took and its number of nodes."""
+
+    name: str
+    text: str
+    milliseconds: float
+    nodes: int
+
+
+def integer_training(recipe: Recipe) -> list[Pass]:
+    """Every pass over the joint graph, in order (norms were swapped before autograd)."""
+    return [
+        # every product is sq.matmul / conv / conv_input_grad / conv_weight_grad on roots
+        Pass("canonicalize", canonicalize),
+        # every operand of a product has bits, sign and scale axes in meta["sq"]
+        Pass(
+            "assign_precision",
+            partial(assign_precision, recipe=recipe),
+            "products have a precision",
+        ),
+        # no scale lies on a reduced axis
+        Pass("fold_weight_scales", fold_weight_scales),
+        # every product reads integers
+        Pass("quantize_operands", quantize_operands, "products read integers"),
+        # every norm reads integers, batch norms the accumulators themselves
+        Pass("quantize_norms", partial(quantize_norms, recipe=recipe), "norms read integers"),
+        # a tensor quantised the same way twice is quantised once
+        Pass("share_quantized", share_quantized, "no dangling quantiser"),
+        # what backward keeps is packed
+        Pass("pack_saved", pack_saved),
+        # a product writes float32 itself where nothing else reads its accumulators
+        Pass("fuse_epilogues", fuse_epilogues),
+        # |partial sum| < 2^31 is proven, or the reduction is split
+        Pass("bound_accumulators", bound_accumulators, "accumulators are bounded"),
+    ]
+
+
+def run(graph: GraphModule, passes: list[Pass]) -> tuple[GraphModule, list[Stage]]:
+    """Run passes in order -> the last graph and a stage for the captured graph and each pass.
+
+    Raises BrokenInvariant, naming the node, when a pass breaks what must hold.
+    """
+    stages = [Stage("captured", text(graph), 0.0, len(graph.graph.nodes))]
+    established: frozenset[str] = frozenset()
+    for step in passes:
+        start = perf_counter()
+        graph = step.run(graph)
+        milliseconds = (perf_counter() - start) * 1e3
+        if step.establishes is not None:
+            established |= {step.establishes}
+        verify(graph, established)
+        stages.append(Stage(step.name, text(graph), milliseconds, len(graph.graph.nodes)))
+    return graph, stages

@@ -1,0 +1,132 @@
+"""What must hold between passes: checked after every one of them."""
+
+from collections.abc import Callable
+
+import torch
+from torch.fx import GraphModule, Node
+
+from sqcompile.passes.bound_accumulators import INT32_LIMIT
+from sqcompile.passes.contraction import FLOAT_PRODUCTS, REDUCTIONS
+from sqcompile.passes.editing import arguments, calls
+from sqcompile.errors import SqError
+from sqcompile.ops import norm_float, quantize
+from sqcompile.ops.table import find
+
+INTEGER = (torch.int8, torch.uint8)
+
+
+class BrokenInvariant(SqError):
+    """A pass left a graph that breaks a rule of the house: a bug of the compiler."""
+
+
+def verify(module: GraphModule, established: frozenset[str]) -> None:
+    """Check a graph after a pass; `established` names the invariants that hold from here on.
+
+    Always: the graph is well formed, every node has a value, and ops of the table have the
+    shapes and dtypes that their meta function gives. Raises BrokenInvariant naming the node.
+    """
+    module.graph.lint()
+    for node in module.graph.nodes:
+        if node.op == "call_function":
+            _has_value(node)
+            _agrees_with_meta(node)
+    for name in established:
+        CHECKS[name](module)
+
+
+def _fail(node: Node, what: str) -> None:
+    raise BrokenInvariant(
+        f"{node.format_node()}\n  {what}\n  {node.meta.get('stack_trace', '')}"
+    )
+
+
+def _has_value(node: Node) -> None:
+    if "val" not in node.meta:
+        _fail(node, "has no shape and dtype")
+
+
+def _agrees_with_meta(node: Node) -> None:
+    entry = find(node.target)
+    if entry is None or entry.meta_function is None:
+        return
+    given = torch.fx.node.map_arg(
+        arguments(node), lambda n: n.meta["val"].to("meta") if _is_tensor(n) else n.meta["val"]
+    )
+    expected = entry.meta_function(**given)
+    actual = node.meta["val"]
+    both = zip(_listed(expected), _listed(actual), strict=True)
+    for position, (e, a) in enumerate(both):
+        if e.shape != a.shape or e.dtype != a.dtype:
+            _fail(node, f"output {position} is {a.dtype}{list(a.shape)}, by its definition "
+                  f"{e.dtype}{list(e.shape)}")  # fmt: skip
+
+
+def _is_tensor(node: Node) -> bool:
+    return isinstance(node.meta["val"], torch.Tensor)
+
+
+def _listed(value: object) -> list[torch.Tensor]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]  # type: ignore[list-item]
+
+
+def _products_have_precision(module: GraphModule) -> None:
+    for node in calls(module, *FLOAT_PRODUCTS):
+        if "sq" not in node.meta:
+            _fail(node, "is a product without a precision")
+
+
+def _no_float_product(module: GraphModule) -> None:
+    for node in calls(module, *FLOAT_PRODUCTS):
+        _fail(node, "is a product that reads floats")
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.target in REDUCTIONS:
+            _reads_integers(node)
+
+
+def _reads_integers(node: Node) -> None:
+    spec = node.meta["sq"]
+    for operand, source in zip(spec.operands, node.args[:2], strict=True):
+        assert isinstance(source, Node)
+        dtype = source.meta["val"].dtype
+        if dtype not in INTEGER:
+            _fail(node, f"reads {source.name}, which is {dtype}")
+        if source.meta.get("bits") != operand.bits or source.meta.get("signed") != operand.signed:
+            _fail(node, f"expects {source.name} in {operand.bits} bits, signed {operand.signed}")
+    shifts = spec.groups - 1
+    gradient = spec.operands[0]
+    if gradient.kind == "gradient" and gradient.bits - 1 + shifts > 31:
+        _fail(node, f"shifts {gradient.bits} bits by {shifts}")
+
+
+def _no_float_norm(module: GraphModule) -> None:
+    for node in calls(
+        module,
+        norm_float.batch_norm,
+        norm_float.layer_norm,
+        norm_float.batch_norm_backward,
+        norm_float.layer_norm_backward,
+    ):
+        _fail(node, "is a norm in float")
+
+
+def _no_dangling_quantizer(module: GraphModule) -> None:
+    for node in calls(module, quantize.quantize, quantize.quantize_stochastic):
+        if not node.users:
+            _fail(node, "quantises what nothing reads")
+
+
+def _bounded(module: GraphModule) -> None:
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.target in REDUCTIONS:
+            bound = node.meta.get("bound")
+            if bound is None or bound >= INT32_LIMIT:
+                _fail(node, f"has accumulators bounded by {bound}, not below 2^31")
+
+
+CHECKS: dict[str, Callable[[GraphModule], None]] = {
+    "products have a precision": _products_have_precision,
+    "products read integers": _no_float_product,
+    "norms read integers": _no_float_norm,
+    "no dangling quantiser": _no_dangling_quantizer,
+    "accumulators are bounded": _bounded,
+}

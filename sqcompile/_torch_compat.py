@@ -1,0 +1,164 @@
+"""Every private torch name that the compiler leans on, behind functions with our own names.
+
+Pinned together with torch 2.13; a newer torch is tried here first.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.functional_export import dynamo_graph_capture_for_export
+from torch._functorch._aot_autograd.descriptors import (
+    BufferAOTInput,
+    GradAOTOutput,
+    InputMutationAOTOutput,
+    ParamAOTInput,
+    PlainAOTInput,
+    PlainAOTOutput,
+    TangentAOTInput,
+)
+from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.fx.graph import CodeGen
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+TraceError = TorchDynamoException
+TreeSpec = pytree.TreeSpec
+tree_flatten = pytree.tree_flatten
+tree_unflatten = pytree.tree_unflatten
+treespec_to_json = pytree.treespec_dumps
+treespec_from_json = pytree.treespec_loads
+
+
+@dataclass(frozen=True)
+class Port:
+    """Where a value of the joint graph comes from or goes to.
+
+    kind: "param", "buffer", "input", "tangent" (of an output), "output", "mutation" (a
+    buffer's new value), "grad", "absent" (a gradient that does not exist); name: a parameter's or buffer's dotted name, or the position of
+    an input or output among the flattened ones; of a "grad" `wrt` tells which kind it is of.
+    """
+
+    kind: str
+    name: str
+    wrt: str = ""
+
+
+@dataclass(frozen=True)
+class JointGraph:
+    """A flat joint graph: placeholders and outputs in the order of their ports."""
+
+    graph: GraphModule
+    inputs: list[Port]
+    outputs: list[Port]
+    in_spec: TreeSpec
+    out_spec: TreeSpec
+
+
+def trace_location(error: BaseException) -> tuple[str, int, str] | None:
+    """(file, line, source) of the user's statement that could not be traced, if known."""
+    stack = getattr(error, "real_stack", None)
+    if not stack:
+        return None
+    frame = stack[-1]
+    return frame.filename, frame.lineno, (frame.line or "").strip()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No log records of a failed trace: the caller reports the failure in the user's terms."""
+    names = ["torch._subclasses.fake_tensor", "torch._dynamo", "torch.fx"]
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def dynamo_graph(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> GraphModule:
+    """The torch-level graph of one call, with the user's source lines on its nodes."""
+    torch._dynamo.reset()
+    with _quiet(), sdpa_kernel(SDPBackend.MATH):
+        graph = dynamo_graph_capture_for_export(model)(*args, **dict(kwargs))
+    assert isinstance(graph, GraphModule)
+    return graph
+
+
+def joint_graph(
+    graph: GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> JointGraph:
+    """Forward and backward of a Dynamo graph as one flat ATen graph.
+
+    Attention is traced as plain products and softmax: the fused CPU form has a backward that
+    decomposes to wrong gradients.
+    """
+    with (
+        contextlib.ExitStack() as stack,
+        _quiet(),
+        sdpa_kernel(SDPBackend.MATH),
+        torch.fx.traceback.preserve_node_meta(),
+    ):
+        joint = aot_export_joint_with_descriptors(stack, graph, tuple(args), dict(kwargs))
+        module = joint.graph_module
+        module.graph.set_codegen(CodeGen())
+        module.recompile()
+        inputs = [_port(node.meta["desc"]) for node in module.graph.find_nodes(op="placeholder")]
+        outputs = [_port(desc) for desc in module.graph.output_node().meta["desc"]]
+        return JointGraph(
+            module, inputs, outputs, pytree.tree_structure((tuple(args), dict(kwargs))),
+            joint.out_spec,
+        )
+
+
+def _port(descriptor: object) -> Port:
+    match descriptor:
+        case None:
+            return Port("absent", "")
+        case ParamAOTInput(target=name):
+            return Port("param", name)
+        case BufferAOTInput(target=name):
+            return Port("buffer", name)
+        case PlainAOTInput(idx=index):
+            return Port("input", str(index))
+        case TangentAOTInput(output=output):
+            return Port("tangent", _port(output).name)
+        case PlainAOTOutput(idx=index):
+            return Port("output", str(index))
+        case InputMutationAOTOutput(mutated_input=mutated):
+            return Port("mutation", _port(mutated).name, _port(mutated).kind)
+        case GradAOTOutput(grad_of=source):
+            return Port("grad", _port(source).name, _port(source).kind)
+    return Port("unsupported", str(descriptor))
+
+
+def fake_mode(graph: GraphModule) -> FakeTensorMode:
+    """The fake-tensor mode that the graph's metadata was made under."""
+    for node in graph.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    return FakeTensorMode()
+
+
+def module_path(node: Node) -> str:
+    """Dotted path of the module whose call made a node, "" for the model's own forward."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
+    for path, _ in reversed(list(stack.values())):
+        return str(path).removeprefix("L['self']").lstrip(".")
+    return ""
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward pass on this thread."""
+    return torch._C._current_graph_task_id() != -1

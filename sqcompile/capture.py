@@ -1,0 +1,127 @@
+"""Model -> joint forward and backward ATen graph, with every value's place and source line.
+
+The Dynamo graph of one call is taken first (it keeps the user's source lines), norms are
+swapped for their L1 forms there, then AOT autograd makes the joint graph.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from sqcompile import _torch_compat as compat
+from sqcompile.errors import CaptureError
+from sqcompile.norm_swap import swap_norms
+
+_REMEDIES = {
+    "Data-dependent branching": "write the branch without Python's if, e.g. with torch.where, "
+    "or move it out of the compiled model",
+    "Dynamic shape operator": "a shape that depends on values cannot be compiled; use a mask",
+}
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One traced call of a model.
+
+    graph: flat joint graph; placeholders are `inputs` in order, then "rng" (int64[4]); outputs
+    are `outputs` in order, None where a gradient does not exist. in_spec / out_spec: the
+    structures of (args, kwargs) and of what the model returns; `constants`: the outputs that
+    are plain Python values, by position.
+    """
+
+    graph: GraphModule
+    inputs: list[compat.Port]
+    outputs: list[compat.Port]
+    in_spec: compat.TreeSpec
+    out_spec: compat.TreeSpec
+    constants: dict[int, Any]
+
+
+def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Capture:
+    """Trace `model(*args, **kwargs)` in its current mode (train or eval).
+
+    Raises CaptureError with the user's file and line when the model cannot be traced.
+    """
+    try:
+        graph = compat.dynamo_graph(model, args, kwargs)
+        swap_norms(graph)
+        joint = compat.joint_graph(graph, args, kwargs)
+    except compat.TraceError as error:
+        raise _trace_failure(error) from error
+    except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
+        raise CaptureError(_eager_failure(error)) from error
+    return _flattened(joint)
+
+
+def _trace_failure(error: BaseException) -> CaptureError:
+    lines = str(error).strip().splitlines()
+    reason = lines[0] if lines else type(error).__name__
+    explanation = next((ln.strip() for ln in lines if ln.strip().startswith("Explanation:")), "")
+    remedy = next((text for key, text in _REMEDIES.items() if key in str(error)), "")
+    if not remedy:
+        hint = next((ln.strip() for ln in lines if ln.strip().startswith("Hint:")), "")
+        remedy = hint.removeprefix("Hint:").strip() or "run the model eagerly to see the failure"
+    place = compat.trace_location(error)
+    where = f"{place[0]}:{place[1]}  {place[2]}\n  " if place else ""
+    detail = f"\n  {explanation.removeprefix('Explanation:').strip()}" if explanation else ""
+    return CaptureError(f"{where}cannot be traced: {reason}{detail}\n  {remedy}.")
+
+
+def _eager_failure(error: BaseException) -> str:
+    return (
+        f"the model cannot be traced: {type(error).__name__}: {error}\n"
+        "  run model(*example_inputs()) eagerly; when that works, report this as a bug."
+    )
+
+
+def _flattened(joint: compat.JointGraph) -> Capture:
+    """Drop the inputs that nothing reads, add "rng", name the placeholders after their ports."""
+    graph = joint.graph.graph
+    for port in [*joint.inputs, *joint.outputs]:
+        if port.kind == "unsupported" or (port.kind == "mutation" and port.wrt != "buffer"):
+            raise CaptureError(
+                f"the model changes or returns something that cannot be compiled: {port.name}\n"
+                "  a model may update its buffers in place, not its inputs or parameters."
+            )
+    kept: list[compat.Port] = []
+    output = graph.output_node()
+    results = list(output.args[0])
+    for port, node in zip(joint.inputs, graph.find_nodes(op="placeholder"), strict=True):
+        if not node.users and port.kind != "tangent":
+            graph.erase_node(node)
+            continue
+        if not isinstance(node.meta.get("val"), torch.Tensor):
+            raise CaptureError(
+                f"input {port.name} is a Python value that the graph reads as a variable\n"
+                "  pass it as a tensor, or make it an attribute of the model."
+            )
+        node._rename(_placeholder_name(port))
+        node.meta["port"] = port
+        kept.append(port)
+    first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
+    with graph.inserting_before(first):
+        rng = graph.placeholder("rng")
+    with compat.fake_mode(joint.graph):
+        rng.meta["val"] = torch.empty(4, dtype=torch.int64)
+    constants = {
+        int(port.name): value
+        for port, value in zip(joint.outputs, results, strict=True)
+        if port.kind == "output" and not isinstance(value, torch.fx.Node)
+    }
+    ports, values = [], []
+    for port, value in zip(joint.outputs, results, strict=True):
+        if isinstance(value, torch.fx.Node):
+            ports.append(port)
+            values.append(value)
+    output.args = (tuple(values),)
+    joint.graph.recompile()
+    return Capture(joint.graph, kept, ports, joint.in_spec, joint.out_spec, constants)
+
+
+def _placeholder_name(port: compat.Port) -> str:
+    prefix = {"param": "p_", "buffer": "b_", "input": "x_", "tangent": "g_"}[port.kind]
+    return prefix + "".join(c if c.isalnum() else "_" for c in port.name)

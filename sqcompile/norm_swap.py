@@ -1,0 +1,86 @@
+"""Batch and layer norm calls of a Dynamo graph -> L1 norms, before autograd sees them.
+
+Each norm stays one node of the joint graph with a backward of its own, instead of the dozens
+of nodes that decomposing it would leave.
+"""
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import GraphModule
+
+from sqcompile.ops.norm import ema
+from sqcompile.ops.norm_float import batch_norm, layer_norm
+
+
+def l1_batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """F.batch_norm with L1 statistics: sigma = sqrt(pi/2) * mean |x - mean|.
+
+    running_var holds the moving average of sigma squared. In eval mode y = (x - mean) * (weight
+    / (sqrt(var) + eps)) + bias.
+    """
+    if not training and running_mean is not None and running_var is not None:
+        return _with_running(x, running_mean, running_var, weight, bias, eps)
+    y, _, _, mean, var = batch_norm(x, weight, bias, eps)
+    if running_mean is not None and running_var is not None:
+        running_mean.copy_(ema(running_mean, mean.detach(), momentum))
+        running_var.copy_(ema(running_var, var.detach(), momentum))
+    return y
+
+
+def _with_running(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    shape = [1, -1, *[1] * (x.dim() - 2)]
+    spread = var.sqrt() + eps
+    factor = spread.reciprocal() if weight is None else weight / spread
+    y = (x - mean.view(shape)) * factor.view(shape)
+    return y if bias is None else y + bias.view(shape)
+
+
+def l1_layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """F.layer_norm with L1 statistics over the last len(normalized_shape) axes."""
+    features = prod(normalized_shape)
+    gamma = None if weight is None else weight.reshape(features)
+    beta = None if bias is None else bias.reshape(features)
+    return layer_norm(x.reshape(-1, features), gamma, beta, eps)[0].reshape(x.shape)
+
+
+SWAPS: dict[Any, Callable[..., Tensor]] = {
+    F.batch_norm: l1_batch_norm,
+    F.layer_norm: l1_layer_norm,
+}
+
+
+def swap_norms(graph: GraphModule) -> None:
+    """Retarget every norm call of a Dynamo graph, in place; arguments stay as they are."""
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and node.target in SWAPS:
+            node.target = SWAPS[node.target]
+    graph.recompile()
+
+
+__all__ = ["SWAPS", "l1_batch_norm", "l1_layer_norm", "swap_norms"]

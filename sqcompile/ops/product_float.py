@@ -1,0 +1,120 @@
+"""Products before quantisation: the canonical form that capture's products are rewritten to.
+
+Operands are root tensors (no transposed views) and, in a backward product, the gradient comes
+first. None of these ops reaches a target: the verifier refuses a graph that still has one.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from sqcompile.ops.conv import output_shape
+from sqcompile.ops.table import op
+
+
+@op("sq::matmul", doc="Float matrix product on root tensors, before quantisation.")
+def matmul(
+    a: Tensor, b: Tensor, bias: Tensor | None, transpose_a: bool, transpose_b: bool
+) -> Tensor:
+    """a, b float32, 2-D or 3-D with equal batch; bias float32 (N,) or None -> float32."""
+    left = a.transpose(-1, -2) if transpose_a else a
+    right = b.transpose(-1, -2) if transpose_b else b
+    product = left @ right
+    return product if bias is None else product + bias
+
+
+@matmul.meta
+def _(
+    a: Tensor, b: Tensor, bias: Tensor | None, transpose_a: bool, transpose_b: bool
+) -> Tensor:
+    rows = a.shape[-1] if transpose_a else a.shape[-2]
+    columns = b.shape[-2] if transpose_b else b.shape[-1]
+    return a.new_empty((*a.shape[:-2], rows, columns))
+
+
+@op("sq::conv", doc="Float convolution, before quantisation.")
+def conv(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """x float32 (N, C, H, W), w float32 (O, C / groups, KH, KW), bias (O,) -> float32."""
+    return conv2d(x, w, bias, list(stride), list(padding), list(dilation), groups).contiguous()
+
+
+@conv.meta
+def _(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    return x.new_empty(output_shape(x.shape, w.shape, stride, padding, dilation))
+
+
+@op("sq::conv_input_grad", doc="Input gradient of a float convolution, before quantisation.")
+def conv_input_grad(
+    g: Tensor,
+    w: Tensor,
+    input_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """g float32 (N, O, OH, OW), w float32 (O, C / groups, KH, KW) -> float32 of input_shape."""
+    return conv2d_input(
+        list(input_shape), w, g, list(stride), list(padding), list(dilation), groups
+    ).contiguous()
+
+
+@conv_input_grad.meta
+def _(
+    g: Tensor,
+    w: Tensor,
+    input_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    return g.new_empty(input_shape)
+
+
+@op("sq::conv_weight_grad", doc="Weight gradient of a float convolution, before quantisation.")
+def conv_weight_grad(
+    g: Tensor,
+    x: Tensor,
+    weight_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """g float32 (N, O, OH, OW), x float32 (N, C, H, W) -> float32 of weight_shape."""
+    return conv2d_weight(
+        x, list(weight_shape), g, list(stride), list(padding), list(dilation), groups
+    ).contiguous()
+
+
+@conv_weight_grad.meta
+def _(
+    g: Tensor,
+    x: Tensor,
+    weight_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    return g.new_empty(weight_shape)
