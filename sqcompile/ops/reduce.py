@@ -31,10 +31,10 @@ def ordered_sum(x: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
     results = prod(x.shape[axis] for axis in kept)
     rows = x.permute(*kept, *sorted(axes)).reshape(results, count)
     chunks = max(1, -(-count // CHUNK))
-    length = CHUNK if chunks > 1 else -(-count // LANES) * LANES
-    lanes = pad(rows, (0, chunks * length - count)).view(results, chunks, -1, LANES)
+    steps = CHUNK // LANES if chunks > 1 else max(1, -(-count // LANES))
+    lanes = pad(rows, (0, chunks * steps * LANES - count)).view(results, chunks, steps, LANES)
     total = torch.zeros_like(lanes[:, :, 0])
-    for step in range(lanes.shape[2]):
+    for step in range(steps):
         total = total + lanes[:, :, step]
     half = LANES // 2
     while half:
