@@ -1,0 +1,1 @@
+"""Targets and their kernels: from fx graphs to something that runs."""

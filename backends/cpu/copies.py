@@ -1,0 +1,136 @@
+"""Data movement: every op is one strided read into a contiguous result."""
+
+from collections.abc import Sequence
+
+from sqcompile.backends.cpu import nest
+from sqcompile.backends.cpu.nest import Array, Expr
+from sqcompile.backends.cpu.sweep import broadcast, contiguous, sweep
+from sqcompile.backends.cpu.table import KERNELS
+from sqcompile.backends.kernels import KernelSpec
+
+
+def _copy(
+    source: Array,
+    out: Array,
+    extents: Sequence[int],
+    read: Sequence[int],
+    write: Sequence[int],
+    begin: int = 0,
+    put: int = 0,
+) -> None:
+    """out[put + i . write] = source[begin + i . read] for every i below extents."""
+
+    def one(at: list[Expr]) -> None:
+        out.store(at[0] + put if put else at[0], source[at[1] + begin if begin else at[1]])
+
+    sweep(extents, [write, read], one)
+
+
+def _gather(spec: KernelSpec, name: str, read: Sequence[int], begin: int = 0) -> object:
+    with nest.function(spec) as f:
+        (out,) = f.outputs
+        _copy(f[name], out, out.shape, read, contiguous(out.shape), begin)
+    return f.result
+
+
+def _axis(axis: int, rank: int) -> int:
+    return axis % rank if rank else 0
+
+
+@KERNELS.kernel("aten::permute.default")
+def permute(spec: KernelSpec) -> object:
+    """Rows of the result in parallel."""
+    shape = spec.tensor("self").shape
+    own = contiguous(shape)
+    return _gather(spec, "self", [own[_axis(d, len(shape))] for d in spec["dims"]])
+
+
+@KERNELS.kernel("aten::transpose.int")
+def transpose(spec: KernelSpec) -> object:
+    """Rows of the result in parallel."""
+    shape = spec.tensor("self").shape
+    own = contiguous(shape)
+    if shape:
+        a, b = _axis(spec["dim0"], len(shape)), _axis(spec["dim1"], len(shape))
+        own[a], own[b] = own[b], own[a]
+    return _gather(spec, "self", own)
+
+
+@KERNELS.kernel("aten::t.default")
+def t(spec: KernelSpec) -> object:
+    """Rows of the result in parallel."""
+    return _gather(spec, "self", contiguous(spec.tensor("self").shape)[::-1])
+
+
+@KERNELS.kernel("aten::expand.default")
+def expand(spec: KernelSpec) -> object:
+    """Rows of the result in parallel."""
+    return _gather(spec, "self", broadcast(spec.outputs[0].shape, spec.tensor("self").shape))
+
+
+@KERNELS.kernel("aten::slice.Tensor")
+def slice_(spec: KernelSpec) -> object:
+    """Rows of the result in parallel."""
+    shape = spec.tensor("self").shape
+    axis = _axis(spec["dim"], len(shape))
+    start, _, step = slice(spec["start"], spec["end"], spec["step"]).indices(shape[axis])
+    read = contiguous(shape)
+    begin = start * read[axis]
+    read[axis] *= step
+    return _gather(spec, "self", read, begin)
+
+
+@KERNELS.kernel("aten::select.int")
+def select(spec: KernelSpec) -> object:
+    """Rows of the result in parallel."""
+    shape = spec.tensor("self").shape
+    axis = _axis(spec["dim"], len(shape))
+    read = contiguous(shape)
+    step = read.pop(axis)
+    return _gather(spec, "self", read, spec["index"] % shape[axis] * step)
+
+
+@KERNELS.kernel("aten::cat.default")
+def cat(spec: KernelSpec) -> object:
+    """One input after the other, each as rows in parallel."""
+    with nest.function(spec) as f:
+        (out,) = f.outputs
+        write = contiguous(out.shape)
+        axis, put = _axis(spec["dim"], len(out.shape)), 0
+        for source in f.list("tensors"):
+            if source.size:
+                _copy(source, out, source.shape, contiguous(source.shape), write, 0, put)
+                put += source.shape[axis] * write[axis]
+    return f.result
+
+
+@KERNELS.kernel("aten::full.default")
+def full(spec: KernelSpec) -> object:
+    """Chunks in parallel."""
+    with nest.function(spec) as f:
+        _fill(f.outputs[0], spec["fill_value"])
+    return f.result
+
+
+@KERNELS.kernel("aten::constant_pad_nd.default")
+def constant_pad_nd(spec: KernelSpec) -> object:
+    """Fills, then copies the part of the input that is inside; negative padding crops."""
+    with nest.function(spec) as f:
+        source, (out,) = f["self"], f.outputs
+        rank, pad = len(out.shape), spec["pad"]
+        front = [0] * rank
+        for i in range(len(pad) // 2):
+            front[rank - 1 - i] = pad[2 * i]
+        _fill(out, spec["value"])
+        first = [max(-p, 0) for p in front]
+        last = [min(n, m - p) for n, m, p in zip(source.shape, out.shape, front, strict=True)]
+        extents = [max(b - a, 0) for a, b in zip(first, last, strict=True)]
+        read, write = contiguous(source.shape), contiguous(out.shape)
+        put = sum((a + p) * w for a, p, w in zip(first, front, write, strict=True))
+        _copy(source, out, extents, read, write, sum(a * r for a, r in zip(first, read)), put)
+    return f.result
+
+
+def _fill(out: Array, value: float) -> None:
+    constant = nest.const(value, out.dtype)
+    sweep([out.size], [[1]], lambda at: out.store(at[0], constant))

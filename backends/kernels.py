@@ -1,0 +1,205 @@
+"""What a kernel is asked to compute, and the table of those who can.
+
+A `KernelSpec` is everything that a generator needs and nothing else, so two nodes with equal
+specs share one kernel. Arguments that only vary at run time (the stream of a quantiser) are not
+part of it: a generator names them and gets them as int64 scalars.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import fx
+
+Generator = Callable[["KernelSpec"], Any]
+Attribute = bool | int | float | str | None | tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype ("float32", "int8", "bool", ...) of a contiguous tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+Operand = TensorSpec | None | tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """One op on given shapes, dtypes and attributes.
+
+    `inputs` are the tensor arguments in schema order: a tensor, None (an optional that is
+    absent) or a tuple (a list). `attributes` are the other arguments. The kernel takes the
+    tensors that are there, lists flattened, then its run-time arguments' places are filled by
+    the caller, outputs last (destination-passing style).
+    """
+
+    op: str
+    inputs: tuple[tuple[str, Operand], ...]
+    attributes: tuple[tuple[str, Attribute], ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __getitem__(self, name: str) -> Any:
+        """The attribute called `name`; KeyError when the op has no such argument."""
+        return dict(self.attributes)[name]
+
+    def tensor(self, name: str) -> Any:
+        """The operand called `name` (TensorSpec, None or tuple); KeyError when there is none."""
+        return dict(self.inputs)[name]
+
+    def tensors(self) -> Iterator[tuple[str, TensorSpec]]:
+        """The tensors that a kernel takes, in order; elements of lists are named name_0, ..."""
+        for name, operand in self.inputs:
+            if isinstance(operand, TensorSpec):
+                yield name, operand
+            elif operand is not None:
+                yield from ((f"{name}_{i}", one) for i, one in enumerate(operand))
+
+    def without(self, names: Sequence[str]) -> "KernelSpec":
+        """This spec without the attributes called `names`."""
+        kept = tuple((name, value) for name, value in self.attributes if name not in names)
+        return KernelSpec(self.op, self.inputs, kept, self.outputs)
+
+    @property
+    def short_name(self) -> str:
+        """The op without its namespace and overload: sq::quantize -> quantize."""
+        return self.op.split("::")[-1].split(".")[0].lstrip("_")
+
+    @property
+    def digest(self) -> str:
+        """A short name that equal specs share, the same in every process."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
+
+
+Limit = Callable[["KernelSpec"], str]
+
+
+def no_limit(spec: "KernelSpec") -> str:
+    """Every spec is supported."""
+    return ""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A generator, the attributes that it takes at run time, and what it cannot do: `limit`
+    tells why a spec has no kernel, or nothing."""
+
+    generate: Generator
+    run_time: tuple[str, ...] = ()
+    limit: Limit = no_limit
+
+
+class KernelTable:
+    """The kernels of one target, by op name ("sq::quantize", "aten::relu.default")."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self._kernels: dict[str, Kernel] = {}
+
+    def kernel(
+        self, *ops: str, run_time: Sequence[str] = (), limit: Limit = no_limit
+    ) -> Callable[[Generator], Generator]:
+        """Register a generator for one or several ops.
+
+        `run_time` names integer attributes that reach the kernel as int64 scalars instead of
+        constants. `limit` gives a reason for specs that the generator refuses, "" for others.
+        Raises ValueError when an op has a kernel already.
+        """
+
+        def register(generate: Generator) -> Generator:
+            for op in ops:
+                if op in self._kernels:
+                    raise ValueError(f"{op} has a kernel for target '{self.target}' already")
+                self._kernels[op] = Kernel(generate, tuple(run_time), limit)
+            return generate
+
+        return register
+
+    def __contains__(self, op: str) -> bool:
+        return op in self._kernels
+
+    def __getitem__(self, op: str) -> Kernel:
+        return self._kernels[op]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kernels)
+
+
+def op_name(target: Any) -> str:
+    """The key of an fx node's target: "sq::quantize", "aten::add.Tensor".
+
+    The ops of this project have one overload each, which the key leaves out.
+    """
+    if not isinstance(target, torch._ops.OpOverload):
+        return getattr(target, "__name__", str(target))
+    name = target._schema.name
+    return name if target.namespace == "sq" else f"{name}.{target._overloadname}"
+
+
+def tensor_spec(value: torch.Tensor) -> TensorSpec:
+    """The spec of a (fake) tensor."""
+    return TensorSpec(tuple(int(size) for size in value.shape), str(value.dtype)[6:])
+
+
+def node_outputs(node: fx.Node) -> tuple[torch.Tensor, ...]:
+    """The fake tensors that a node gives, one or several."""
+    value = node.meta["val"]
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def node_arguments(node: fx.Node) -> dict[str, Any]:
+    """A node's arguments by schema name, defaults filled in."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    arguments: dict[str, Any] = {}
+    for index, argument in enumerate(node.target._schema.arguments):
+        if index < len(node.args) and not argument.kwarg_only:
+            arguments[argument.name] = node.args[index]
+        elif argument.name in node.kwargs:
+            arguments[argument.name] = node.kwargs[argument.name]
+        else:
+            arguments[argument.name] = argument.default_value
+    return arguments
+
+
+def spec_of(node: fx.Node) -> tuple[KernelSpec, list[fx.Node]]:
+    """The spec of a call_function node and the nodes of its tensor arguments, in kernel order."""
+    inputs: list[tuple[str, Operand]] = []
+    attributes: list[tuple[str, Attribute]] = []
+    nodes: list[fx.Node] = []
+    schema = {a.name: a.type for a in node.target._schema.arguments}  # type: ignore[union-attr]
+    for name, value in node_arguments(node).items():
+        if isinstance(value, fx.Node):
+            inputs.append((name, tensor_spec(value.meta["val"])))
+            nodes.append(value)
+        elif isinstance(value, (list, tuple)) and any(isinstance(v, fx.Node) for v in value):
+            inputs.append((name, tuple(tensor_spec(v.meta["val"]) for v in value)))
+            nodes.extend(value)
+        elif value is None and "Tensor" in str(schema[name]):
+            inputs.append((name, None))
+        elif "List[Tensor]" in str(schema[name]):
+            inputs.append((name, ()))
+        else:
+            attributes.append((name, _frozen(value)))
+    outputs = tuple(tensor_spec(value) for value in node_outputs(node))
+    return KernelSpec(op_name(node.target), tuple(inputs), tuple(attributes), outputs), nodes
+
+
+def _frozen(value: Any) -> Attribute:
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(v) for v in value)
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return value
+    return str(value)
