@@ -1,0 +1,37 @@
+"""sqcompile: a PyTorch model's training step in sub-8-bit integers, compiled through TVM.
+
+Importing this package imports neither torch nor tvm; using a name below does.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+__version__ = "0.1.0"
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+if not (Path(__file__).parent / "passes").exists() and (_CHECKOUT / "passes").exists():
+    # In a checkout sqcompile.passes and sqcompile.backends stand beside this folder.
+    __path__.append(str(_CHECKOUT))
+
+_LAZY = {
+    "compile": "sqcompile.api",
+    "load": "sqcompile.runtime.artifact",
+    "verify": "sqcompile.runtime.verify",
+    "Recipe": "sqcompile.recipe",
+    "Rule": "sqcompile.recipe",
+    "set_num_threads": "sqcompile.runtime.threads",
+    "get_num_threads": "sqcompile.runtime.threads",
+}
+
+__all__ = ["__version__", *sorted(_LAZY)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'sqcompile' has no attribute '{name}'")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

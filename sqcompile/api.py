@@ -1,0 +1,150 @@
+"""compile and examine: from a model and its inputs to a step that trains in integers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from sqcompile.backends import lower as lowering
+from sqcompile.backends import targets
+from sqcompile.backends.targets import Target
+from sqcompile.capture import Capture, capture
+from sqcompile.errors import CaptureError, UsageError
+from sqcompile.passes.expose_absmax import expose_absmax
+from sqcompile.passes.partition import Partition, partition
+from sqcompile.passes.pipeline import Stage, integer_training, run
+from sqcompile.passes.printing import text
+from sqcompile.recipe import Recipe
+from sqcompile.runtime.executable import Executable
+from sqcompile.runtime.signature import CallKey, Signature
+from sqcompile.runtime.step import CompiledStep
+from sqcompile.runtime.variant import Variant
+
+
+def compile(  # noqa: A001 - the name that users of compilers look for
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    *,
+    target: str | Target = "cpu",
+    recipe: str | Recipe | Mapping[str, Any] = "w4a4g4",
+    seed: int = 0,
+    check_finite: bool = False,
+) -> CompiledStep:
+    """Compile a model's training step to integers.
+
+    model: float32 parameters on the CPU; example_inputs: its positional arguments, which fix the
+    first shapes compiled for; recipe: a name, a Recipe, a mapping or the path of a JSON file;
+    seed: of the stochastic rounding; check_finite: raise InputError at the graph node where a NaN
+    or an infinity first appears. Returns a module that is called and trained like the model.
+
+    Raises UsageError (wrong argument), CaptureError (the model cannot be traced),
+    UnsupportedOpError (all ops without a kernel), TargetUnavailableError.
+    """
+    chosen = targets.get(target) if isinstance(target, str) else target
+    rules = Recipe.load(recipe)
+    _check_model(model, example_inputs)
+
+    def compiler(key: CallKey, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Variant:
+        finite = check_finite or rules.check_finite
+        return build(model, key, args, kwargs, target=chosen, recipe=rules, check_finite=finite)
+
+    step = CompiledStep(model, compiler, recipe=rules, target=chosen.name, seed=seed)
+    step.prepare(*example_inputs)
+    return step
+
+
+def _check_model(model: object, example_inputs: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    if not isinstance(example_inputs, (tuple, list)):
+        raise UsageError(
+            f"example_inputs is a {type(example_inputs).__name__}; give a tuple of arguments, "
+            "(x,) for one"
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+            raise UsageError(
+                f"parameter {name} is {parameter.dtype} on {parameter.device}; a compiled step "
+                "keeps float32 master weights on the cpu: call model.float().cpu()"
+            )
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A model's step after all passes, before lowering."""
+
+    captured: Capture
+    parts: Partition
+    stages: list[Stage]
+
+
+def rewrite(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    recipe: Recipe,
+    *,
+    gradients: bool = True,
+) -> Rewritten:
+    """Capture one call and run every pass; without `gradients` only forward is kept."""
+    with torch.enable_grad():
+        captured = capture(model, args, kwargs)
+    graph, stages = run(captured.graph, integer_training(recipe))
+    parts = partition(graph, captured.outputs, inference=not gradients)
+    stages.append(_stage("forward", parts.forward))
+    if parts.backward is not None:
+        stages.append(_stage("backward", parts.backward))
+    return Rewritten(captured, parts, stages)
+
+
+def _stage(name: str, graph: GraphModule) -> Stage:
+    return Stage(name, text(graph, name), 0.0, len(graph.graph.nodes))
+
+
+def build(
+    model: nn.Module,
+    key: CallKey,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    target: Target,
+    recipe: Recipe,
+    check_finite: bool = False,
+) -> Variant:
+    """Compile one variant of a step; see `compile` for what is raised."""
+    rewritten = rewrite(model, args, kwargs, recipe, gradients=key.gradients)
+    parts, exposed = rewritten.parts, ([], [])
+    forward, backward = parts.forward, parts.backward
+    if check_finite:
+        forward, first = expose_absmax(forward)
+        second: list[str] = []
+        if backward is not None:
+            backward, second = expose_absmax(backward)
+        exposed = (first, second)
+    if any(port.kind == "mutation" for port in parts.gradients):
+        raise CaptureError("the backward pass changes a buffer, which is not supported")
+    graphs = {"forward": forward} | ({"backward": backward} if backward is not None else {})
+    lowered = lowering.compile_graphs(graphs, target)
+    signature = Signature(
+        tuple(parts.inputs),
+        tuple(parts.outputs),
+        tuple(parts.saved),
+        tuple(parts.tangents),
+        tuple(parts.gradients),
+        rewritten.captured.constants,
+        rewritten.captured.out_spec,
+        tuple(exposed[0]),
+        tuple(exposed[1]),
+    )
+    return Variant(
+        key,
+        signature,
+        Executable(lowered.binary),
+        parts.forward,
+        parts.backward,
+        rewritten.stages,
+        lowered.kernels,
+    )

@@ -1,0 +1,217 @@
+"""Recipes: how many bits, groups and scales every product and norm gets, as data.
+
+A recipe is a frozen dataclass that goes to JSON and back. Nothing about numbers of bits stands
+anywhere else.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from sqcompile.errors import UsageError
+
+FIRST, LAST = "<first>", "<last>"
+_SAVED_STEPS = {2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
+"""Step of the mid-rise uniform quantiser of least squared error for a standard normal value
+(Max, "Quantizing for minimum distortion", 1960), by bits."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bits of the operands of one layer's products, and ShiftQuant groups of its gradients."""
+
+    weight_bits: int
+    activation_bits: int
+    gradient_bits: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What differs in the layers that `path` names: a glob over dotted module paths
+    ("blocks.*.conv1"), or "<first>" or "<last>" for the first or last product of the model.
+    None leaves the recipe's value."""
+
+    path: str
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    gradient_bits: int | None = None
+    groups: int | None = None
+
+
+_EIGHT_BIT_ENDS = (Rule(FIRST, 8, 8, 8, 1), Rule(LAST, 8, 8, 8, 1))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe.
+
+    weight_bits, activation_bits, gradient_bits: 2..8. groups: ShiftQuant groups of a gradient's
+    reduced axis, 1..8. outer_scales: a float scale for every index of a gradient's free axis.
+    weight_granularity: a scale per output "channel" or per "tensor". unsigned_activations: no
+    sign bit for values that are never negative.
+    norm_input_bits: of a norm's input that is not a product's accumulators; norm_grad_bits: of
+    the gradient a norm's backward reads; norm_saved_bits, norm_saved_step: of the normalised
+    value kept for backward, None for the step of least error; norm_reads_accumulators: batch
+    norm reads its product's int32 results; norm_granularity: scales of norms' inputs and
+    gradients per "channel" or per "tensor". check_finite: look for NaN and infinity at run time.
+    rules: exceptions by module path; later ones win.
+    """
+
+    name: str = "custom"
+    weight_bits: int = 4
+    activation_bits: int = 4
+    gradient_bits: int = 4
+    groups: int = 4
+    outer_scales: bool = True
+    weight_granularity: str = "channel"
+    unsigned_activations: bool = True
+    norm_input_bits: int = 8
+    norm_grad_bits: int = 8
+    norm_saved_bits: int = 4
+    norm_saved_step: float | None = None
+    norm_reads_accumulators: bool = True
+    norm_granularity: str = "channel"
+    check_finite: bool = False
+    rules: tuple[Rule, ...] = _EIGHT_BIT_ENDS
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, f"recipe {self.name}")
+        for name in ("weight_granularity", "norm_granularity"):
+            if getattr(self, name) not in ("channel", "tensor"):
+                raise UsageError(
+                    f"recipe {self.name}: {name} is {getattr(self, name)!r}; "
+                    "it is 'channel' or 'tensor'"
+                )
+        if self.norm_saved_step is None:
+            object.__setattr__(self, "norm_saved_step", _SAVED_STEPS[self.norm_saved_bits])
+        elif not self.norm_saved_step > 0:
+            raise UsageError(f"recipe {self.name}: norm_saved_step must be above 0")
+        for rule in self.rules:
+            _check_numbers(rule, f"recipe {self.name}, rule {rule.path}")
+
+    def precision(self, path: str, is_first: bool, is_last: bool) -> Precision:
+        """What the product of the module at `path` gets; of the rules that match, later ones win.
+        A product that is first and last matches both."""
+        values = {f.name: getattr(self, f.name) for f in fields(Precision)}
+        ends = {FIRST: is_first, LAST: is_last}
+        for rule in self.rules:
+            if ends.get(rule.path, False) or fnmatchcase(path, rule.path):
+                given = {name: getattr(rule, name) for name in values}
+                values |= {name: value for name, value in given.items() if value is not None}
+        return Precision(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as JSON-able data; from_json gives it back."""
+        data = asdict(self)
+        data["rules"] = [
+            {key: value for key, value in asdict(rule).items() if value is not None}
+            for rule in self.rules
+        ]
+        return data
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Recipe":
+        """A recipe from data; fields left out have the defaults. Raises UsageError on an unknown
+        field, with the nearest known one, and on a wrong value."""
+        _check_names(data, Recipe, "a recipe")
+        values = dict(data)
+        if "rules" in values:
+            values["rules"] = tuple(_rule(rule) for rule in values["rules"])
+        return Recipe(**values)
+
+    @staticmethod
+    def load(source: "str | Path | Recipe | Mapping[str, Any]") -> "Recipe":
+        """A recipe by name, from a .json file, from data, or as it is.
+
+        Raises UsageError for a name or file that does not exist, or a file that is no recipe.
+        """
+        if isinstance(source, Recipe):
+            return source
+        if isinstance(source, Mapping):
+            return Recipe.from_json(source)
+        if str(source).endswith(".json"):
+            return _from_file(Path(source))
+        if source in RECIPES:
+            return RECIPES[str(source)]
+        close = get_close_matches(str(source), RECIPES, n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise UsageError(
+            f"there is no recipe '{source}'; {hint}named recipes: {', '.join(RECIPES)}; "
+            "or give a .json file"
+        )
+
+
+def _from_file(path: Path) -> Recipe:
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read recipe {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"recipe {path} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"recipe {path} is a JSON {type(data).__name__}, not an object")
+    return Recipe.from_json({"name": path.stem, **data})
+
+
+def _rule(data: object) -> Rule:
+    if isinstance(data, Rule):
+        return data
+    if not isinstance(data, Mapping) or not isinstance(data.get("path"), str):
+        raise UsageError(f"a rule is an object with a path, e.g. {{'path': 'head'}}; got {data!r}")
+    _check_names(data, Rule, f"rule {data['path']}")
+    return Rule(**data)
+
+
+def _check_names(data: Mapping[str, Any], kind: type, what: str) -> None:
+    known = [f.name for f in fields(kind)]
+    for name in data:
+        if name not in known:
+            close = get_close_matches(str(name), known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"its fields: {', '.join(known)}"
+            raise UsageError(f"{what} has no field '{name}'; {hint}")
+
+
+def _check_numbers(record: Recipe | Rule, what: str) -> None:
+    """Types and ranges of every field that has a number or a truth value."""
+    for f in fields(record):
+        value = getattr(record, f.name)
+        if f.name.endswith("_bits") or f.name == "groups":
+            lowest = 1 if f.name == "groups" else 2
+            optional = isinstance(record, Rule) and value is None
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not optional and not (whole and lowest <= value <= 8):
+                raise UsageError(
+                    f"{what}: {f.name} is {value!r}; it is a whole number from {lowest} to 8"
+                )
+        elif f.type is bool and not isinstance(value, bool):
+            raise UsageError(f"{what}: {f.name} is {value!r}; it is true or false")
+
+
+_W4 = Recipe(name="w4a4g4")
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        _W4,
+        Recipe("w6a6g6", 6, 6, 6, groups=3, norm_saved_bits=6),
+        Recipe("w8a8g8", 8, 8, 8, groups=1, norm_saved_bits=8),
+        replace(_W4, name="paper-4bit", outer_scales=False),
+        Recipe(
+            "naive-4bit",
+            groups=1,
+            outer_scales=False,
+            weight_granularity="tensor",
+            norm_input_bits=4,
+            norm_grad_bits=4,
+            norm_reads_accumulators=False,
+            norm_granularity="tensor",
+            rules=(),
+        ),
+    )
+}
+"""The named recipes. naive-4bit is there for comparison: one scale a tensor, 4 bits everywhere."""

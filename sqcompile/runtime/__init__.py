@@ -1,0 +1,1 @@
+"""Running a compiled step: binding to autograd, artifacts, build cache, threads."""

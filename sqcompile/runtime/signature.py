@@ -1,0 +1,108 @@
+"""What a compiled step takes and gives, as data: all that running it needs besides the binary."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from sqcompile import _torch_compat as compat
+from sqcompile._torch_compat import Port
+
+
+@dataclass(frozen=True)
+class CallKey:
+    """What must be equal for two calls to run the same binary.
+
+    mode: "train" or "eval"; gradients: whether backward can follow; leaves: one text a flattened
+    argument ("float32[8, 3]", with "'" where it asks for a gradient, or repr of a constant);
+    structure: the pytree of the arguments; frozen: names of parameters without a gradient.
+    """
+
+    mode: str
+    gradients: bool
+    leaves: tuple[str, ...]
+    structure: str
+    frozen: tuple[str, ...]
+
+    def describe(self) -> str:
+        """`train, inputs float32[8, 3]`: for messages."""
+        return f"{self.mode}{'' if self.gradients else ', no gradients'}, inputs " + (
+            ", ".join(self.leaves) or "none"
+        )
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Places of every value of a step's forward and backward function.
+
+    forward(*inputs, rng) -> outputs, saved values that are computed, exposed absmaxes;
+    backward(*saved, rng, *tangents) -> gradients, exposed absmaxes. A saved name "param:x" is an
+    input that is passed on. `constants`: outputs that are plain Python values, by position.
+    `exposed_*`: descriptions of the absmaxes that check_finite looks at.
+    """
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    saved: tuple[str, ...]
+    tangents: tuple[Port, ...]
+    gradients: tuple[Port, ...]
+    constants: dict[int, Any]
+    out_spec: compat.TreeSpec
+    exposed_forward: tuple[str, ...] = ()
+    exposed_backward: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able form; raises TypeError when an output structure or constant has none."""
+        data = {
+            name: [asdict(port) for port in getattr(self, name)]
+            for name in ("inputs", "outputs", "tangents", "gradients")
+        }
+        for value in self.constants.values():
+            if not isinstance(value, (int, float, str, bool, type(None))):
+                raise TypeError(f"an output of the model is a {type(value).__name__}")
+        return {
+            **data,
+            "saved": list(self.saved),
+            "constants": {str(key): value for key, value in self.constants.items()},
+            "out_spec": compat.treespec_to_json(self.out_spec),
+            "exposed_forward": list(self.exposed_forward),
+            "exposed_backward": list(self.exposed_backward),
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Signature":
+        """The inverse of to_json."""
+
+        def ports(name: str) -> tuple[Port, ...]:
+            return tuple(Port(**port) for port in data[name])
+
+        return Signature(
+            ports("inputs"),
+            ports("outputs"),
+            tuple(data["saved"]),
+            ports("tangents"),
+            ports("gradients"),
+            {int(key): value for key, value in data["constants"].items()},
+            compat.treespec_from_json(data["out_spec"]),
+            tuple(data["exposed_forward"]),
+            tuple(data["exposed_backward"]),
+        )
+
+
+def leaf_text(leaf: object) -> str:
+    """One flattened argument as it stands in a CallKey."""
+    if isinstance(leaf, torch.Tensor):
+        dtype = str(leaf.dtype).removeprefix("torch.")
+        return f"{dtype}{list(leaf.shape)}" + ("'" if leaf.requires_grad else "")
+    return repr(leaf)
+
+
+def call_key(
+    mode: str, gradients: bool, leaves: Sequence[object], spec: object, frozen: Sequence[str]
+) -> CallKey:
+    """The key of one call from its flattened arguments."""
+    texts = tuple(leaf_text(leaf) for leaf in leaves)
+    if not gradients:
+        texts = tuple(text.removesuffix("'") for text in texts)
+    return CallKey(mode, gradients, texts, str(spec), tuple(frozen) if gradients else ())

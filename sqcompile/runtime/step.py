@@ -1,0 +1,162 @@
+"""The compiled training step as an nn.Module."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sqcompile import _torch_compat as compat
+from sqcompile.errors import InputError
+from sqcompile.recipe import Recipe
+from sqcompile.runtime.binding import StepFunction
+from sqcompile.runtime.clock import Clock
+from sqcompile.runtime.signature import CallKey, call_key
+from sqcompile.runtime.variant import Variant
+
+Compiler = Callable[[CallKey, Sequence[Any], Mapping[str, Any]], Variant]
+
+
+class CompiledStep(nn.Module):
+    """Call it like the model; `.backward()` on what it returns runs integer kernels.
+
+    Its parameters, buffers and submodules are the model's own objects and its state_dict() has
+    exactly the model's keys. A call with other shapes, in another mode or with other frozen
+    parameters compiles once more and is kept. Same (seed, step, inputs, parameters): same bits.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        compiler: Compiler | None,
+        *,
+        recipe: Recipe,
+        target: str,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self._parameters = model._parameters
+        self._buffers = model._buffers
+        self._modules = model._modules
+        self._non_persistent_buffers_set = model._non_persistent_buffers_set
+        self.training = model.training
+        object.__setattr__(self, "_model", model)
+        self._compiler = compiler
+        self._clock = Clock(seed)
+        self._by_key: dict[CallKey, Variant] = {}
+        self.recipe = recipe
+        self.target = target
+
+    @property
+    def model(self) -> nn.Module:
+        """The module whose parameters these are (a bare tree of them after `load`)."""
+        model: nn.Module = self.__dict__["_model"]
+        return model
+
+    @property
+    def variants(self) -> list[Variant]:
+        """Every compiled form so far, the first call's first."""
+        return list(self._by_key.values())
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model's forward in integers.
+
+        Raises InputError for tensors that cannot be taken, CaptureError or UnsupportedOpError
+        when a new shape or mode has to be compiled and cannot be.
+        """
+        leaves, spec = compat.tree_flatten((args, kwargs))
+        variant = self._by_key.get(key := self._key(leaves, spec))
+        if variant is None:
+            variant = self._add(key, args, kwargs)
+        call = tuple(leaf.data_ptr() for leaf in leaves if isinstance(leaf, Tensor))
+        return self._run(variant, self._values(variant, leaves), call)
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Variant:
+        """Compile for these arguments in the current mode without running; returns the variant."""
+        leaves, spec = compat.tree_flatten((args, kwargs))
+        key = self._key(leaves, spec)
+        return self._by_key.get(key) or self._add(key, args, kwargs)
+
+    def add_variant(self, variant: Variant) -> None:
+        """Take in a variant that was compiled elsewhere (what `load` does)."""
+        self._by_key[variant.key] = variant
+
+    def training_state(self) -> dict[str, int]:
+        """Seed, step and micro-step of the next training forward, to resume bit for bit."""
+        return self._clock.state(self.parameters())
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a training_state(); raises UsageError when it is not one."""
+        self._clock.load(dict(state))
+
+    def save(self, directory: str, *, model_file: str | None = None) -> None:
+        """Write the artifact: see sqcompile.runtime.artifact.save."""
+        from sqcompile.runtime.artifact import save
+
+        save(self, directory, model_file=model_file)
+
+    def values_of(self, variant: Variant, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The tensors that a variant's forward reads for these arguments, in its order."""
+        leaves, _ = compat.tree_flatten((tuple(args), dict(kwargs)))
+        return self._values(variant, leaves)
+
+    def _key(self, leaves: Sequence[Any], spec: object) -> CallKey:
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                _check_input(leaf)
+        gradients = torch.is_grad_enabled() or self.training
+        frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
+        return call_key("train" if self.training else "eval", gradients, leaves, spec, frozen)
+
+    def _add(self, key: CallKey, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Variant:
+        if self._compiler is None:
+            known = "\n".join(f"  {variant.key.describe()}" for variant in self.variants)
+            raise InputError(
+                f"this artifact has no code for: {key.describe()}\nit has:\n{known}\n"
+                "compile the model with inputs of this shape and mode and save it again."
+            )
+        self.model.training = self.training
+        self._by_key[key] = variant = self._compiler(key, args, kwargs)
+        return variant
+
+    def _values(self, variant: Variant, leaves: Sequence[Any]) -> list[Tensor]:
+        sources = {
+            "param": dict(self.named_parameters(remove_duplicate=False)),
+            "buffer": dict(self.named_buffers(remove_duplicate=False)),
+            "input": {str(index): leaf for index, leaf in enumerate(leaves)},
+        }
+        return [sources[port.kind][port.name] for port in variant.signature.inputs]
+
+    def _run(self, variant: Variant, values: list[Tensor], call: tuple[int, ...]) -> Any:
+        rng = self._clock.tick(self.parameters(), call) if self.training else self._clock.peek()
+        if variant.signature.gradients and torch.is_grad_enabled():
+            results = StepFunction.apply(variant, rng, *values)
+        else:
+            with torch.no_grad():
+                results, _ = variant.run_forward(values, rng)
+        return self._delivered(variant, results)
+
+    def _delivered(self, variant: Variant, results: Sequence[Tensor]) -> Any:
+        """Write the buffers' new values and give the outputs the model's structure."""
+        outputs: dict[int, Any] = dict(variant.signature.constants)
+        buffers = dict(self.named_buffers(remove_duplicate=False))
+        with torch.no_grad():
+            for port, value in zip(variant.signature.outputs, results, strict=True):
+                if port.kind == "mutation":
+                    buffers[port.name].copy_(value)
+                else:
+                    outputs[int(port.name)] = value
+        ordered = [outputs[position] for position in sorted(outputs)]
+        return compat.tree_unflatten(ordered, variant.signature.out_spec)
+
+
+def _check_input(tensor: Tensor) -> None:
+    described = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+    if tensor.device.type != "cpu":
+        raise InputError(f"an input {described} is on {tensor.device}; target cpu takes cpu tensors")
+    if tensor.numel() == 0:
+        raise InputError(f"an input {described} is empty; leave out empty batches")
+    if tensor.is_floating_point() and tensor.dtype != torch.float32:
+        raise InputError(
+            f"an input is {described}; compiled steps read float32: call .float() on it"
+        )

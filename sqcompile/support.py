@@ -1,0 +1,86 @@
+"""Which ops of a model a target runs, and the one report of all that it does not."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch.fx import GraphModule, Node
+
+from sqcompile.backends.targets import Target
+from sqcompile.errors import UnsupportedOpError
+from sqcompile.passes.printing import op_name, source_line
+
+NEAREST = {
+    "gelu": "relu or leaky_relu",
+    "silu": "relu or leaky_relu",
+    "sigmoid": "relu or hardtanh",
+    "tanh": "hardtanh",
+    "elu": "leaky_relu",
+    "hardswish": "hardtanh (ReLU6)",
+    "native_group_norm": "batch_norm or layer_norm",
+    "native_dropout": "no dropout in the compiled part",
+    "_softmax": "softmax outside of the compiled part",
+    "_log_softmax": "the loss outside of the compiled part",
+}
+"""What a user can write instead, by ATen name."""
+
+
+@dataclass(frozen=True)
+class OpSupport:
+    """One kind of op in a model: how often, whether the target runs it, and where it stands."""
+
+    op: str
+    count: int
+    supported: bool
+    reason: str
+    lines: tuple[str, ...]
+    modules: tuple[str, ...]
+
+
+def support(graphs: Iterable[GraphModule], target: Target) -> list[OpSupport]:
+    """Every op of the graphs, unsupported ones first; views and tuples are not ops."""
+    found: dict[tuple[str, str], list[Node]] = {}
+    for graph in graphs:
+        for node in graph.graph.nodes:
+            if node.op == "call_function" and op_name(node) != "getitem":
+                found.setdefault((op_name(node), reason(node, target)), []).append(node)
+    rows = [
+        OpSupport(
+            name,
+            len(nodes),
+            not why,
+            why,
+            tuple(dict.fromkeys(filter(None, map(source_line, nodes)))),
+            tuple(dict.fromkeys(filter(None, (n.meta.get("module", "") for n in nodes)))),
+        )
+        for (name, why), nodes in found.items()
+    ]
+    return sorted(rows, key=lambda row: (row.supported, row.op))
+
+
+def reason(node: Node, target: Target) -> str:
+    """Why the target has no kernel for a node, or ""."""
+    from sqcompile.backends.lower import why_unsupported
+
+    return why_unsupported(node, target)
+
+
+def check(graphs: Sequence[GraphModule], target: Target) -> None:
+    """Raise UnsupportedOpError that lists every op without a kernel, with the user's lines."""
+    missing = [row for row in support(graphs, target) if not row.supported]
+    if not missing:
+        return
+    parts = []
+    for row in missing:
+        places = row.lines or ("(no source line)",)
+        modules = f"  (module: {', '.join(row.modules)})" if row.modules else ""
+        nearest = NEAREST.get(row.op.partition(".")[2], "none")
+        parts.append(
+            "\n".join(places)
+            + f"\n  {row.op}: {row.reason} for target '{target.name}'{modules}"
+            + f"\n  nearest supported: {nearest}"
+        )
+    count = f"{len(missing)} unsupported op" + ("s" if len(missing) > 1 else "")
+    raise UnsupportedOpError(
+        f"{count}:\n" + "\n".join(parts) + "\n"
+        "Replace them, or keep them in PyTorch by compiling only the modules around them."
+    )
