@@ -9,10 +9,14 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_CHECKOUT = Path(__file__).resolve().parent.parent
-if not (Path(__file__).parent / "passes").exists() and (_CHECKOUT / "passes").exists():
-    # In a checkout sqcompile.passes and sqcompile.backends stand beside this folder.
-    __path__.append(str(_CHECKOUT))
+_HERE = Path(__file__).resolve().parent
+_BESIDE = ("passes", "backends")
+if not any((_HERE / name).is_dir() for name in _BESIDE) and all(
+    (_HERE.parent / name / "__init__.py").is_file() for name in _BESIDE
+):
+    # A checkout, where sqcompile.passes and sqcompile.backends stand beside this folder. Python
+    # finds it before an installed wheel when it is the current folder.
+    __path__.append(str(_HERE.parent))
 
 _LAZY = {
     "compile": "sqcompile.api",
