@@ -8,6 +8,8 @@ from torch.nn.functional import pad
 
 from sqcompile.ops.table import op
 
+MAX_TAPS = 256
+
 
 def pooled_size(
     size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
@@ -90,7 +92,12 @@ def max_pool2d(
     ceil_mode: bool,
 ) -> tuple[Tensor, Tensor]:
     """x float32 (N, C, H, W), windows of at most 256 taps -> (y (N, C, PH, PW), tap uint8 = kh *
-    KW + kw of the first maximum)."""
+    KW + kw of the first maximum).
+
+    Raises ValueError for a larger window, whose tap would not fit a byte.
+    """
+    if kernel[0] * kernel[1] > MAX_TAPS:
+        raise ValueError(f"a max pooling window has at most {MAX_TAPS} taps, got {list(kernel)}")
     pooled = [
         pooled_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i], ceil_mode)
         for i in range(2)
