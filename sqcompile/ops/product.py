@@ -1,8 +1,9 @@
 """Integer matrix products with group shifts, and the way back to float.
 
 References multiply in float64, exact because every partial sum is below 2^53 (`exact` raises
-otherwise). Accumulators are int32 (`accumulator` raises when one does not fit); with `k_chunk` they are int32 over a chunk of the reduction
-and int64 over the chunks, which never changes a value.
+otherwise). Accumulators are int32 (`accumulator` raises when one does not fit); with `k_chunk`
+they are int32 over a chunk of the reduction and int64 over the chunks, which never changes a
+value.
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,6 @@ first. None of these ops reaches a target: the verifier refuses a graph that sti
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 from torch.nn.grad import conv2d_input, conv2d_weight
