@@ -1,0 +1,86 @@
+"""Small models that tests share, each with its inputs."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """Linear, layer norm, ReLU, linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(20, 24)
+        self.norm = nn.LayerNorm(24)
+        self.middle = nn.Linear(24, 17)
+        self.last = nn.Linear(17, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.middle(F.relu(self.norm(self.first(x))))))
+
+
+class Block(nn.Module):
+    """A residual block with a strided shortcut."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or channels != width:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(h)) + self.shortcut(x))
+
+
+class SmallResNet(nn.Module):
+    """Stem, two residual blocks, max pool, global average, head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.blocks = nn.Sequential(Block(8, 8, 1), Block(8, 16, 2))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.max_pool2d(F.relu(self.norm(self.stem(x))), 2)
+        return self.head(self.blocks(h).mean((2, 3)))
+
+
+class OddConvs(nn.Module):
+    """Grouped, dilated, strided, biased convolutions on odd sizes, and a module called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grouped = nn.Conv2d(3, 9, 3, stride=2, padding=2, groups=3)
+        self.dilated = nn.Conv2d(9, 10, (3, 2), padding=(2, 1), dilation=2)
+        self.norm = nn.BatchNorm2d(10)
+        self.twice = nn.Conv2d(10, 10, 3, padding=1)
+        self.depthwise = nn.Conv2d(10, 10, 3, groups=10)
+        self.head = nn.Linear(10, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.norm(self.dilated(F.relu(self.grouped(x)))))
+        h = F.relu(self.twice(F.relu(self.twice(h))))
+        return self.head(self.depthwise(h).mean((2, 3)))
+
+
+MODELS = {
+    "mlp": (Mlp, lambda: (torch.randn(12, 20),)),
+    "resnet": (SmallResNet, lambda: (torch.randn(4, 3, 12, 12),)),
+    "odd": (OddConvs, lambda: (torch.randn(3, 3, 15, 11),)),
+}
+
+
+def make(name: str, seed: int = 0) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A model and its inputs, drawn from `seed`."""
+    torch.manual_seed(seed)
+    model, inputs = MODELS[name]
+    return model(), inputs()
