@@ -73,9 +73,7 @@ def _scatter(
 ) -> Tensor:
     """Add one (N, C, PH, PW) part per tap to where its windows read, in tap order."""
     pooled = parts[0].shape[2:]
-    dx = _pad(
-        parts[0].new_zeros(list(input_shape)), 0.0, pooled, kernel, stride, padding, dilation
-    )
+    dx = _pad(parts[0].new_zeros(list(input_shape)), 0.0, pooled, kernel, stride, padding, dilation)
     for tap, part in zip(_taps(kernel), parts, strict=True):
         _window(dx, tap, pooled, stride, dilation).add_(part)
     height, width = input_shape[2:]
@@ -177,9 +175,7 @@ def avg_pool2d(
 
 
 @avg_pool2d.meta
-def _(
-    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
-) -> Tensor:
+def _(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
     pooled = [
         pooled_size(x.shape[2 + i], kernel[i], stride[i], padding[i], 1, False) for i in range(2)
     ]

@@ -26,9 +26,7 @@ def matmul(
 
 
 @matmul.meta
-def _(
-    a: Tensor, b: Tensor, bias: Tensor | None, transpose_a: bool, transpose_b: bool
-) -> Tensor:
+def _(a: Tensor, b: Tensor, bias: Tensor | None, transpose_a: bool, transpose_b: bool) -> Tensor:
     rows = a.shape[-1] if transpose_a else a.shape[-2]
     columns = b.shape[-2] if transpose_b else b.shape[-1]
     return a.new_empty((*a.shape[:-2], rows, columns))

@@ -64,6 +64,7 @@ class Op:
         return register
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the registered torch op, so that tracing sees one node."""
         return self._definition(*args, **kwargs)
 
     def __repr__(self) -> str:
