@@ -1,0 +1,222 @@
+"""The op table: every entry is documented, traces, and its meta function tells the truth."""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
+
+from sqcompile.ops import OPS, Op, find, op
+
+
+def f32(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(sum(shape))) + 0.25
+
+
+def i8(*shape: int, low: int = -8, high: int = 8) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randint(low, high, shape, generator=generator).to(torch.int8)
+
+
+def u8(*shape: int) -> torch.Tensor:
+    return i8(*shape, low=0, high=16).to(torch.uint8)
+
+
+def zeros8(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int8)
+
+
+RNG = torch.tensor([1, 2, 3, 4])
+WINDOW = [[2, 1], [1, 0], [1, 2], 2]  # stride, padding, dilation, groups
+X, W, G = (2, 4, 5, 6), (6, 2, 3, 2), (2, 6, 3, 4)
+POOL = [[2, 3], [2, 1], [1, 0]]  # kernel, stride, padding
+FPROP = [u8(*X), i8(*W), *WINDOW, 0]
+DGRAD = [i8(*G), i8(*W), zeros8(1, 6, 1, 1), 3, list(X), *WINDOW, 0]
+WGRAD = [i8(*G), u8(*X), zeros8(2, 1, 3, 4), 2, list(W), *WINDOW, 1]
+BATCHED = [i8(3, 5, 4), i8(3, 6, 5), zeros8(3, 5, 1), 4, True, True, 2]
+NORM = [1e-5, 16, 4, 0.3352]
+
+EXAMPLES: dict[str, list[list[Any]]] = {
+    "draws": [[RNG, 300, 2**32 - 1], [RNG, 0, 0]],
+    "absmax": [[f32(3, 4, 5), None, [0, 2]], [f32(3, 4), f32(3, 1), [0]], [f32(3, 4), None, []]],
+    "group_exponent": [[f32(1, 7, 1, 1), 4], [f32(3, 1), 1]],
+    "quantize": [[f32(3, 4), f32(3, 1), 4, True], [f32(3, 4), f32(1, 1), 8, False]],
+    "quantize_stochastic": [
+        [f32(3, 4), f32(1, 1), f32(3, 1), zeros8(1, 4), RNG, 4, 5],
+        [f32(2, 3, 4, 5), f32(1, 3, 1, 1), None, None, RNG, 8, 5],
+    ],
+    "quant_scale": [[f32(3, 1), 4, True, 4], [f32(1), 4, False, 1]],
+    "outer_scale": [[f32(3, 1, 1)]],
+    "shift_matmul": [
+        [i8(3, 5), u8(5, 4), zeros8(1, 5), 4, False, False, 0],
+        [i8(3, 5), u8(4, 5), None, 1, False, True, 0],
+        BATCHED,
+    ],
+    "shift_matmul_dequantize": [
+        [*BATCHED, [f32(3, 1, 1), f32(1, 4, 1)], f32(6), True],
+        [i8(3, 5), u8(4, 5), None, 1, False, True, 0, [], None, False],
+    ],
+    "dequantize": [[i8(3, 4).int(), [f32(3, 1)], f32(4)], [i8(3, 4).long(), [], None]],
+    "conv_fprop": [FPROP],
+    "conv_dgrad": [DGRAD],
+    "conv_wgrad": [WGRAD],
+    "conv_fprop_dequantize": [[*FPROP, [f32(1, 6, 1, 1)], f32(6, 1, 1), True]],
+    "conv_dgrad_dequantize": [[*DGRAD, [f32(2, 1, 1, 1)], None, False]],
+    "conv_wgrad_dequantize": [[*WGRAD, [f32(6, 1, 1, 1), f32(1)], None, False]],
+    "matmul": [
+        [f32(3, 5), f32(5, 4), f32(4), False, False],
+        [f32(2, 5, 3), f32(2, 4, 5), None, True, True],
+    ],
+    "conv": [[f32(*X), f32(*W), f32(6), *WINDOW], [f32(*X), f32(*W), None, *WINDOW]],
+    "conv_input_grad": [[f32(*G), f32(*W), list(X), *WINDOW]],
+    "conv_weight_grad": [[f32(*G), f32(*X), list(W), *WINDOW]],
+    "l1_batch_norm": [
+        [i8(*X).int(), f32(4), f32(4), f32(4), f32(4), *NORM],
+        [i8(5, 4), f32(4), None, None, None, *NORM],
+    ],
+    "l1_batch_norm_backward": [
+        [i8(*X), f32(4), i8(*X), f32(4), f32(4), 0.3352],
+        [i8(5, 4), f32(4), i8(5, 4), f32(4), None, 0.3352],
+    ],
+    "l1_layer_norm": [
+        [i8(5, 4), f32(5, 1), f32(4), f32(4), *NORM],
+        [i8(5, 4), f32(5, 1), None, None, *NORM],
+    ],
+    "l1_layer_norm_backward": [[i8(5, 4), f32(5, 1), i8(5, 4), f32(5, 1), 0.3352]],
+    "l1_layer_norm_affine_backward": [[i8(5, 4), f32(1, 4), i8(5, 4), 0.3352]],
+    "ema": [[f32(4), f32(4), 0.1]],
+    "batch_norm": [[f32(*X), f32(4), f32(4), 1e-5], [f32(5, 4).double(), None, None, 1e-5]],
+    "batch_norm_backward": [
+        [f32(*X), f32(*X), f32(4), f32(4)],
+        [f32(5, 4), f32(5, 4), f32(4), None],
+    ],
+    "layer_norm": [[f32(5, 4), f32(4), f32(4), 1e-5], [f32(5, 4).double(), None, None, 1e-5]],
+    "layer_norm_backward": [[f32(5, 4), f32(5, 4), f32(5, 1), f32(4)]],
+    "max_pool2d": [[f32(*X), *POOL, [1, 2], True]],
+    "max_pool2d_backward": [
+        [f32(2, 4, 3, 4), u8(2, 4, 3, 4), list(X), *POOL, [1, 1]],
+    ],
+    "avg_pool2d": [[f32(*X), *POOL]],
+    "avg_pool2d_backward": [[f32(2, 4, 3, 4), list(X), *POOL]],
+    "ordered_sum": [[f32(3, 40, 5), [0, 2], False], [f32(3, 40), [1], True], [f32(3), [], False]],
+    "pack_int4": [[i8(3, 5)], [u8(2, 2)], [zeros8(0)]],
+    "unpack_int4": [[u8(8), [3, 5], True], [u8(2), [2, 2], False]],
+    "pack_mask": [[f32(3, 5) > 0.5], [f32(0) > 0.5]],
+    "unpack_mask": [[u8(2), [3, 5]]],
+}
+
+CASES = [(name, case) for name, cases in EXAMPLES.items() for case in range(len(cases))]
+
+
+def entry(name: str) -> Op:
+    return OPS[f"sq::{name}"]
+
+
+def tensors(outputs: Any) -> tuple[torch.Tensor, ...]:
+    return (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
+
+
+def fake(value: Any, mode: FakeTensorMode) -> Any:
+    if isinstance(value, torch.Tensor):
+        return mode.from_tensor(value)
+    if isinstance(value, list):
+        return [fake(item, mode) for item in value]
+    return value
+
+
+def strided(value: Any) -> Any:
+    """The same tensor with another layout in memory."""
+    if isinstance(value, torch.Tensor) and value.dim() > 1:
+        return value.transpose(0, 1).contiguous().transpose(0, 1)
+    return [strided(item) for item in value] if isinstance(value, list) else value
+
+
+def test_every_op_has_an_example() -> None:
+    assert sorted(f"sq::{name}" for name in EXAMPLES) == sorted(OPS)
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_every_entry_is_documented_and_complete(name: str) -> None:
+    one = OPS[name]
+    assert name.startswith("sq::") and one.name == name
+    assert one.doc.endswith(".") and len(one.doc) > 15
+    assert inspect.getdoc(one.reference)
+    assert one.meta_function is not None
+    assert one.target._schema.name == name and find(one.target) is one
+    assert not one.target._schema.is_mutable
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_meta_agrees_with_the_reference(name: str, case: int) -> None:
+    arguments = EXAMPLES[name][case]
+    got = tensors(entry(name)(*arguments))
+    with FakeTensorMode() as mode:
+        shapes = tensors(entry(name)(*(fake(argument, mode) for argument in arguments)))
+    assert len(got) == len(shapes)
+    for real, shape in zip(got, shapes, strict=True):
+        assert (real.shape, real.dtype, real.stride()) == (
+            shape.shape,
+            shape.dtype,
+            shape.stride(),
+        )
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_torch_accepts_the_registration(name: str, case: int) -> None:
+    opcheck(
+        entry(name).target,
+        tuple(EXAMPLES[name][case]),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_layout_in_memory_changes_nothing(name: str, case: int) -> None:
+    arguments = EXAMPLES[name][case]
+    expected = tensors(entry(name)(*arguments))
+    got = tensors(entry(name)(*(strided(argument) for argument in arguments)))
+    for one, other in zip(got, expected, strict=True):
+        assert one.is_contiguous()
+        if one.dtype.is_floating_point and name in FLOAT_FORMS:
+            assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+        else:
+            assert one.equal(other)
+
+
+FLOAT_FORMS = {
+    "matmul", "conv", "conv_input_grad", "conv_weight_grad", "batch_norm", "batch_norm_backward",
+    "layer_norm", "layer_norm_backward",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["batch_norm", "layer_norm"])
+def test_autograd_traces_through_the_norms(name: str) -> None:
+    shape = X if name == "batch_norm" else (5, 4)
+    leaves = [v.requires_grad_() for v in (f32(*shape), f32(4), f32(4))]
+    opcheck(entry(name).target, (*leaves, 1e-5))
+
+
+@pytest.fixture
+def scratch_name() -> Iterator[str]:
+    yield "sq::only_in_this_test"
+    OPS.pop("sq::only_in_this_test", None)
+
+
+def test_a_second_registration_raises(scratch_name: str) -> None:
+    def body(x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+    op(scratch_name, doc="Adds one.")(body)
+    with pytest.raises(ValueError, match="one definition"):
+        op(scratch_name, doc="Adds one again.")(body)
+    with pytest.raises(ValueError, match="one definition"):
+        op("sq::absmax", doc="Another absmax.")(body)
+
+
+def test_find_knows_only_ops_of_the_table() -> None:
+    assert find(torch.ops.aten.relu.default) is None
+    assert find(torch.relu) is None and find("sq::absmax") is None
+    assert find(torch.ops.sq.absmax.default) is OPS["sq::absmax"]
