@@ -5,11 +5,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch.fx import GraphModule, Node
 
-from sqcompile.passes.contraction import FLOAT_PRODUCTS, contraction
-from sqcompile.passes.editing import arguments, calls, copy_graph, finish, is_call, parameter, tainted
 from sqcompile import _torch_compat as compat
 from sqcompile.errors import CaptureError
 from sqcompile.ops import pool, product_float, reduce
+from sqcompile.passes.contraction import FLOAT_PRODUCTS, contraction
+from sqcompile.passes.editing import (
+    arguments,
+    calls,
+    copy_graph,
+    finish,
+    is_call,
+    parameter,
+    tainted,
+)
 from sqcompile.recipe import Recipe
 
 aten = torch.ops.aten

@@ -2,11 +2,11 @@
 
 from torch.fx import GraphModule, Node
 
+from sqcompile.errors import CaptureError
+from sqcompile.ops.quantize import limits
 from sqcompile.passes.assign_precision import Operand, ProductSpec
 from sqcompile.passes.contraction import REDUCTIONS
 from sqcompile.passes.editing import arguments, copy_graph, finish, set_arguments, update_value
-from sqcompile.errors import CaptureError
-from sqcompile.ops.quantize import limits
 
 INT32_LIMIT = 2**31
 BIASED = 255

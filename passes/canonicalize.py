@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from sqcompile.ops import pool
+from sqcompile.ops.product_float import conv, conv_input_grad, conv_weight_grad, matmul
+from sqcompile.ops.reduce import ordered_sum
 from sqcompile.passes.editing import (
     Editor,
     arguments,
@@ -17,9 +20,6 @@ from sqcompile.passes.editing import (
     tainted,
     value,
 )
-from sqcompile.ops import pool
-from sqcompile.ops.product_float import conv, conv_input_grad, conv_weight_grad, matmul
-from sqcompile.ops.reduce import ordered_sum
 
 aten = torch.ops.aten
 
@@ -31,7 +31,7 @@ def canonicalize(module: GraphModule) -> GraphModule:
     ReLU-like backward is a mask of forward values times the gradient; pooling is ours.
     What has no rule here stays as it is and is reported before lowering if no target runs it.
     """
-    graph = rewrite_each(module, {overload: _drop for overload in _ALIASES})
+    graph = rewrite_each(module, dict.fromkeys(_ALIASES, _drop))
     graph = rewrite_each(graph, _REWRITES)
     return _gradients_first(graph)
 
@@ -73,9 +73,7 @@ def _swaps_last_axes(node: Node) -> bool:
 
 def _matmul(editor: Editor, node: Node, a: Node, b: Node, bias: Node | None) -> None:
     (left, transpose_a), (right, transpose_b) = _root(a), _root(b)
-    replace(
-        node, editor.call(matmul, left, right, bias, transpose_a, transpose_b, like=node)
-    )
+    replace(node, editor.call(matmul, left, right, bias, transpose_a, transpose_b, like=node))
 
 
 def _mm(editor: Editor, node: Node) -> None:

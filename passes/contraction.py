@@ -6,8 +6,8 @@ from math import prod
 
 from torch.fx import Node
 
-from sqcompile.passes.editing import arguments, shape, target_of
 from sqcompile.ops import conv, product, product_float
+from sqcompile.passes.editing import arguments, shape, target_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Contraction:
 
     @property
     def outer_axes(self) -> tuple[int, ...]:
+        """The free axes."""
         return tuple(axis for axis, _ in self.outer)
 
 

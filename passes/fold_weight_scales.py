@@ -3,10 +3,10 @@
 import torch
 from torch.fx import GraphModule, Node
 
+from sqcompile.ops.quantize import absmax, quant_scale
 from sqcompile.passes.assign_precision import ProductSpec, folded
 from sqcompile.passes.contraction import FLOAT_PRODUCTS, contraction
 from sqcompile.passes.editing import Editor, calls, copy_graph, finish, shape
-from sqcompile.ops.quantize import absmax, quant_scale
 
 aten = torch.ops.aten
 
@@ -35,9 +35,7 @@ def fold_weight_scales(module: GraphModule) -> GraphModule:
     return finish(graph)
 
 
-def weight_scale(
-    editor: Editor, w: Node, axes: tuple[int, ...], bits: int, like: Node
-) -> Node:
+def weight_scale(editor: Editor, w: Node, axes: tuple[int, ...], bits: int, like: Node) -> Node:
     """The scale of a weight quantised over all axes but `axes`, kept with size-1 axes."""
     reduced = [axis for axis in range(len(shape(w))) if axis not in axes]
     r = editor.call(absmax, w, None, reduced, like=like)

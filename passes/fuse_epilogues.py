@@ -3,8 +3,8 @@
 import torch
 from torch.fx import GraphModule, Node
 
-from sqcompile.passes.editing import Editor, calls, copy_graph, finish, is_call, replace, target_of
 from sqcompile.ops import conv, product
+from sqcompile.passes.editing import Editor, calls, copy_graph, finish, is_call, replace, target_of
 
 aten = torch.ops.aten
 

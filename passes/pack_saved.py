@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch.fx import GraphModule, Node
 
-from sqcompile.passes.editing import Editor, copy_graph, finish, is_call, shape, tainted
 from sqcompile.ops import pack, pool
+from sqcompile.passes.editing import Editor, copy_graph, finish, is_call, shape, tainted
 
 PACKED_BITS = 4
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from sqcompile.passes.editing import copy_graph, finish, tainted
 from sqcompile._torch_compat import Port
+from sqcompile.passes.editing import copy_graph, finish, tainted
 
 aten = torch.ops.aten
 _VIEWS = {
@@ -48,7 +48,7 @@ def partition(module: GraphModule, ports: list[Port], *, inference: bool = False
     graph = copy_graph(module)
     _views_into_backward(graph)
     output = graph.graph.output_node()
-    results = [n for n in output.args[0]]  # type: ignore[union-attr]
+    results = list(output.args[0])  # type: ignore[union-attr]
     forward_ports = [i for i, port in enumerate(ports) if port.kind != "grad"]
     backward_ports = [i for i, port in enumerate(ports) if port.kind == "grad"]
     backward = set() if inference else tainted(graph)
@@ -66,9 +66,7 @@ def partition(module: GraphModule, ports: list[Port], *, inference: bool = False
     inputs = [n for n in inputs if n.meta["port"].kind != "tangent"]
     tangents = [n for n in placeholders if n.meta.get("port") and n.meta["port"].kind == "tangent"]
     computed = [node for node in saved if node.op != "placeholder"]
-    forward = _extract(
-        graph, [*inputs, *rng], [results[i] for i in forward_ports] + computed
-    )
+    forward = _extract(graph, [*inputs, *rng], [results[i] for i in forward_ports] + computed)
     second = None
     if backward and backward_ports and not inference:
         second = _extract(graph, [*saved, *rng, *tangents], gradient_sources)

@@ -5,6 +5,11 @@ from math import prod
 import torch
 from torch.fx import GraphModule, Node
 
+from sqcompile import _torch_compat as compat
+from sqcompile.ops import norm, norm_float
+from sqcompile.ops.philox import stream_id
+from sqcompile.ops.product import dequantize
+from sqcompile.ops.quantize import absmax, limits, quant_scale, quantize, quantize_stochastic
 from sqcompile.passes.bound_accumulators import largest_accumulator
 from sqcompile.passes.editing import (
     Editor,
@@ -16,11 +21,6 @@ from sqcompile.passes.editing import (
     replace,
     shape,
 )
-from sqcompile import _torch_compat as compat
-from sqcompile.ops import norm, norm_float
-from sqcompile.ops.philox import stream_id
-from sqcompile.ops.product import dequantize
-from sqcompile.ops.quantize import absmax, limits, quant_scale, quantize, quantize_stochastic
 from sqcompile.recipe import Recipe
 
 aten = torch.ops.aten
@@ -181,9 +181,7 @@ class _Norms:
         )
         return q, self.editor.call(quant_scale, r, bits, True, 1, like=node)
 
-    def _stochastic(
-        self, g: Node, axes: list[int], operand: str, node: Node
-    ) -> tuple[Node, Node]:
+    def _stochastic(self, g: Node, axes: list[int], operand: str, node: Node) -> tuple[Node, Node]:
         bits = self.recipe.norm_grad_bits
         key = f"{node.meta['module']}/{operand}"
         occurrence = self.occurrences[key] = self.occurrences.get(key, -1) + 1

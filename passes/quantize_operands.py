@@ -7,6 +7,16 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from sqcompile.ops import conv, product, product_float
+from sqcompile.ops.philox import stream_id
+from sqcompile.ops.quantize import (
+    absmax,
+    group_exponent,
+    outer_scale,
+    quant_scale,
+    quantize,
+    quantize_stochastic,
+)
 from sqcompile.passes.assign_precision import Operand, ProductSpec
 from sqcompile.passes.contraction import FLOAT_PRODUCTS, Contraction, contraction
 from sqcompile.passes.editing import (
@@ -19,16 +29,6 @@ from sqcompile.passes.editing import (
     shape,
     target_of,
     value,
-)
-from sqcompile.ops import conv, product, product_float
-from sqcompile.ops.philox import stream_id
-from sqcompile.ops.quantize import (
-    absmax,
-    group_exponent,
-    outer_scale,
-    quant_scale,
-    quantize,
-    quantize_stochastic,
 )
 
 aten = torch.ops.aten
@@ -141,9 +141,7 @@ def _short(node: Node) -> str:
     return node.name.removesuffix("_q")
 
 
-def _onto_result(
-    editor: Editor, scale: Node, axes: Contraction, rank: int, like: Node
-) -> Node:
+def _onto_result(editor: Editor, scale: Node, axes: Contraction, rank: int, like: Node) -> Node:
     """Reshape a scale kept on an operand's axes so that it broadcasts to the product."""
     sizes = shape(scale)
     layout = [1] * rank

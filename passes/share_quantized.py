@@ -5,9 +5,9 @@ import operator
 import torch
 from torch.fx import GraphModule, Node
 
-from sqcompile.passes.editing import copy_graph, finish, replace
 from sqcompile.ops import quantize
 from sqcompile.ops.table import find
+from sqcompile.passes.editing import copy_graph, finish, replace
 
 aten = torch.ops.aten
 _SHAPING = {aten.view.default, aten.permute.default, aten.expand.default, operator.getitem}

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 from torch.fx import GraphModule, Node
 
-from sqcompile.passes.bound_accumulators import INT32_LIMIT
-from sqcompile.passes.contraction import FLOAT_PRODUCTS, REDUCTIONS
-from sqcompile.passes.editing import arguments, calls
 from sqcompile.errors import SqError
 from sqcompile.ops import norm_float, quantize
 from sqcompile.ops.table import find
+from sqcompile.passes.bound_accumulators import INT32_LIMIT
+from sqcompile.passes.contraction import FLOAT_PRODUCTS, REDUCTIONS
+from sqcompile.passes.editing import arguments, calls
 
 INTEGER = (torch.int8, torch.uint8)
 
@@ -35,9 +35,7 @@ def verify(module: GraphModule, established: frozenset[str]) -> None:
 
 
 def _fail(node: Node, what: str) -> None:
-    raise BrokenInvariant(
-        f"{node.format_node()}\n  {what}\n  {node.meta.get('stack_trace', '')}"
-    )
+    raise BrokenInvariant(f"{node.format_node()}\n  {what}\n  {node.meta.get('stack_trace', '')}")
 
 
 def _has_value(node: Node) -> None:

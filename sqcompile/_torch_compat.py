@@ -40,9 +40,10 @@ treespec_from_json = pytree.treespec_loads
 class Port:
     """Where a value of the joint graph comes from or goes to.
 
-    kind: "param", "buffer", "input", "tangent" (of an output), "output", "mutation" (a
-    buffer's new value), "grad", "absent" (a gradient that does not exist); name: a parameter's or buffer's dotted name, or the position of
-    an input or output among the flattened ones; of a "grad" `wrt` tells which kind it is of.
+    kind: "param", "buffer", "input", "tangent" (of an output), "output", "mutation" (a buffer's
+    new value), "grad", or "absent" (a gradient that does not exist); name: a parameter's or
+    buffer's dotted name, or the position of an input or output among the flattened ones; wrt, of
+    a "grad" or "mutation": the kind of value it belongs to.
     """
 
     kind: str
@@ -95,9 +96,7 @@ def dynamo_graph(
     return graph
 
 
-def joint_graph(
-    graph: GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> JointGraph:
+def joint_graph(graph: GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> JointGraph:
     """Forward and backward of a Dynamo graph as one flat ATen graph.
 
     Attention is traced as plain products and softmax: the fused CPU form has a backward that
@@ -116,7 +115,10 @@ def joint_graph(
         inputs = [_port(node.meta["desc"]) for node in module.graph.find_nodes(op="placeholder")]
         outputs = [_port(desc) for desc in module.graph.output_node().meta["desc"]]
         return JointGraph(
-            module, inputs, outputs, pytree.tree_structure((tuple(args), dict(kwargs))),
+            module,
+            inputs,
+            outputs,
+            pytree.tree_structure((tuple(args), dict(kwargs))),
             joint.out_spec,
         )
 

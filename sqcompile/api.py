@@ -116,14 +116,14 @@ def build(
 ) -> Variant:
     """Compile one variant of a step; see `compile` for what is raised."""
     rewritten = rewrite(model, args, kwargs, recipe, gradients=key.gradients)
-    parts, exposed = rewritten.parts, ([], [])
+    parts = rewritten.parts
     forward, backward = parts.forward, parts.backward
+    first: list[str] = []
+    second: list[str] = []
     if check_finite:
         forward, first = expose_absmax(forward)
-        second: list[str] = []
         if backward is not None:
             backward, second = expose_absmax(backward)
-        exposed = (first, second)
     if any(port.kind == "mutation" for port in parts.gradients):
         raise CaptureError("the backward pass changes a buffer, which is not supported")
     graphs = {"forward": forward} | ({"backward": backward} if backward is not None else {})
@@ -136,8 +136,8 @@ def build(
         tuple(parts.gradients),
         rewritten.captured.constants,
         rewritten.captured.out_spec,
-        tuple(exposed[0]),
-        tuple(exposed[1]),
+        tuple(first),
+        tuple(second),
     )
     return Variant(
         key,

@@ -89,7 +89,7 @@ def _flattened(joint: compat.JointGraph) -> Capture:
             )
     kept: list[compat.Port] = []
     output = graph.output_node()
-    results = list(output.args[0])
+    results = list(output.args[0])  # type: ignore[arg-type]
     for port, node in zip(joint.inputs, graph.find_nodes(op="placeholder"), strict=True):
         if not node.users and port.kind != "tangent":
             graph.erase_node(node)

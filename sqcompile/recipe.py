@@ -42,6 +42,18 @@ class Rule:
     gradient_bits: int | None = None
     groups: int | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not self.path:
+            raise UsageError(
+                f"a rule's path is {self.path!r}; it is a glob over module paths, {FIRST} or {LAST}"
+            )
+        _check_numbers(self, f"rule {self.path}")
+
+    def matches(self, path: str, is_first: bool, is_last: bool) -> bool:
+        """Whether the rule is about the product of the module at `path`."""
+        ends = {FIRST: is_first, LAST: is_last}
+        return ends.get(self.path, False) or fnmatchcase(path, self.path)
+
 
 _EIGHT_BIT_ENDS = (Rule(FIRST, 8, 8, 8, 1), Rule(LAST, 8, 8, 8, 1))
 
@@ -56,7 +68,8 @@ class Recipe:
     sign bit for values that are never negative.
     norm_input_bits: of a norm's input that is not a product's accumulators; norm_grad_bits: of
     the gradient a norm's backward reads; norm_saved_bits, norm_saved_step: of the normalised
-    value kept for backward, None for the step of least error; norm_reads_accumulators: batch
+    value kept for backward, None for the step of least error at those bits (filled in when the
+    recipe is made: give None again where dataclasses.replace changes the bits); norm_reads_accumulators: batch
     norm reads its product's int32 results; norm_granularity: scales of norms' inputs and
     gradients per "channel" or per "tensor". check_finite: look for NaN and infinity at run time.
     rules: exceptions by module path; later ones win.
@@ -80,6 +93,8 @@ class Recipe:
     rules: tuple[Rule, ...] = _EIGHT_BIT_ENDS
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise UsageError(f"a recipe's name is {self.name!r}; it is a text")
         _check_numbers(self, f"recipe {self.name}")
         for name in ("weight_granularity", "norm_granularity"):
             if getattr(self, name) not in ("channel", "tensor"):
@@ -89,18 +104,20 @@ class Recipe:
                 )
         if self.norm_saved_step is None:
             object.__setattr__(self, "norm_saved_step", _SAVED_STEPS[self.norm_saved_bits])
-        elif not self.norm_saved_step > 0:
-            raise UsageError(f"recipe {self.name}: norm_saved_step must be above 0")
-        for rule in self.rules:
-            _check_numbers(rule, f"recipe {self.name}, rule {rule.path}")
+        elif not _is_step(self.norm_saved_step):
+            raise UsageError(
+                f"recipe {self.name}: norm_saved_step is {self.norm_saved_step!r}; "
+                "it is a number above 0"
+            )
+        if not isinstance(self.rules, tuple) or not all(isinstance(r, Rule) for r in self.rules):
+            raise UsageError(f"recipe {self.name}: rules is {self.rules!r}; it is a tuple of Rule")
 
     def precision(self, path: str, is_first: bool, is_last: bool) -> Precision:
         """What the product of the module at `path` gets; of the rules that match, later ones win.
         A product that is first and last matches both."""
         values = {f.name: getattr(self, f.name) for f in fields(Precision)}
-        ends = {FIRST: is_first, LAST: is_last}
         for rule in self.rules:
-            if ends.get(rule.path, False) or fnmatchcase(path, rule.path):
+            if rule.matches(path, is_first, is_last):
                 given = {name: getattr(rule, name) for name in values}
                 values |= {name: value for name, value in given.items() if value is not None}
         return Precision(**values)
@@ -121,7 +138,10 @@ class Recipe:
         _check_names(data, Recipe, "a recipe")
         values = dict(data)
         if "rules" in values:
-            values["rules"] = tuple(_rule(rule) for rule in values["rules"])
+            rules = values["rules"]
+            if not isinstance(rules, list | tuple):
+                raise UsageError(f"a recipe's rules are {rules!r}; they are a list of objects")
+            values["rules"] = tuple(_rule(rule) for rule in rules)
         return Recipe(**values)
 
     @staticmethod
@@ -174,6 +194,11 @@ def _check_names(data: Mapping[str, Any], kind: type, what: str) -> None:
             close = get_close_matches(str(name), known, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"its fields: {', '.join(known)}"
             raise UsageError(f"{what} has no field '{name}'; {hint}")
+
+
+def _is_step(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value < float("inf")  # type: ignore[operator]
 
 
 def _check_numbers(record: Recipe | Rule, what: str) -> None:

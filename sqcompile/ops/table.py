@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import CustomOpDef, custom_op
+from torch.library import custom_op
 
 OPS: dict[str, "Op"] = {}
 
@@ -42,7 +42,7 @@ class Op:
         self.doc = doc
         self.reference = _row_major(reference)
         self.meta_function: Callable[..., Any] | None = None
-        self._definition: CustomOpDef = custom_op(name, self.reference, mutates_args=())
+        self._definition = custom_op(name, self.reference, mutates_args=())
 
     @property
     def target(self) -> torch._ops.OpOverload:

@@ -17,6 +17,7 @@ class StepFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, variant: Variant, rng: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Integer kernels of forward; hands autograd what backward reads."""
         outputs, saved = variant.run_forward(inputs, rng)
         ctx.variant = variant
         ctx.save_for_backward(rng, *saved)
@@ -33,6 +34,7 @@ class StepFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Integer kernels of backward: a gradient for every input that has one."""
         variant: Variant = ctx.variant
         signature = variant.signature
         rng, *saved = ctx.saved_tensors

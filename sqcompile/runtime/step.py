@@ -153,7 +153,9 @@ class CompiledStep(nn.Module):
 def _check_input(tensor: Tensor) -> None:
     described = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
     if tensor.device.type != "cpu":
-        raise InputError(f"an input {described} is on {tensor.device}; target cpu takes cpu tensors")
+        raise InputError(
+            f"an input {described} is on {tensor.device}; target cpu takes cpu tensors"
+        )
     if tensor.numel() == 0:
         raise InputError(f"an input {described} is empty; leave out empty batches")
     if tensor.is_floating_point() and tensor.dtype != torch.float32:

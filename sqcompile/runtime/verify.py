@@ -108,9 +108,7 @@ def _forward_rows(
 def _rows(
     kind: str, names: Sequence[str], actual: Sequence[Tensor], expected: Sequence[Tensor]
 ) -> list[Row]:
-    return [
-        _row(kind, name, a, e) for name, a, e in zip(names, actual, expected, strict=True)
-    ]
+    return [_row(kind, name, a, e) for name, a, e in zip(names, actual, expected, strict=True)]
 
 
 def _row(kind: str, name: str, actual: Tensor, expected: Tensor) -> Row:

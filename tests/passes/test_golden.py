@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sqcompile.errors import CaptureError
+from sqcompile.ops.philox import stream_id
 from sqcompile.passes.assign_precision import Operand, ProductSpec, assign_precision
 from sqcompile.passes.bound_accumulators import bound_accumulators
 from sqcompile.passes.canonicalize import canonicalize
@@ -13,7 +14,6 @@ from sqcompile.passes.pack_saved import pack_saved
 from sqcompile.passes.quantize_norms import quantize_norms
 from sqcompile.passes.quantize_operands import quantize_operands
 from sqcompile.passes.share_quantized import share_quantized
-from sqcompile.ops.philox import stream_id
 from sqcompile.recipe import RECIPES
 from tests.passes.programs import graph, same
 

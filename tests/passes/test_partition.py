@@ -41,9 +41,7 @@ def test_forward_then_backward_is_the_joint_graph(name):
         saved = [named[key] if key in named else next(computed) for key in parts.saved]
         gradients = parts.backward(*saved, rng, *tangents)
     both = dict(zip(captured.outputs, expected, strict=True))
-    for port, value in zip(
-        [*parts.outputs, *parts.gradients], [*outputs, *gradients], strict=True
-    ):
+    for port, value in zip([*parts.outputs, *parts.gradients], [*outputs, *gradients], strict=True):
         assert torch.equal(value, both[port]), port
 
 
