@@ -1,12 +1,15 @@
 """The CPU target: its kernels, and how they become object code."""
 
 from sqcompile.backends.cpu import (
+    conv,
     copies,
     elementwise,
+    epilogue,
     norm,
     pack,
     philox,
     pool,
+    products,
     quantize,
     reduce,
 )
@@ -14,12 +17,15 @@ from sqcompile.backends.cpu.table import KERNELS
 
 __all__ = [
     "KERNELS",
+    "conv",
     "copies",
     "elementwise",
+    "epilogue",
     "norm",
     "pack",
     "philox",
     "pool",
+    "products",
     "quantize",
     "reduce",
 ]
