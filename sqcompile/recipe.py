@@ -20,6 +20,22 @@ _SAVED_STEPS = {2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569
 (Max, "Quantizing for minimum distortion", 1960), by bits."""
 
 
+def _check_numbers(record: "Recipe | Rule", what: str) -> None:
+    """Types and ranges of every field that has a number or a truth value."""
+    for f in fields(record):
+        value = getattr(record, f.name)
+        if f.name.endswith("_bits") or f.name == "groups":
+            lowest = 1 if f.name == "groups" else 2
+            optional = isinstance(record, Rule) and value is None
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not optional and not (whole and lowest <= value <= 8):
+                raise UsageError(
+                    f"{what}: {f.name} is {value!r}; it is a whole number from {lowest} to 8"
+                )
+        elif f.type is bool and not isinstance(value, bool):
+            raise UsageError(f"{what}: {f.name} is {value!r}; it is true or false")
+
+
 @dataclass(frozen=True)
 class Precision:
     """Bits of the operands of one layer's products, and ShiftQuant groups of its gradients."""
@@ -69,9 +85,10 @@ class Recipe:
     norm_input_bits: of a norm's input that is not a product's accumulators; norm_grad_bits: of
     the gradient a norm's backward reads; norm_saved_bits, norm_saved_step: of the normalised
     value kept for backward, None for the step of least error at those bits (filled in when the
-    recipe is made: give None again where dataclasses.replace changes the bits); norm_reads_accumulators: batch
-    norm reads its product's int32 results; norm_granularity: scales of norms' inputs and
-    gradients per "channel" or per "tensor". check_finite: look for NaN and infinity at run time.
+    recipe is made: give None again where dataclasses.replace changes the bits);
+    norm_reads_accumulators: batch norm reads its product's int32 results, not a quantised copy;
+    norm_granularity: scales of norms' inputs and gradients per "channel" or per "tensor".
+    check_finite: look for NaN and infinity at run time.
     rules: exceptions by module path; later ones win.
     """
 
@@ -135,7 +152,7 @@ class Recipe:
     def from_json(data: Mapping[str, Any]) -> "Recipe":
         """A recipe from data; fields left out have the defaults. Raises UsageError on an unknown
         field, with the nearest known one, and on a wrong value."""
-        _check_names(data, Recipe, "a recipe")
+        _check_names(data, Recipe, f"recipe {data.get('name', 'custom')}")
         values = dict(data)
         if "rules" in values:
             rules = values["rules"]
@@ -199,22 +216,6 @@ def _check_names(data: Mapping[str, Any], kind: type, what: str) -> None:
 def _is_step(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and 0 < value < float("inf")  # type: ignore[operator]
-
-
-def _check_numbers(record: Recipe | Rule, what: str) -> None:
-    """Types and ranges of every field that has a number or a truth value."""
-    for f in fields(record):
-        value = getattr(record, f.name)
-        if f.name.endswith("_bits") or f.name == "groups":
-            lowest = 1 if f.name == "groups" else 2
-            optional = isinstance(record, Rule) and value is None
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not optional and not (whole and lowest <= value <= 8):
-                raise UsageError(
-                    f"{what}: {f.name} is {value!r}; it is a whole number from {lowest} to 8"
-                )
-        elif f.type is bool and not isinstance(value, bool):
-            raise UsageError(f"{what}: {f.name} is {value!r}; it is true or false")
 
 
 _W4 = Recipe(name="w4a4g4")
