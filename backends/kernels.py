@@ -2,7 +2,7 @@
 
 A `KernelSpec` is everything that a generator needs and nothing else, so two nodes with equal
 specs share one kernel. Arguments that only vary at run time (the stream of a quantiser) are not
-part of it: a generator names them and gets them as int64 scalars.
+part of it: a generator names them and reads them from a vector.
 """
 
 import hashlib
@@ -42,9 +42,9 @@ class KernelSpec:
     """One op on given shapes, dtypes and attributes.
 
     `inputs` are the tensor arguments in schema order: a tensor, None (an optional that is
-    absent) or a tuple (a list). `attributes` are the other arguments. The kernel takes the
-    tensors that are there, lists flattened, then its run-time arguments' places are filled by
-    the caller, outputs last (destination-passing style).
+    absent) or a tuple (a list). `attributes` are the other arguments. A kernel takes the tensors
+    that are there, lists flattened, then its run-time attributes as one int64 vector if it has
+    any, then the outputs (destination-passing style).
     """
 
     op: str
@@ -114,7 +114,7 @@ class KernelTable:
     ) -> Callable[[Generator], Generator]:
         """Register a generator for one or several ops.
 
-        `run_time` names integer attributes that reach the kernel as int64 scalars instead of
+        `run_time` names integer attributes that reach the kernel in an int64 vector instead of as
         constants. `limit` gives a reason for specs that the generator refuses, "" for others.
         Raises ValueError when an op has a kernel already.
         """

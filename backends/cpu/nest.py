@@ -25,6 +25,9 @@ PARALLEL_WORK = 1 << 14
 CHUNK = 4096
 """Elements of a flat loop that one parallel iteration takes."""
 
+SCALARS = "scalars"
+"""Name of the vector that holds a kernel's run-time scalars."""
+
 Expr = Any
 
 
@@ -70,20 +73,23 @@ class Function:
 
 @contextmanager
 def function(spec: KernelSpec, scalars: Sequence[str] = ()) -> Iterator[Function]:
-    """Build the PrimFunc of `spec`: inputs, outputs, then int64 scalars. `.result` holds it."""
+    """Build the PrimFunc of `spec`: inputs, the values of `scalars` as one int64 vector if there
+    are any, outputs. `.result` holds it."""
     made = Function()
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_attr({"tirx.noalias": True})
-            named = [*spec.tensors(), *((f"out_{i}", out) for i, out in enumerate(spec.outputs))]
-            shaped = [T.arg(name, T.buffer(one.shape, one.dtype)) for name, one in named]
-            made.scalars = {name: T.arg(name, T.var("int64", name)) for name in scalars}
-            arrays = [_flat(buffer, one) for buffer, (_, one) in zip(shaped, named, strict=True)]
-            count = len(named) - len(spec.outputs)
-            made.tensors = {name: a for (name, _), a in zip(named[:count], arrays, strict=False)}
-            made.outputs = arrays[count:]
-            yield made
-            T.evaluate(tirx.const(0, "int32"))
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_attr({"tirx.noalias": True})
+        named = list(spec.tensors())
+        if scalars:
+            named.append((SCALARS, TensorSpec((len(scalars),), "int64")))
+        named += [(f"out_{i}", out) for i, out in enumerate(spec.outputs)]
+        shaped = [T.arg(name, T.buffer(one.shape, one.dtype)) for name, one in named]
+        arrays = [_flat(buffer, one) for buffer, (_, one) in zip(shaped, named, strict=True)]
+        count = len(named) - len(spec.outputs)
+        made.tensors = {name: a for (name, _), a in zip(named[:count], arrays, strict=False)}
+        made.outputs = arrays[count:]
+        made.scalars = {name: made[SCALARS][i] for i, name in enumerate(scalars)}
+        yield made
+        T.evaluate(tirx.const(0, "int32"))
     made.result = builder.get()
 
 

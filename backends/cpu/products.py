@@ -5,7 +5,7 @@ from math import prod
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
-from sqcompile.backends.cpu.dot import ROWS, Accumulator, Panel, blocked, padded, product
+from sqcompile.backends.cpu.dot import ROWS, Accumulator, Panel, blocked, product
 from sqcompile.backends.cpu.epilogue import Epilogue
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
 from sqcompile.backends.cpu.sweep import broadcast
