@@ -189,6 +189,19 @@ def test_leaving_int32_raises_without_a_split() -> None:
     assert int(conv_wgrad(g, g, exponent, 2, *arguments, 9)) == 2 * 127 * 127 * g.numel()
 
 
+def test_products_that_float64_cannot_hold_raise() -> None:
+    g, w = torch.full((1, 1, 2, 2), 127).char(), torch.full((1, 1, 1, 1), 127).char()
+    window = [[1, 1], [0, 0], [1, 1], 1]
+    per_channel, per_pixel = torch.zeros(1, 1, 1, 1).char(), torch.zeros(1, 1, 2, 2).char()
+    with pytest.raises(OverflowError, match="float64"):
+        conv_dgrad(g, w, per_channel, 42, [1, 1, 2, 2], *window, 1)
+    with pytest.raises(OverflowError, match="float64"):
+        conv_wgrad(g, g, per_pixel, 40, [1, 1, 1, 1], *window, 1)
+    shifted = 127 * 127 * 2**38
+    assert conv_dgrad(g, w, per_channel, 39, [1, 1, 2, 2], *window, 1).unique().item() == shifted
+    assert conv_wgrad(g, g, per_pixel, 37, [1, 1, 1, 1], *window, 1).item() == shifted
+
+
 @pytest.mark.parametrize("name", ["conv_fprop", "conv_dgrad", "conv_wgrad"])
 @pytest.mark.parametrize("relu", [False, True])
 def test_fused_epilogue_is_the_product_then_dequantize(name: str, relu: bool) -> None:

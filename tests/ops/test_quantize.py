@@ -272,6 +272,20 @@ def test_quant_scale_in_float32_scalars(
 # stochastic
 
 
+def test_a_million_roundings_in_the_written_order() -> None:
+    """x / outer, or any other order of the products, moves a few elements of so many."""
+    x = randn(1024, 1024, seed=8)
+    outer = absmax(x, None, [1])
+    inner = absmax(x, outer, [0])
+    r, e = absmax(inner, None, [0, 1]), group_exponent(inner, 3)
+    q = quantize_stochastic(x, r, outer, e, RNG, 8, 6)
+    j = draws(RNG, x.numel(), 6).view(x.shape).numpy()
+    step = (np.float32(127) / r.numpy()) * np.exp2(e.numpy().astype(np.float32))
+    t = (x.numpy() * (np.float32(1) / outer.numpy())) * step
+    u = (j.astype(np.float32) + np.float32(0.5)) * np.float32(2**-16)
+    assert np.array_equal(q.numpy(), np.clip(np.floor(t + u), -127, 127))
+
+
 @settings(max_examples=200)
 @given(matrices, BITS, st.integers(1, 8), st.booleans(), st.integers(0, 2**32 - 1))
 def test_stochastic_in_float32_scalars(
