@@ -1,0 +1,178 @@
+"""report.json: everything that is known of a compiled step, as plain data."""
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqcompile import __version__
+from sqcompile.errors import UsageError
+from sqcompile.recipe import FIRST, LAST, Recipe
+from sqcompile.report.products import Product, products
+from sqcompile.report.saved import saved_tensors
+
+if TYPE_CHECKING:
+    from sqcompile.runtime.step import CompiledStep
+    from sqcompile.runtime.variant import Variant
+    from sqcompile.runtime.verify import VerifyResult
+
+FORMAT = 1
+REPORT = "report.json"
+EXECUTED_BY = {"cpu": "cpu"}
+"""What runs the code of a target."""
+_VERSIONS = ("torch", "apache-tvm", "apache-tvm-ffi", "numpy")
+
+
+def report(
+    step: "CompiledStep",
+    *,
+    eager_bytes: int | None = None,
+    verification: "Sequence[VerifyResult]" = (),
+    training: dict[str, Any] | None = None,
+    timing: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The content of report.json for a step that was compiled here.
+
+    eager_bytes: what fp32 PyTorch keeps for backward (see `eager_saved_bytes`). `macs` are those
+    of one training step: forward and backward of the first variant that has a backward.
+    `macs.on_target` counts what the target's kernels run, `macs.integer` what multiplies integers.
+    Raises UsageError for a loaded step, whose graphs are not there: read its report.json.
+    """
+    variants = step.variants
+    if not variants or any(variant.forward is None for variant in variants):
+        raise UsageError("a loaded artifact has no graphs; its report is in report.json")
+    main = next((v for v in variants if v.backward is not None), variants[0])
+    found = _products(main)
+    return {
+        "format": FORMAT,
+        "sqcompile": __version__,
+        "versions": {name: version(name) for name in _VERSIONS},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "target": step.target,
+        "executed_by": EXECUTED_BY[step.target],
+        "recipe": step.recipe.to_json(),
+        "unused_rules": unused_rules(step.recipe, found),
+        "seed": step.training_state()["seed"],
+        "inputs": list(main.key.leaves),
+        "macs": macs(found),
+        "products": [product.to_json() for product in found],
+        "saved": _saved(main, eager_bytes),
+        "stages": [
+            {"name": stage.name, "milliseconds": stage.milliseconds, "nodes": stage.nodes}
+            for stage in main.stages
+        ],
+        "variants": [_variant(variant) for variant in variants],
+        "verification": [_verification(result) for result in verification],
+        "training": training,
+        "timing": timing,
+    }
+
+
+def macs(found: Sequence[Product]) -> dict[str, Any]:
+    """Sums over products: total, integer, on_target and their share (1.0 without products)."""
+    total = sum(product.macs for product in found)
+    integer = sum(product.macs for product in found if product.integer)
+    return {
+        "total": total,
+        "integer": integer,
+        "on_target": total,
+        "integer_share": integer / total if total else 1.0,
+    }
+
+
+def unused_rules(recipe: Recipe, found: Sequence[Product]) -> list[str]:
+    """Paths of the recipe's rules that no product matches: most often a misspelt module."""
+    modules = {product.module for product in found}
+    return [
+        rule.path
+        for rule in recipe.rules
+        if rule.path not in (FIRST, LAST)
+        and not any(rule.matches(module, False, False) for module in modules)
+    ]
+
+
+def not_integer(data: dict[str, Any]) -> list[str]:
+    """One line for every product of a report that multiplies floats."""
+    return [
+        f"{p['line'] or p['node']}  {p['op']} ({p['module']}) reads {' and '.join(p['operands'])}"
+        for p in data["products"]
+        if not p["integer"]
+    ]
+
+
+def _products(variant: "Variant") -> list[Product]:
+    assert variant.forward is not None
+    found = products(variant.forward, "forward")
+    return found + (products(variant.backward, "backward") if variant.backward else [])
+
+
+def _saved(variant: "Variant", eager_bytes: int | None) -> dict[str, Any]:
+    tensors = saved_tensors(variant) if variant.backward is not None else []
+    return {
+        "tensors": [tensor.to_json() for tensor in tensors],
+        "bytes": sum(tensor.bytes for tensor in tensors),
+        "fp32_eager_bytes": eager_bytes,
+    }
+
+
+def _variant(variant: "Variant") -> dict[str, Any]:
+    binary = variant.executable.binary
+    return {
+        "mode": variant.mode,
+        "gradients": variant.key.gradients,
+        "inputs": list(variant.key.leaves),
+        "macs": macs(_products(variant)),
+        "kernels": len(variant.kernels),
+        "code_bytes": len(binary.vm) + sum(len(code) for code in binary.objects),
+    }
+
+
+def _verification(result: "VerifyResult") -> dict[str, Any]:
+    return {
+        "mode": result.mode,
+        "equal": result.equal,
+        "values": len(result.rows),
+        "different": [asdict(row) for row in result.rows if not row.equal],
+    }
+
+
+def write(data: dict[str, Any], folder: str | Path) -> Path:
+    """Write report.json into a run folder, whole or not at all; returns its path."""
+    return write_text(Path(folder) / REPORT, json.dumps(data, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file beside its place and rename it: a reader never sees half of it."""
+    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+    except OSError:
+        os.unlink(aside)
+        raise
+    return path
+
+
+def read(folder: str | Path) -> dict[str, Any]:
+    """report.json of a run folder; raises UsageError when there is none that can be read."""
+    path = Path(folder) / REPORT
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}\n"
+            f"  a run folder is what `sqcompile model.py -o {folder}` writes."
+        ) from error
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged: {error}; compile the model again") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise UsageError(f"{path} is not a report of this version; compile the model again")
+    return data
