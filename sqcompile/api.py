@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from sqcompile.backends import lower as lowering
+from sqcompile import support
 from sqcompile.backends import targets
+from sqcompile.backends.cpu.build import build as compile_module
+from sqcompile.backends.lower import lower
 from sqcompile.backends.targets import Target
 from sqcompile.capture import Capture, capture
 from sqcompile.errors import CaptureError, UsageError
@@ -127,7 +129,9 @@ def build(
     if any(port.kind == "mutation" for port in parts.gradients):
         raise CaptureError("the backward pass changes a buffer, which is not supported")
     graphs = {"forward": forward} | ({"backward": backward} if backward is not None else {})
-    lowered = lowering.compile_graphs(graphs, target)
+    support.check(list(graphs.values()), target)
+    lowered = lower(graphs, target)
+    binary = compile_module(lowered.module, target)
     signature = Signature(
         tuple(parts.inputs),
         tuple(parts.outputs),
@@ -142,7 +146,7 @@ def build(
     return Variant(
         key,
         signature,
-        Executable(lowered.binary),
+        Executable(binary),
         parts.forward,
         parts.backward,
         rewritten.stages,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch.fx import GraphModule, Node
 
+from sqcompile.backends.lower import unsupported
 from sqcompile.backends.targets import Target
 from sqcompile.errors import UnsupportedOpError
 from sqcompile.passes.printing import op_name, source_line
@@ -40,9 +41,11 @@ def support(graphs: Iterable[GraphModule], target: Target) -> list[OpSupport]:
     """Every op of the graphs, unsupported ones first; views and tuples are not ops."""
     found: dict[tuple[str, str], list[Node]] = {}
     for graph in graphs:
+        refused = {entry.node: entry.reason for entry in unsupported(graph, target)}
         for node in graph.graph.nodes:
             if node.op == "call_function" and op_name(node) != "getitem":
-                found.setdefault((op_name(node), reason(node, target)), []).append(node)
+                key = op_name(node), refused.get(node.name, "")
+                found.setdefault(key, []).append(node)
     rows = [
         OpSupport(
             name,
@@ -57,13 +60,6 @@ def support(graphs: Iterable[GraphModule], target: Target) -> list[OpSupport]:
     return sorted(rows, key=lambda row: (row.supported, row.op))
 
 
-def reason(node: Node, target: Target) -> str:
-    """Why the target has no kernel for a node, or ""."""
-    from sqcompile.backends.lower import why_unsupported
-
-    return why_unsupported(node, target)
-
-
 def check(graphs: Sequence[GraphModule], target: Target) -> None:
     """Raise UnsupportedOpError that lists every op without a kernel, with the user's lines."""
     missing = [row for row in support(graphs, target) if not row.supported]
@@ -76,7 +72,7 @@ def check(graphs: Sequence[GraphModule], target: Target) -> None:
         nearest = NEAREST.get(row.op.partition(".")[2], "none")
         parts.append(
             "\n".join(places)
-            + f"\n  {row.op}: {row.reason} for target '{target.name}'{modules}"
+            + f"\n  {row.op}: {row.reason}{modules}"
             + f"\n  nearest supported: {nearest}"
         )
     count = f"{len(missing)} unsupported op" + ("s" if len(missing) > 1 else "")

@@ -182,7 +182,10 @@ KERNELS.kernel("aten::hardtanh_backward.default")(
     _arithmetic("grad_output", "self", "min_val", "max_val", of=_hardtanh_backward)
 )
 KERNELS.kernel("aten::clamp.default")(_arithmetic("self", "min", "max", of=_clamp))
-KERNELS.kernel("aten::where.self")(_arithmetic("condition", "self", "other", of=nest.select))
+KERNELS.kernel("aten::reciprocal.default")(
+    _arithmetic("self", of=lambda x: nest.const(1, nest.dtype_of(x)) / x)
+)
+KERNELS.kernel("aten::where.self", "aten::where.ScalarOther")(_arithmetic("condition", "self", "other", of=nest.select))
 
 
 @KERNELS.kernel("sq::ema")
