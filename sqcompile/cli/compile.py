@@ -1,0 +1,216 @@
+"""sqcompile compile: a model file to a run folder."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sqcompile.cli import options
+from sqcompile.cli.output import Output
+from sqcompile.errors import VerificationError
+
+if TYPE_CHECKING:
+    from sqcompile.modelfile import ModelFile
+    from sqcompile.runtime.step import CompiledStep
+    from sqcompile.runtime.verify import VerifyResult
+
+_DIFFERENCES = 20
+"""How many differing values an error lists."""
+
+
+@click.command(
+    short_help="Compile a model's training step (the default command).",
+    epilog="Exit codes: 3 the model does not load or trace, 4 unsupported ops (all of them are "
+    "listed), 5 a target that is not there, 6 --verify found a difference or a product in float.",
+)
+@click.argument("model_file", metavar="MODEL.PY")
+@options.target
+@options.recipe
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    metavar="DIR",
+    help="Run folder: code, weights, every graph as text, report.json, report.html.  "
+    "[default: runs/MODEL]",
+)
+@click.option(
+    "--eval/--no-eval",
+    "with_eval",
+    default=True,
+    show_default=True,
+    help="Also compile the forward of evaluation, so that the loaded folder does both.",
+)
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Run the kernels and the eager reference graph: every output, running statistic and "
+    "gradient must have the same bits.",
+)
+@click.option("--bench", is_flag=True, help="Time the step beside PyTorch in fp32.")
+@options.threads
+@options.common
+@click.pass_obj
+def command(
+    output: Output,
+    model_file: str,
+    target_name: str,
+    mcpu: str | None,
+    arch: str | None,
+    hw: str | None,
+    recipe: str,
+    seed: int,
+    check_finite: bool,
+    folder: str | None,
+    with_eval: bool,
+    verify: bool,
+    bench: bool,
+    threads: int | None,
+) -> None:
+    """Compile the training step of the model in MODEL.PY to integers.
+
+    MODEL.PY defines make_model() (or `model`) and example_inputs(), a tuple of tensors whose shapes
+    are compiled for. It is executed: run only what you trust. The smallest one:
+
+    \b
+      import torch
+      from torch import nn
+      def make_model():
+          return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+      def example_inputs():
+          return (torch.randn(8, 16),)
+
+    sqcompile.load(DIR) gives the step back in Python, with no model file and no compiler.
+    """
+    target = options.chosen_target(target_name, mcpu=mcpu, arch=arch, hw=hw)
+    from sqcompile import api, modelfile
+    from sqcompile.recipe import Recipe
+    from sqcompile.report import data, saved
+
+    chosen = Recipe.load(recipe)
+    options.use_threads(threads)
+    file = modelfile.load(model_file)
+    model, inputs = made(file, seed)
+    with output.status(f"compiling {model_file} with {chosen.name} for {target.name}"):
+        step = api.compile(
+            model, inputs, target=target, recipe=chosen, seed=seed, check_finite=check_finite
+        )
+        if with_eval:
+            prepare_eval(step, inputs)
+    results = _verified(output, step, inputs, with_eval) if verify else []
+    timing = _timed(output, file, step, inputs) if bench else None
+    report = data.report(
+        step,
+        eager_bytes=saved.eager_saved_bytes(deepcopy(model), inputs),
+        verification=results,
+        timing=timing,
+    )
+    path = Path(folder) if folder else Path("runs") / Path(model_file).stem
+    write_run(step, file, report, path)
+    tell(output, report, path)
+    refuse(report, verify)
+
+
+def made(file: "ModelFile", seed: int) -> tuple[Any, tuple[Any, ...]]:
+    """A model in training mode with weights drawn from `seed`, and its example inputs."""
+    import torch
+
+    torch.manual_seed(seed)
+    model = file.make_model().train()
+    return model, file.example_inputs()
+
+
+def prepare_eval(step: "CompiledStep", inputs: tuple[Any, ...]) -> None:
+    """Compile the forward of evaluation too."""
+    import torch
+
+    step.eval()
+    with torch.no_grad():
+        step.prepare(*inputs)
+    step.train()
+
+
+def _verified(
+    output: Output, step: "CompiledStep", inputs: tuple[Any, ...], with_eval: bool
+) -> "list[VerifyResult]":
+    import torch
+
+    from sqcompile.runtime.verify import verify
+
+    with output.status("verifying against the eager reference"):
+        results = [verify(step, inputs)]
+        if with_eval:
+            step.eval()
+            with torch.no_grad():
+                results.append(verify(step, inputs))
+            step.train()
+    return results
+
+
+def _timed(
+    output: Output, file: "ModelFile", step: "CompiledStep", inputs: tuple[Any, ...]
+) -> dict[str, Any]:
+    from sqcompile.cli.bench import run_at
+    from sqcompile.report import timing
+
+    samples = {
+        step.recipe.name: timing.step_sample(step, step.prepare(*inputs), leaves_of(inputs)),
+        "fp32 PyTorch": timing.eager_sample(file.make_model().train(), inputs),
+    }
+    with output.status("timing"):
+        return {"runs": [run_at(samples, options.use_threads(None))]}
+
+
+def leaves_of(inputs: tuple[Any, ...]) -> list[Any]:
+    """Positional arguments flattened, as a compiled variant reads them."""
+    from torch.utils import _pytree as pytree
+
+    return pytree.tree_leaves((inputs, {}))
+
+
+def write_run(
+    step: "CompiledStep", file: "ModelFile", report: dict[str, Any], folder: Path
+) -> None:
+    """Save the artifact and put report.json and report.html beside it."""
+    from sqcompile.report import data, html
+
+    step.save(str(folder), model_file=str(file.path))
+    data.write(report, folder)
+    html.write(report, {stage.name: stage.text for stage in step.variants[0].stages}, folder)
+
+
+def tell(output: Output, report: dict[str, Any], folder: Path) -> None:
+    """Print what a report says in short, and where the rest is."""
+    from sqcompile.report import text
+
+    for rule in report["unused_rules"]:
+        output.warn(f"the recipe's rule '{rule}' matches no product of the model")
+    for line in text.summary(report):
+        output.say(line)
+    if report["timing"]:
+        output.show(text.timing_table(report["timing"]))
+    output.say(f"written    {folder / 'report.html'}")
+    output.document({**report, "folder": str(folder)})
+
+
+def refuse(report: dict[str, Any], verify: bool) -> None:
+    """With --verify, raise VerificationError for values that differ or products in float."""
+    from sqcompile.report import data
+
+    lines = [
+        f"  {result['mode']}: {row['kind']} {row['name']}: {row['differing']} elements differ, "
+        f"by at most {row['largest']:g}"
+        for result in report["verification"]
+        for row in result["different"]
+    ]
+    if lines:
+        more = len(lines) - _DIFFERENCES
+        shown = lines[:_DIFFERENCES] + ([f"  and {more} more"] if more > 0 else [])
+        raise VerificationError(
+            "the kernels and the reference graph differ:\n" + "\n".join(shown) + "\n"
+            "  this is a bug in sqcompile: report it with the model file."
+        )
+    left = data.not_integer(report) if verify else []
+    if left:
+        raise VerificationError("products that are not in integers:\n  " + "\n  ".join(left))

@@ -1,0 +1,127 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sqcompile.cli.output import Output
+
+if TYPE_CHECKING:
+    from sqcompile.backends.targets import Target
+
+Command = Callable[..., Any]
+_TARGET_OPTIONS = ("mcpu", "arch", "hw")
+
+
+def _set(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def callback(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+        if value:
+            setattr(ctx.find_object(Output), name, True)
+
+    return callback
+
+
+def common(function: Command) -> Command:
+    """--json and --debug, kept in the Output."""
+    for option in (
+        click.option(
+            "--debug",
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_set("debug"),
+            help="Show the traceback of a failure.",
+        ),
+        click.option(
+            "--json",
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_set("as_json"),
+            help="Print one JSON document on stdout instead of text.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def target(function: Command) -> Command:
+    """--target and the options that belong to one target."""
+    for option in (
+        click.option("--hw", metavar="NAME|FILE", help="vta: the accelerator's configuration."),
+        click.option("--arch", metavar="sm_80,...", help="cuda: GPU architectures."),
+        click.option(
+            "--mcpu",
+            metavar="NAME",
+            help="cpu: LLVM's name of the CPU to compile for, e.g. x86-64-v3.  "
+            "[default: this machine's]",
+        ),
+        click.option(
+            "--target",
+            "target_name",
+            metavar="cpu|cuda|vta",
+            default="cpu",
+            show_default=True,
+            help="Where the step runs. cuda and vta are not built yet: exit code 5.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def recipe(function: Command) -> Command:
+    """--recipe, --seed and --check-finite."""
+    for option in (
+        click.option(
+            "--check-finite",
+            is_flag=True,
+            help="Stop with the place in the graph where a NaN or an infinity first appears.",
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Of the initial weights and of stochastic rounding.",
+        ),
+        click.option(
+            "--recipe",
+            metavar="NAME|FILE.json",
+            default="w4a4g4",
+            show_default=True,
+            help="Bits of weights, activations and gradients: w4a4g4, w6a6g6, w8a8g8, paper-4bit, "
+            "naive-4bit, or a JSON file.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+threads = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="Threads of the kernels and of PyTorch.  [default: all cores]",
+)
+
+
+def chosen_target(name: str, **options: str | None) -> "Target":
+    """The target with those of `options` that were given.
+
+    Raises UsageError for a name or option that does not exist, TargetUnavailableError for a
+    target that is not built yet, whatever its options.
+    """
+    from sqcompile.backends import targets
+
+    found = targets.get(name)
+    given = {key: value for key, value in options.items() if value is not None}
+    return targets.get(name, **given) if given else found
+
+
+def use_threads(count: int | None) -> int:
+    """Set the number of threads, when one is given -> the number in use."""
+    from sqcompile.runtime.threads import get_num_threads, set_num_threads
+
+    if count is not None:
+        set_num_threads(count)
+    return get_num_threads()

@@ -1,0 +1,81 @@
+"""Where text goes: results to stdout, progress and errors to stderr, JSON alone on stdout."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_WIDE = 10_000
+"""Columns of an output that is no terminal: nothing is cut or wrapped in a file or a pipe."""
+
+
+class Output:
+    """One command's output; `as_json` and `debug` are set by its options. Colours follow NO_COLOR
+    and whether there is a terminal."""
+
+    def __init__(self) -> None:
+        self.as_json = False
+        self.debug = False
+
+    @cached_property
+    def _out(self) -> "Console":
+        return _console(sys.stdout)
+
+    @cached_property
+    def _err(self) -> "Console":
+        return _console(sys.stderr)
+
+    def say(self, text: str = "") -> None:
+        """A line of the result; not printed with --json."""
+        if not self.as_json:
+            self._out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, renderable: "RenderableType") -> None:
+        """A table of the result; not printed with --json."""
+        if not self.as_json:
+            self._out.print(renderable)
+
+    def document(self, data: Any) -> None:
+        """The result as the one JSON document; printed only with --json."""
+        if self.as_json:
+            click.echo(json.dumps(data, indent=1))
+
+    def note(self, text: str) -> None:
+        """Progress or a remark, on stderr."""
+        self._err.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Something that the user should look at, on stderr."""
+        self._print_labelled("warning:", "yellow bold", text)
+
+    def fail(self, kind: str, text: str, exit_code: int) -> None:
+        """The error that ends the command: on stderr, and as the document with --json."""
+        self._print_labelled("error:", "red bold", text)
+        self.document({"error": {"kind": kind, "message": text, "exit_code": exit_code}})
+
+    def _print_labelled(self, label: str, style: str, text: str) -> None:
+        self._err.print(label, style=style, end=" ", highlight=False)
+        self._err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def status(self, text: str) -> Iterator[None]:
+        """A spinner on a terminal, a line elsewhere, while something takes its time."""
+        if not self._err.is_terminal:
+            self.note(text)
+            yield
+            return
+        with self._err.status(text):
+            yield
+
+
+def _console(file: Any) -> "Console":
+    from rich.console import Console
+
+    return Console(file=file, width=None if file.isatty() else _WIDE)

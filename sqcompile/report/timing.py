@@ -1,0 +1,121 @@
+"""How long a training step takes: forward and backward through autograd, beside PyTorch."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+if TYPE_CHECKING:
+    from sqcompile.runtime.step import CompiledStep
+    from sqcompile.runtime.variant import Variant
+
+Sample = Callable[[], tuple[float, float]]
+"""Runs one step -> seconds of forward and of backward."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Median, 10th and 90th percentile over `runs` repetitions, in milliseconds."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+
+    @staticmethod
+    def of(seconds: Sequence[float]) -> "Times":
+        """From single measurements."""
+        values = torch.tensor(seconds, dtype=torch.float64) * 1e3
+        p10, middle, p90 = torch.quantile(
+            values, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+        ).tolist()
+        return Times(middle, p10, p90, len(seconds))
+
+
+def measure(samples: Mapping[str, Sample], *, warmup: int = 5, runs: int = 30) -> dict[str, Times]:
+    """Times of "NAME forward", "NAME backward" and "NAME step" for every sample.
+
+    The samples take turns, so that a busy moment of the machine meets all of them.
+    """
+    forward: dict[str, list[float]] = {name: [] for name in samples}
+    backward: dict[str, list[float]] = {name: [] for name in samples}
+    for turn in range(warmup + runs):
+        for name, sample in samples.items():
+            there, back = sample()
+            if turn >= warmup:
+                forward[name].append(there)
+                backward[name].append(back)
+    rows: dict[str, Times] = {}
+    for name in samples:
+        both = [a + b for a, b in zip(forward[name], backward[name], strict=True)]
+        rows[f"{name} forward"] = Times.of(forward[name])
+        rows[f"{name} backward"] = Times.of(backward[name])
+        rows[f"{name} step"] = Times.of(both)
+    return rows
+
+
+def step_sample(step: "CompiledStep", variant: "Variant", leaves: Sequence[Any]) -> Sample:
+    """One training step of a compiled variant on flattened arguments, without the optimiser."""
+    from sqcompile.runtime.binding import StepFunction
+
+    values = step.values_of(variant, leaves, {})
+    rng = torch.tensor([0, 0, 0, 0])
+    positions = [
+        position
+        for position, port in enumerate(variant.signature.outputs)
+        if port.kind == "output" and port.name in {t.name for t in variant.signature.tangents}
+    ]
+
+    def forward() -> list[Tensor]:
+        results = StepFunction.apply(variant, rng, *values)
+        return [results[position] for position in positions]
+
+    return _sample(forward, list(step.parameters()))
+
+
+def eager_sample(model: nn.Module, args: Sequence[Any]) -> Sample:
+    """One training step of a plain model, without the optimiser."""
+
+    def forward() -> list[Tensor]:
+        leaves = pytree.tree_leaves(model(*args))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+
+    return _sample(forward, list(model.parameters()))
+
+
+def _sample(forward: Callable[[], list[Tensor]], parameters: Sequence[Tensor]) -> Sample:
+    def sample() -> tuple[float, float]:
+        for parameter in parameters:
+            parameter.grad = None
+        start = perf_counter()
+        outputs = forward()
+        middle = perf_counter()
+        gradients = [torch.ones_like(output) for output in outputs]
+        before = perf_counter()
+        torch.autograd.backward(outputs, gradients)
+        return middle - start, perf_counter() - before
+
+    return sample
+
+
+def drawn(variant: "Variant") -> list[Any]:
+    """Arguments of the shapes that a variant was compiled for: normal floats, zeros elsewhere
+    (an index stays in range)."""
+    generator = torch.Generator().manual_seed(0)
+    return [_draw(leaf, generator) for leaf in variant.key.leaves]
+
+
+def _draw(leaf: str, generator: torch.Generator) -> Any:
+    found = re.fullmatch(r"(\w+)\[([\d, ]*)\]('?)", leaf)
+    if found is None:
+        return None  # a Python constant: compiled in, never read
+    dtype = getattr(torch, found[1])
+    shape = [int(size) for size in found[2].split(",") if size.strip()]
+    if not dtype.is_floating_point:
+        return torch.zeros(shape, dtype=dtype)
+    return torch.randn(shape, generator=generator, dtype=dtype).requires_grad_(bool(found[3]))

@@ -1,0 +1,224 @@
+"""Training a model file's model, in integers or in float, over the same batches in one order."""
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sqcompile.errors import CaptureError, UsageError
+from sqcompile.modelfile import ModelFile
+
+Batch = tuple[tuple[Any, ...], Tensor]
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": lambda parameters, lr, decay: torch.optim.SGD(
+        parameters, lr=lr, momentum=0.9, weight_decay=decay
+    ),
+    "adamw": lambda parameters, lr, decay: torch.optim.AdamW(parameters, lr=lr, weight_decay=decay),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. The learning rate falls from `lr` along a cosine, once an epoch; `seed` fixes
+    the order of batches. A model file's optimizer(parameters) stands in for `optimizer`."""
+
+    epochs: int
+    optimizer: str = "sgd"
+    lr: float = 0.05
+    weight_decay: float = 5e-4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Mean loss of one epoch's steps, and the accuracy after it (0..1), None when unknown."""
+
+    loss: float
+    accuracy: float | None
+
+
+@dataclass
+class Run:
+    """A training run; step_ms holds every step's time: forward, loss, backward and optimiser."""
+
+    epochs: list[Epoch] = field(default_factory=list)
+    step_ms: list[float] = field(default_factory=list)
+
+    @property
+    def accuracy(self) -> float | None:
+        """After the last epoch."""
+        return self.epochs[-1].accuracy
+
+    def to_json(self) -> dict[str, Any]:
+        """The run as JSON-able data; the step time is the median."""
+        return {
+            "epochs": [vars(epoch) for epoch in self.epochs],
+            "accuracy": self.accuracy,
+            "steps": len(self.step_ms),
+            "step_ms": median(self.step_ms),
+        }
+
+
+def check(file: ModelFile) -> None:
+    """Raise UsageError unless the model file says what to train on and how to judge it."""
+    missing = [name for name in ("data", "loss") if not file.has(name)]
+    if missing:
+        raise UsageError(
+            f"{file.path} does not define {' and '.join(missing)}, which training needs\n"
+            "  data() returns an iterable of (input, target) batches and is called once an epoch;\n"
+            "  loss(output, target) returns a scalar tensor."
+        )
+
+
+def fit(
+    model: nn.Module,
+    file: ModelFile,
+    settings: Settings,
+    on_epoch: Callable[[int, Epoch], None] = lambda number, epoch: None,
+) -> Run:
+    """Train `model` (a CompiledStep or the plain model) on the file's data().
+
+    Accuracy is measured on eval_data() when the file has it, else over the epoch's own batches.
+    The same settings give the same batches in the same order, whatever the model draws. Raises
+    CaptureError when the file's functions fail or the loss is no longer finite.
+    """
+    check(file)
+    optimizer = _optimizer(model, file, settings)
+    first = [group["lr"] for group in optimizer.param_groups]
+    run = Run()
+    for number in range(settings.epochs):
+        factor = 0.5 * (1 + math.cos(math.pi * number / settings.epochs))
+        for group, lr in zip(optimizer.param_groups, first, strict=True):
+            group["lr"] = lr * factor
+        epoch = _epoch(model, file, optimizer, settings.seed + number, run)
+        if file.has("eval_data"):
+            epoch = Epoch(epoch.loss, evaluate(model, file))
+        run.epochs.append(epoch)
+        on_epoch(number, epoch)
+    return run
+
+
+def _optimizer(model: nn.Module, file: ModelFile, settings: Settings) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not file.has("optimizer"):
+        return OPTIMIZERS[settings.optimizer](parameters, settings.lr, settings.weight_decay)
+    optimizer = file.call("optimizer", parameters)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise CaptureError(
+            f"{file.path}: optimizer() returned {type(optimizer).__name__}, not a torch optimizer"
+        )
+    return optimizer
+
+
+def _epoch(
+    model: nn.Module, file: ModelFile, optimizer: torch.optim.Optimizer, seed: int, run: Run
+) -> Epoch:
+    model.train()
+    losses: list[float] = []
+    right = Counted()
+    for inputs, target in shuffled(file, seed):
+        start = perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        output = model(*inputs)
+        loss = _scalar(file, file.call("loss", output, target))
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        run.step_ms.append((perf_counter() - start) * 1e3)
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise CaptureError(
+                f"{file.path}: the loss is {losses[-1]} at step {len(run.step_ms)}\n"
+                "  lower the learning rate; --check-finite tells where it appears."
+            )
+        right.add(file, output.detach() if isinstance(output, Tensor) else output, target)
+    if not losses:
+        raise CaptureError(f"{file.path}: data() gave no batch in an epoch")
+    return Epoch(sum(losses) / len(losses), right.share)
+
+
+def _scalar(file: ModelFile, loss: object) -> Tensor:
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return loss
+    described = f"a tensor of {loss.numel()} elements" if isinstance(loss, Tensor) else repr(loss)
+    raise CaptureError(
+        f"{file.path}: loss() returned {described}\n"
+        "  return a scalar tensor that depends on the output."
+    )
+
+
+def evaluate(model: nn.Module, file: ModelFile) -> float | None:
+    """Accuracy of the model in eval mode over the file's eval_data(); None when it has none."""
+    model.eval()
+    right = Counted()
+    with torch.no_grad():
+        for inputs, target in file.batches("eval_data"):
+            right.add(file, model(*inputs), target)
+    model.train()
+    return right.share
+
+
+class Counted:
+    """Accuracy over batches: the file's accuracy(output, target), else the share of rows whose
+    largest output stands at the target's index; None where targets are no class indices."""
+
+    def __init__(self) -> None:
+        self._right = 0.0
+        self._rows = 0
+
+    def add(self, file: ModelFile, output: Any, target: Any) -> None:
+        """Count one batch."""
+        if file.has("accuracy"):
+            rows = len(target)
+            self._right += float(file.call("accuracy", output, target)) * rows
+        elif _are_classes(output, target):
+            rows = target.numel()
+            self._right += int((output.argmax(1) == target).sum())
+        else:
+            return
+        self._rows += rows
+
+    @property
+    def share(self) -> float | None:
+        """0..1."""
+        return self._right / self._rows if self._rows else None
+
+
+def _are_classes(output: Any, target: Any) -> bool:
+    return (
+        isinstance(output, Tensor)
+        and isinstance(target, Tensor)
+        and target.dtype == torch.int64
+        and output.dim() == target.dim() + 1
+    )
+
+
+def shuffled(file: ModelFile, seed: int) -> Iterator[Batch]:
+    """The batches of data() under random states of their own, seeded with `seed`: what the model
+    draws between two batches does not change them."""
+    outside = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    batches = file.batches("data")
+    while True:
+        batch = next(batches, None)
+        inside = torch.get_rng_state(), random.getstate(), np.random.get_state()
+        _set_states(*outside)
+        if batch is None:
+            return
+        yield batch
+        outside = torch.get_rng_state(), random.getstate(), np.random.get_state()
+        _set_states(*inside)
+
+
+def _set_states(of_torch: Tensor, of_python: Any, of_numpy: Any) -> None:
+    torch.set_rng_state(of_torch)
+    random.setstate(of_python)
+    np.random.set_state(of_numpy)
