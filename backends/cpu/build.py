@@ -7,34 +7,18 @@ kernel, where LLVM may contract them.
 """
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm import relax
 
-from sqcompile.backends.kernels import TensorSpec
 from sqcompile.backends.targets import Target
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a compiled function takes and gives."""
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-
-@dataclass(frozen=True)
-class Binary:
-    """A compiled module: VM bytecode, the kernels' object files, their LLVM IR ("kernels.ll") and
-    assembly ("kernels.s"), and each function's signature."""
-
-    vm: bytes
-    objects: list[bytes]
-    signatures: dict[str, Signature]
-    sources: dict[str, str] = field(default_factory=dict)
+from sqcompile.errors import UsageError
+from sqcompile.runtime import cache
+from sqcompile.runtime.executable import Binary, Port
 
 
 @dataclass(frozen=True)
@@ -47,8 +31,17 @@ class Features:
 
 
 def mcpu_of(target: Target) -> str:
-    """The LLVM CPU that `target` compiles for: its own, or this machine's."""
-    return target.mcpu or str(tvm.target.codegen.llvm_get_system_cpu())
+    """The LLVM CPU that `target` compiles for: its own, or this machine's.
+
+    Raises UsageError for a CPU that LLVM does not know.
+    """
+    if not target.mcpu:
+        return str(tvm.target.codegen.llvm_get_system_cpu())
+    known = [str(name) for name in tvm.target.codegen.llvm_get_cpu_archlist()]
+    if target.mcpu not in known:
+        close = ", ".join(get_close_matches(target.mcpu, known, n=3)) or "x86-64-v3"
+        raise UsageError(f"LLVM knows no CPU '{target.mcpu}'; close to it: {close}")
+    return target.mcpu
 
 
 def llvm_target(target: Target) -> Any:
@@ -82,13 +75,13 @@ def _lowering() -> Any:
     )
 
 
-def _spec(kind: Any) -> TensorSpec:
-    return TensorSpec(tuple(int(size) for size in kind.shape), str(kind.dtype))
+def _port(kind: Any) -> Port:
+    return tuple(int(size) for size in kind.shape), str(kind.dtype)
 
 
-def _signature(function: Any) -> Signature:
-    inputs = tuple(_spec(parameter.ty) for parameter in function.params)
-    return Signature(inputs, tuple(_spec(one) for one in function.ret_ty.fields))
+def _ports(function: Any) -> tuple[list[Port], list[Port]]:
+    inputs = [_port(parameter.ty) for parameter in function.params]
+    return inputs, [_port(one) for one in function.ret_ty.fields]
 
 
 def build(module: tvm.IRModule, target: Target) -> Binary:
@@ -96,8 +89,8 @@ def build(module: tvm.IRModule, target: Target) -> Binary:
 
     Raises UsageError for a CPU that LLVM does not know.
     """
-    signatures = {
-        variable.name_hint: _signature(function)
+    ports = {
+        variable.name_hint: _ports(function)
         for variable, function in module.functions.items()
         if isinstance(function, relax.Function)
     }
@@ -107,10 +100,15 @@ def build(module: tvm.IRModule, target: Target) -> Binary:
         executable.mod.write_to_file(str(bytecode), "ro")
         objects, sources = [], {}
         for index, kernels in enumerate(executable.mod.imports):
-            path = Path(folder, f"kernels{index}.o")
+            path = Path(folder, f"kernels_{index}.o")
             kernels.write_to_file(str(path), "o")
             objects.append(path.read_bytes())
-            suffix = index or ""
-            sources[f"kernels{suffix}.ll"] = kernels.inspect_source("ll")
-            sources[f"kernels{suffix}.s"] = kernels.inspect_source("asm")
-        return Binary(bytecode.read_bytes(), objects, signatures, sources)
+            sources[f"kernels_{index}.ll"] = kernels.inspect_source("ll")
+            sources[f"kernels_{index}.s"] = kernels.inspect_source("asm")
+        return Binary.of(bytecode.read_bytes(), ports, objects, sources)
+
+
+def cached_build(module: tvm.IRModule, target: Target) -> Binary:
+    """`build`, or what an earlier build of the same module for the same CPU left in the cache."""
+    text = tvm.ir.save_json(module)
+    return cache.cached(f"{mcpu_of(target)}\n{text}", lambda: build(module, target))

@@ -122,12 +122,12 @@ def constant_pad_nd(spec: KernelSpec) -> object:
         for i in range(len(pad) // 2):
             front[rank - 1 - i] = pad[2 * i]
         _fill(out, spec["value"])
-        first = [max(-p, 0) for p in front]
-        last = [min(n, m - p) for n, m, p in zip(source.shape, out.shape, front, strict=True)]
-        extents = [max(b - a, 0) for a, b in zip(first, last, strict=True)]
+        sizes = zip(source.shape, out.shape, front, strict=True)
+        ends = [(max(-p, 0), min(n, m - p)) for n, m, p in sizes]
         read, write = contiguous(source.shape), contiguous(out.shape)
-        put = sum((a + p) * w for a, p, w in zip(first, front, write, strict=True))
-        _copy(source, out, extents, read, write, sum(a * r for a, r in zip(first, read)), put)
+        begin = sum(first * step for (first, _), step in zip(ends, read, strict=True))
+        put = sum((e[0] + p) * step for e, p, step in zip(ends, front, write, strict=True))
+        _copy(source, out, [max(b - a, 0) for a, b in ends], read, write, begin, put)
     return f.result
 
 

@@ -185,7 +185,9 @@ KERNELS.kernel("aten::clamp.default")(_arithmetic("self", "min", "max", of=_clam
 KERNELS.kernel("aten::reciprocal.default")(
     _arithmetic("self", of=lambda x: nest.const(1, nest.dtype_of(x)) / x)
 )
-KERNELS.kernel("aten::where.self", "aten::where.ScalarOther")(_arithmetic("condition", "self", "other", of=nest.select))
+KERNELS.kernel("aten::where.self", "aten::where.ScalarOther")(
+    _arithmetic("condition", "self", "other", of=nest.select)
+)
 
 
 @KERNELS.kernel("sq::ema")

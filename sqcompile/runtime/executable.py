@@ -5,7 +5,10 @@ would crash the process on others. The guard here copies such tensors and refuse
 and dtypes, so that nothing a caller passes reaches a kernel unchecked.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,27 +18,69 @@ import tvm_ffi_orcjit
 from torch import Tensor
 from tvm import relax
 
-from sqcompile.backends.cpu.build import Binary
-from sqcompile.backends.kernels import TensorSpec
 from sqcompile.errors import InputError
+from sqcompile.runtime import threads
 
 ALIGNMENT = 64
 """Bytes that the address of every tensor must be a multiple of."""
 
+Port = tuple[tuple[int, ...], str]
+"""Shape and dtype ("float32") of a tensor."""
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A compiled module as bytes.
+
+    vm: one line of JSON with what every function takes and gives, then VM bytecode; objects: the
+    kernels' object files; sources: their LLVM IR and assembly by file name, for readers.
+    """
+
+    vm: bytes
+    objects: list[bytes]
+    sources: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        bytecode: bytes,
+        ports: Mapping[str, tuple[Sequence[Port], Sequence[Port]]],
+        objects: list[bytes],
+        sources: dict[str, str],
+    ) -> "Binary":
+        """From bytecode and, for each function, its inputs and outputs."""
+        return cls(json.dumps(ports).encode() + b"\n" + bytecode, objects, sources)
+
+    @property
+    def bytecode(self) -> bytes:
+        """What the VM loads."""
+        return self.vm.partition(b"\n")[2]
+
+    @cached_property
+    def ports(self) -> dict[str, tuple[list[Port], list[Port]]]:
+        """Inputs and outputs of every function."""
+
+        def listed(side: list[Any]) -> list[Port]:
+            return [(tuple(shape), dtype) for shape, dtype in side]
+
+        described = json.loads(self.vm.partition(b"\n")[0])
+        return {name: (listed(i), listed(o)) for name, (i, o) in described.items()}
+
 
 class Executable:
-    """Loads a Binary, without a compiler and in milliseconds."""
+    """A Binary loaded into this process, which takes milliseconds and no compiler."""
 
     def __init__(self, binary: Binary) -> None:
+        self.binary = binary
         load = tvm_ffi.get_global_func("ffi.Module.load_from_bytes.relax.VMExecutable")
-        module = load(binary.vm)
+        module = load(binary.bytecode)
         if binary.objects:
             session = tvm_ffi_orcjit.default_session()
             module.import_module(session.load_module(list(binary.objects)))
         self._machine = relax.VirtualMachine(module, tvm.cpu())
         self._functions = {
-            name: Function(name, self._machine[name], signature.inputs, signature.outputs)
-            for name, signature in binary.signatures.items()
+            name: Function(name, self._machine[name], inputs)
+            for name, (inputs, _) in binary.ports.items()
         }
 
     def function(self, name: str) -> "Function":
@@ -46,16 +91,10 @@ class Executable:
 class Function:
     """A compiled function: `function(*tensors)` gives the list of its results."""
 
-    def __init__(
-        self,
-        name: str,
-        run: Any,
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
-    ) -> None:
-        self.name, self.inputs, self.outputs = name, tuple(inputs), tuple(outputs)
+    def __init__(self, name: str, run: Any, inputs: Sequence[Port]) -> None:
+        self.name = name
         self._run = run
-        self._expected = [(torch.Size(i.shape), getattr(torch, i.dtype)) for i in self.inputs]
+        self._expected = [(torch.Size(shape), getattr(torch, dtype)) for shape, dtype in inputs]
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         """Run on CPU tensors of the compiled shapes and dtypes; results are fresh tensors.
@@ -69,7 +108,8 @@ class Function:
             self._checked(index, tensor, *expected)
             for index, (tensor, expected) in enumerate(zip(tensors, self._expected, strict=True))
         ]
-        return [_owned(one) for one in self._run(*ready)]
+        threads.apply()
+        return [_torch(one) for one in self._run(*ready)]
 
     def _checked(self, index: int, tensor: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         if not isinstance(tensor, Tensor):
@@ -81,16 +121,12 @@ class Function:
             )
         if tensor.device.type != "cpu" or tensor.layout != torch.strided:
             raise InputError(f"{self.name}: argument {index} is not a dense tensor on the CPU")
-        tensor = tensor.detach()
-        if tensor.is_neg() or tensor.is_conj():
-            tensor = tensor.resolve_neg().resolve_conj()
+        tensor = tensor.detach().resolve_neg()
         if not tensor.is_contiguous():
             tensor = tensor.contiguous()
-        if tensor.data_ptr() % ALIGNMENT:
-            tensor = tensor.clone()
-        return tensor
+        return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
-def _owned(value: Any) -> Tensor:
+def _torch(value: Any) -> Tensor:
     """A result as a torch tensor on the same memory."""
     return value if isinstance(value, Tensor) else torch.from_dlpack(value)
