@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,11 +64,13 @@ class JointGraph:
 
 
 def trace_location(error: BaseException) -> tuple[str, int, str] | None:
-    """(file, line, source) of the user's statement that could not be traced, if known."""
-    stack = getattr(error, "real_stack", None)
+    """(file, line, source) of the user's innermost statement that could not be traced, if known."""
+    stack = list(getattr(error, "real_stack", None) or [])
     if not stack:
         return None
-    frame = stack[-1]
+    library = str(Path(torch.__file__).parent)
+    own = [frame for frame in stack if not frame.filename.startswith(library)]
+    frame = (own or stack)[-1]
     return frame.filename, frame.lineno, (frame.line or "").strip()
 
 

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from sqcompile import support
 from sqcompile.backends import targets
-from sqcompile.backends.cpu.build import build as compile_module
+from sqcompile.backends.cpu.build import cached_build
 from sqcompile.backends.lower import lower
 from sqcompile.backends.targets import Target
 from sqcompile.capture import Capture, capture
@@ -24,6 +24,7 @@ from sqcompile.runtime.executable import Executable
 from sqcompile.runtime.signature import CallKey, Signature
 from sqcompile.runtime.step import CompiledStep
 from sqcompile.runtime.variant import Variant
+from sqcompile.support import OpSupport
 
 
 def compile(  # noqa: A001 - the name that users of compilers look for
@@ -106,6 +107,25 @@ def _stage(name: str, graph: GraphModule) -> Stage:
     return Stage(name, text(graph, name), 0.0, len(graph.graph.nodes))
 
 
+def examine(
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    *,
+    target: str | Target = "cpu",
+    recipe: str | Recipe | Mapping[str, Any] = "w4a4g4",
+) -> list[OpSupport]:
+    """Every op of a model's step on a target, unsupported ones first, without building anything.
+
+    Ops are those of the rewritten graphs: a product shows as the integer op it becomes. Raises
+    CaptureError when the model cannot be traced.
+    """
+    chosen = targets.get(target) if isinstance(target, str) else target
+    _check_model(model, example_inputs)
+    parts = rewrite(model, example_inputs, {}, Recipe.load(recipe)).parts
+    graphs = [graph for graph in (parts.forward, parts.backward) if graph is not None]
+    return support.support(graphs, chosen)
+
+
 def build(
     model: nn.Module,
     key: CallKey,
@@ -131,7 +151,7 @@ def build(
     graphs = {"forward": forward} | ({"backward": backward} if backward is not None else {})
     support.check(list(graphs.values()), target)
     lowered = lower(graphs, target)
-    binary = compile_module(lowered.module, target)
+    binary = cached_build(lowered.module, target)
     signature = Signature(
         tuple(parts.inputs),
         tuple(parts.outputs),

@@ -4,6 +4,7 @@ The Dynamo graph of one call is taken first (it keeps the user's source lines), 
 swapped for their L1 forms there, then AOT autograd makes the joint graph.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from sqcompile import _torch_compat as compat
 from sqcompile.errors import CaptureError
 from sqcompile.norm_swap import swap_norms
 
+_RAISED = re.compile(r"got (?P<type>\w+)\((?P<quote>['\"])(?P<text>.*?)(?P=quote)\)")
+"""How Dynamo quotes an exception of the user's own code."""
 _REMEDIES = {
     "Data-dependent branching": "write the branch without Python's if, e.g. with torch.where, "
     "or move it out of the compiled model",
@@ -58,17 +61,27 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
 
 def _trace_failure(error: BaseException) -> CaptureError:
-    lines = str(error).strip().splitlines()
-    reason = lines[0] if lines else type(error).__name__
-    explanation = next((ln.strip() for ln in lines if ln.strip().startswith("Explanation:")), "")
-    remedy = next((text for key, text in _REMEDIES.items() if key in str(error)), "")
-    if not remedy:
-        hint = next((ln.strip() for ln in lines if ln.strip().startswith("Hint:")), "")
-        remedy = hint.removeprefix("Hint:").strip() or "run the model eagerly to see the failure"
     place = compat.trace_location(error)
     where = f"{place[0]}:{place[1]}  {place[2]}\n  " if place else ""
-    detail = f"\n  {explanation.removeprefix('Explanation:').strip()}" if explanation else ""
-    return CaptureError(f"{where}cannot be traced: {reason}{detail}\n  {remedy}.")
+    raised = _RAISED.search(str(error))
+    if raised:
+        return CaptureError(
+            f"{where}raises {raised['type']}: {raised['text']}\n"
+            "  run the model eagerly with the same inputs to see it."
+        )
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    reason = lines[0] if lines else type(error).__name__
+    explanation = _labelled(lines, "Explanation:")
+    known = next((text for key, text in _REMEDIES.items() if key in str(error)), "")
+    remedy = known or _labelled(lines, "Hint:") or "run the model eagerly to see the failure"
+    detail = f"\n  {explanation}" if explanation else ""
+    return CaptureError(f"{where}cannot be traced: {reason}{detail}\n  {remedy.rstrip('.')}.")
+
+
+def _labelled(lines: Sequence[str], label: str) -> str:
+    """The rest of the first line that starts with `label`, or ""."""
+    found = next((line for line in lines if line.startswith(label)), "")
+    return found.removeprefix(label).strip()
 
 
 def _eager_failure(error: BaseException) -> str:

@@ -74,7 +74,7 @@ class Raises(nn.Module):
     ("model", "expected"),
     [
         (Branch(), ["test_capture.py:", "if x.sum() > 0", "Data-dependent", "torch.where"]),
-        (Raises(), ["test_capture.py:", "x @ torch.ones(77, 3)"]),
+        (Raises(), ["test_capture.py:", "x @ torch.ones(77, 3)", "raises RuntimeError: a and b"]),
         (Mutates(), ["changes", "not its inputs"]),
     ],
     ids=["branch", "raises", "mutates"],

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import relax
 
 from sqcompile.backends.targets import Target
@@ -104,7 +105,6 @@ def build(module: tvm.IRModule, target: Target) -> Binary:
             kernels.write_to_file(str(path), "o")
             objects.append(path.read_bytes())
             sources[f"kernels_{index}.ll"] = kernels.inspect_source("ll")
-            sources[f"kernels_{index}.s"] = kernels.inspect_source("asm")
         return Binary.of(bytecode.read_bytes(), ports, objects, sources)
 
 
@@ -112,3 +112,14 @@ def cached_build(module: tvm.IRModule, target: Target) -> Binary:
     """`build`, or what an earlier build of the same module for the same CPU left in the cache."""
     text = tvm.ir.save_json(module)
     return cache.cached(f"{mcpu_of(target)}\n{text}", lambda: build(module, target))
+
+
+def assembly(llvm_ir: str) -> str:
+    """The assembly of a binary's LLVM IR, generated when asked for: it costs a third of a build.
+
+    The IR is optimised and names its CPU, so this is the code that the object files hold.
+    """
+    with tempfile.TemporaryDirectory(prefix="sqcompile-") as folder:
+        path = Path(folder, "kernels.ll")
+        path.write_text(llvm_ir)
+        return str(tvm_ffi.load_module(str(path)).inspect_source("asm"))

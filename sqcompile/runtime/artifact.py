@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sqcompile import __version__
+from sqcompile.backends.cpu.build import assembly
 from sqcompile.errors import SqError, UsageError
 from sqcompile.recipe import Recipe
 from sqcompile.runtime.executable import Binary, Executable
@@ -131,6 +132,7 @@ def _write_variant(variant: Variant, folder: Path) -> dict[str, Any]:
         (folder / f"kernels_{number}.o").write_bytes(code)
     for name, text in binary.sources.items():
         (folder / name).write_text(text)
+        (folder / name).with_suffix(".s").write_text(assembly(text))
     for number, stage in enumerate(variant.stages):
         (folder / f"{number:02d}_{stage.name}.txt").write_text(stage.text)
     try:

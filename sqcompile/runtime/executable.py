@@ -33,7 +33,7 @@ class Binary:
     """A compiled module as bytes.
 
     vm: one line of JSON with what every function takes and gives, then VM bytecode; objects: the
-    kernels' object files; sources: their LLVM IR and assembly by file name, for readers.
+    kernels' object files; sources: their LLVM IR by file name, for readers.
     """
 
     vm: bytes
