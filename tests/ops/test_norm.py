@@ -13,7 +13,6 @@ from sqcompile.ops.norm import (
     l1_batch_norm,
     l1_batch_norm_backward,
     l1_layer_norm,
-    l1_layer_norm_affine_backward,
     l1_layer_norm_backward,
 )
 from sqcompile.ops.norm_float import (
@@ -292,41 +291,3 @@ def test_running_statistics_are_those_of_the_float_form() -> None:
     assert relative(got[2], coefficient) < 1e-6
     assert relative(got[3], mean + bias) < 1e-6
     assert relative(got[4], var) < 1e-6
-
-
-def rule64(
-    g: torch.Tensor, k: torch.Tensor, coefficient: torch.Tensor, axes: list[int], step: float
-) -> torch.Tensor:
-    """The input gradient of numerics.md in float64, on the saved xhat_q = (k + 1/2) * step."""
-    xhat = (k.double() + 0.5) * step
-    s = torch.sign(xhat)
-    mean = [v.mean(axes, keepdim=True) for v in (g, g * xhat, s)]
-    return coefficient.double() * (g - mean[0] - sqrt(pi / 2) * mean[1] * (s - mean[2]))
-
-
-@pytest.mark.parametrize("with_gamma", [True, False])
-@pytest.mark.parametrize("shape", [(40, 3), (4, 3, 7), (4, 3, 5, 5)])
-def test_batch_norm_backward_on_the_saved_values(shape: tuple[int, ...], with_gamma: bool) -> None:
-    k = torch.randint(-8, 8, shape, generator=generator(1)).to(torch.int8)
-    g = torch.randint(-127, 128, shape, generator=generator(2)).to(torch.int8)
-    scale, coefficient, gamma = (torch.rand(3, generator=generator(i)) for i in (3, 4, 5))
-    axes, kept = [0, *range(2, len(shape))], [1, 3, *[1] * (len(shape) - 2)]
-    real = g.double() * scale.double().view(kept)
-    got = l1_batch_norm_backward(g, scale, k, coefficient, gamma if with_gamma else None, STEP)
-    h = real * gamma.double().view(kept) if with_gamma else real
-    assert relative(got[0], rule64(h, k, coefficient.view(kept), axes, STEP)) < 1e-6
-    assert relative(got[1], (real * (k.double() + 0.5) * STEP).sum(axes)) < 1e-6
-    assert relative(got[2], real.sum(axes)) < 1e-6
-
-
-def test_layer_norm_backward_on_the_saved_values() -> None:
-    k = torch.randint(-8, 8, (9, 30), generator=generator(1)).to(torch.int8)
-    h = torch.randint(-127, 128, (9, 30), generator=generator(2)).to(torch.int8)
-    scale, coefficient = (torch.rand(9, 1, generator=generator(i)) for i in (3, 4))
-    got = l1_layer_norm_backward(h, scale, k, coefficient, STEP)
-    assert relative(got, rule64(h.double() * scale, k, coefficient, [1], STEP)) < 1e-6
-    per_feature = torch.rand(1, 30, generator=generator(5))
-    dgamma, dbeta = l1_layer_norm_affine_backward(h, per_feature, k, STEP)
-    real = h.double() * per_feature.double()
-    assert relative(dgamma, (real * (k.double() + 0.5) * STEP).sum(0)) < 1e-6
-    assert relative(dbeta, real.sum(0)) < 1e-6
