@@ -23,7 +23,6 @@ from sqcompile.ops.norm_float import (
 )
 
 STEP = 0.3352
-SEEDS = 4096
 F32 = np.float32
 
 

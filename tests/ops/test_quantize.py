@@ -22,7 +22,6 @@ from sqcompile.ops.quantize import (
 RNG = torch.tensor([7, 1, 0, 0])
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 BITS = st.integers(2, 8)
-SEEDS = 4096
 
 
 def matrix(draw: st.DrawFn) -> torch.Tensor:
