@@ -38,7 +38,8 @@ def mcpu_of(target: Target) -> str:
     """
     if not target.mcpu:
         return str(tvm.target.codegen.llvm_get_system_cpu())
-    known = [str(name) for name in tvm.target.codegen.llvm_get_cpu_archlist()]
+    generic = tvm.target.Target("llvm")
+    known = [str(name) for name in tvm.target.codegen.llvm_get_cpu_archlist(generic)]
     if target.mcpu not in known:
         close = ", ".join(get_close_matches(target.mcpu, known, n=3)) or "x86-64-v3"
         raise UsageError(f"LLVM knows no CPU '{target.mcpu}'; close to it: {close}")

@@ -52,9 +52,8 @@ def rounded(value: Expr) -> Expr:
 
 
 def quotient(bits: int, signed: bool, r: Expr) -> Expr:
-    """qmax / r as the reference's `qmax / tensor` computes it: the reciprocal, rounded, times
-    qmax, rounded."""
-    return (_f(1.0) / r) * _f(limits(bits, signed)[1])
+    """qmax / r, one rounding."""
+    return _f(limits(bits, signed)[1]) / r
 
 
 @KERNELS.kernel("sq::quantize")
