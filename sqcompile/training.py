@@ -128,7 +128,7 @@ def _epoch(
         optimizer.zero_grad(set_to_none=True)
         output = model(*inputs)
         loss = _scalar(file, file.call("loss", output, target))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         run.step_ms.append((perf_counter() - start) * 1e3)
         losses.append(float(loss.detach()))

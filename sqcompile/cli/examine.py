@@ -37,7 +37,7 @@ def command(
 
     model, inputs = made(modelfile.load(model_file), seed=0)
     with output.status(f"tracing {model_file}"):
-        rows = api.examine(model, inputs, target)
+        rows = api.examine(model, inputs, target=target)
     missing = [row for row in rows if not row.supported]
     shown = table("op", "count", "supported", "reason", right=("count",))
     for row in rows:

@@ -60,7 +60,7 @@ def _found(graph: GraphModule) -> Iterator[tuple[Node, int, tuple[Node, Node]]]:
         if node.target.namespace == "sq":
             name = node.target._schema.name.split("::")[1].removesuffix("_dequantize")
             if name in _MACS:
-                yield node, _MACS[name](node), (node.args[0], node.args[1])  # type: ignore[misc]
+                yield node, _MACS[name](node), (node.args[0], node.args[1])
         elif node.target.overloadpacket in flop_registry:
             operands = [n for n in node.all_input_nodes if n.meta["val"].dim() > 1]
             yield node, _aten_macs(node), (operands[0], operands[-1])
