@@ -1,6 +1,7 @@
 """Every private torch name that the compiler leans on, behind functions with our own names.
 
-Pinned together with torch 2.13; a newer torch is tried here first.
+Pinned together with torch 2.13; a newer torch is tried here first. What only tracing needs is
+imported there, so that a loaded artifact does not pay for Dynamo.
 """
 
 import contextlib
@@ -11,25 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
-from torch._dynamo.functional_export import dynamo_graph_capture_for_export
-from torch._functorch._aot_autograd.descriptors import (
-    BufferAOTInput,
-    GradAOTOutput,
-    InputMutationAOTOutput,
-    ParamAOTInput,
-    PlainAOTInput,
-    PlainAOTOutput,
-    TangentAOTInput,
-)
-from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-TraceError = TorchDynamoException
 TreeSpec = pytree.TreeSpec
 tree_flatten = pytree.tree_flatten
 tree_unflatten = pytree.tree_unflatten
@@ -63,6 +51,13 @@ class JointGraph:
     out_spec: TreeSpec
 
 
+def trace_error() -> type[Exception]:
+    """What Dynamo raises when it cannot trace."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    return TorchDynamoException
+
+
 def trace_location(error: BaseException) -> tuple[str, int, str] | None:
     """(file, line, source) of the user's innermost statement that could not be traced, if known."""
     stack = list(getattr(error, "real_stack", None) or [])
@@ -92,7 +87,10 @@ def dynamo_graph(
     model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> GraphModule:
     """The torch-level graph of one call, with the user's source lines on its nodes."""
-    torch._dynamo.reset()
+    from torch._dynamo import reset
+    from torch._dynamo.functional_export import dynamo_graph_capture_for_export
+
+    reset()
     with _quiet(), sdpa_kernel(SDPBackend.MATH):
         graph = dynamo_graph_capture_for_export(model)(*args, **dict(kwargs))
     assert isinstance(graph, GraphModule)
@@ -105,6 +103,8 @@ def joint_graph(graph: GraphModule, args: Sequence[Any], kwargs: Mapping[str, An
     Attention is traced as plain products and softmax: the fused CPU form has a backward that
     decomposes to wrong gradients.
     """
+    from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
+
     with (
         contextlib.ExitStack() as stack,
         _quiet(),
@@ -127,22 +127,24 @@ def joint_graph(graph: GraphModule, args: Sequence[Any], kwargs: Mapping[str, An
 
 
 def _port(descriptor: object) -> Port:
+    from torch._functorch._aot_autograd import descriptors as d
+
     match descriptor:
         case None:
             return Port("absent", "")
-        case ParamAOTInput(target=name):
+        case d.ParamAOTInput(target=name):
             return Port("param", name)
-        case BufferAOTInput(target=name):
+        case d.BufferAOTInput(target=name):
             return Port("buffer", name)
-        case PlainAOTInput(idx=index):
+        case d.PlainAOTInput(idx=index):
             return Port("input", str(index))
-        case TangentAOTInput(output=output):
+        case d.TangentAOTInput(output=output):
             return Port("tangent", _port(output).name)
-        case PlainAOTOutput(idx=index):
+        case d.PlainAOTOutput(idx=index):
             return Port("output", str(index))
-        case InputMutationAOTOutput(mutated_input=mutated):
+        case d.InputMutationAOTOutput(mutated_input=mutated):
             return Port("mutation", _port(mutated).name, _port(mutated).kind)
-        case GradAOTOutput(grad_of=source):
+        case d.GradAOTOutput(grad_of=source):
             return Port("grad", _port(source).name, _port(source).kind)
     return Port("unsupported", str(descriptor))
 

@@ -5,7 +5,8 @@ swapped for their L1 forms there, then AOT autograd makes the joint graph.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,14 +51,28 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     Raises CaptureError with the user's file and line when the model cannot be traced.
     """
     try:
-        graph = compat.dynamo_graph(model, args, kwargs)
-        swap_norms(graph)
-        joint = compat.joint_graph(graph, args, kwargs)
-    except compat.TraceError as error:
+        with _tensors_kept(model):
+            graph = compat.dynamo_graph(model, args, kwargs)
+            swap_norms(graph)
+            joint = compat.joint_graph(graph, args, kwargs)
+    except compat.trace_error() as error:
         raise _trace_failure(error) from error
     except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
         raise CaptureError(_eager_failure(error)) from error
     return _flattened(joint)
+
+
+@contextmanager
+def _tensors_kept(model: nn.Module) -> Iterator[None]:
+    """Give the model its own tensors back: tracing leaves a tracer's in a module that stands
+    under two names, whose parameters it swaps in twice."""
+    kept = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for module, parameters, buffers in kept:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
 
 
 def _trace_failure(error: BaseException) -> CaptureError:

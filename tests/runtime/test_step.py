@@ -116,9 +116,7 @@ def test_resuming_is_bit_for_bit():
     step, model, inputs = _compiled("resnet")
     optimizer = torch.optim.SGD(step.parameters(), 0.05, momentum=0.9)
     _train(step, inputs, optimizer, 3)
-    kept = copy.deepcopy(
-        (step.state_dict(), optimizer.state_dict(), step.training_state())
-    )
+    kept = copy.deepcopy((step.state_dict(), optimizer.state_dict(), step.training_state()))
     _train(step, inputs, optimizer, 3)
 
     again, restored, _ = _compiled("resnet", seed=99)
@@ -271,9 +269,11 @@ def test_results_do_not_depend_on_threads():
         for threads in (1, 2):
             sqcompile.set_num_threads(threads)
             assert sqcompile.verify(step, inputs).equal
-            results.append(step.variants[0].run_forward(
-                step.values_of(step.variants[0], inputs, {}), torch.tensor([1, 0, 0, 0])
-            )[0])
+            results.append(
+                step.variants[0].run_forward(
+                    step.values_of(step.variants[0], inputs, {}), torch.tensor([1, 0, 0, 0])
+                )[0]
+            )
     finally:
         sqcompile.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
