@@ -56,6 +56,10 @@ class KernelSpec:
         """The attribute called `name`; KeyError when the op has no such argument."""
         return dict(self.attributes)[name]
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """The attribute called `name`, or `default`."""
+        return dict(self.attributes).get(name, default)
+
     def tensor(self, name: str) -> Any:
         """The operand called `name` (TensorSpec, None or tuple); KeyError when there is none."""
         return dict(self.inputs)[name]

@@ -176,7 +176,7 @@ def _convolve(
     blocks = _Blocks(epilogue.shape, depth)
     rows, columns = padded(channels, ROWS), blocks.columns
     work = groups * blocks.count * columns * rows * (depth + 1)
-    dtype = "int16" if dict(spec.attributes).get("shift_groups", 1) <= SHORT_SHIFTS else "int32"
+    dtype = "int16" if spec.get("shift_groups", 1) <= SHORT_SHIFTS else "int32"
     with nest.parallel(groups * blocks.count, work, "task") as task:
         group, block = tirx.floordiv(task, blocks.count), tirx.floormod(task, blocks.count)
         panel = nest.scratch(depth * columns, dtype)

@@ -36,13 +36,12 @@ def _elementwise(
 ) -> object:
     """out[i] = expression(argument[i], ...): tensors converted to `dtype`, scalars constants of
     it, absent arguments None; a condition stays bool."""
-    scalars = dict(spec.attributes)
     with nest.function(spec) as f:
         (out,) = f.outputs
         present = {name: f[name] for name in arguments if name in f.tensors}
 
         def constant(name: str) -> Expr:
-            value = scalars.get(name)
+            value = spec.get(name)
             if value is None:
                 return None
             return nest.literal(value) if dtype == "float32" else nest.const(value, dtype)

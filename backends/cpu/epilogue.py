@@ -14,11 +14,10 @@ class Epilogue:
     """Writes the results of a product; scales and bias are broadcast to the result's shape."""
 
     def __init__(self, spec: KernelSpec, f: nest.Function) -> None:
-        attributes = dict(spec.attributes)
         (self.out,) = f.outputs
         self.shape = self.out.shape
         self.scales, self.bias = f.list("scales"), f.get("bias")
-        self.relu = bool(attributes.get("relu", False))
+        self.relu = bool(spec.get("relu", False))
         self.fenced = self.bias is not None and bool(self.scales)
 
     def steps(self, operand: Array) -> list[int]:

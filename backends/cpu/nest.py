@@ -7,6 +7,7 @@ keeps LLVM from vectorising it. TVM's simplifier turns (x + y) - y into x, float
 kernel writes that.
 """
 
+import builtins
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import prod
@@ -65,7 +66,7 @@ class Function:
 
     def list(self, name: str) -> list[Array]:
         """The tensors of the list argument `name`."""
-        found = []
+        found: builtins.list[Array] = []
         while f"{name}_{len(found)}" in self.tensors:
             found.append(self.tensors[f"{name}_{len(found)}"])
         return found

@@ -68,12 +68,12 @@ class Philox:
             low = tirx.bitwise_and(word[lane], _splat_word(_HALF))
             product.store(lane, low * nest.splat(nest.const(multiplier, "uint64"), _HALF))
         shift = nest.splat(nest.const(32, "uint64"), _HALF)
-        for word, product, key in ((0, 1, keys[0]), (2, 0, keys[1])):
-            high = tirx.shift_right(products[product][lane], shift)
+        for target, source, key in ((0, 1, keys[0]), (2, 0, keys[1])):
+            high = tirx.shift_right(products[source][lane], shift)
             mixed = tirx.bitwise_xor(
-                tirx.bitwise_xor(high, words[word + 1][lane]), nest.splat(key, _HALF)
+                tirx.bitwise_xor(high, words[target + 1][lane]), nest.splat(key, _HALF)
             )
-            words[word].store(lane, mixed)
+            words[target].store(lane, mixed)
         words[1].store(lane, products[1][lane])
         words[3].store(lane, products[0][lane])
 

@@ -19,14 +19,11 @@ class _Windows:
     """Where the taps of the windows of a plane read."""
 
     def __init__(self, spec: KernelSpec, plain: Sequence[int], pooled: Sequence[int]) -> None:
-        attributes = dict(spec.attributes)
         self.height, self.width = plain[2:]
         self.rows, self.columns = pooled[2:]
         self.planes = pooled[0] * pooled[1]
-        self.kernel, self.stride, self.padding = (
-            attributes[name] for name in ("kernel", "stride", "padding")
-        )
-        self.dilation = attributes.get("dilation", (1, 1))
+        self.kernel, self.stride, self.padding = spec["kernel"], spec["stride"], spec["padding"]
+        self.dilation = spec.get("dilation", (1, 1))
         self.taps = [(kh, kw) for kh in range(self.kernel[0]) for kw in range(self.kernel[1])]
         self.work = self.planes * self.rows * self.columns * len(self.taps)
 

@@ -129,4 +129,4 @@ class Function:
 
 def _torch(value: Any) -> Tensor:
     """A result as a torch tensor on the same memory."""
-    return value if isinstance(value, Tensor) else torch.from_dlpack(value)
+    return value if isinstance(value, Tensor) else torch.utils.dlpack.from_dlpack(value)

@@ -10,7 +10,8 @@ import torch
 
 from sqcompile.backends.cpu import KERNELS
 from sqcompile.ops import OPS, norm_float, product_float
-from tests.backends.cases import Case, all_cases, tensors
+from tests.backends.cases import Case, tensors
+from tests.backends.catalogue import all_cases
 from tests.backends.conftest import OLDER_CPUS, Compiled, compile_cases
 
 CASES = all_cases()

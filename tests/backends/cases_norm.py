@@ -1,0 +1,126 @@
+"""Norms, reductions and pooling."""
+
+from typing import Any
+
+import torch
+
+from sqcompile.ops import OPS
+from sqcompile.ops.norm import fraction_bits
+from tests.backends.cases import I8, I32, I64, Made, Source, sized
+
+
+def norms() -> Made:
+    for shape, dtype, limit in (
+        ((8, 16, 8, 8), I32, 200000),
+        ((4, 5, 7, 3), I64, 2**34),
+        ((1, 3, 1, 1), I8, 127),
+        ((16, 10), I8, 127),
+        ((2, 2, 17, 9), I32, 5),
+        ((2, 3, 200, 100), I32, 1000),
+    ):
+        channels, bits = shape[1], fraction_bits(torch.Size(shape).numel() // shape[1], limit)
+        for affine, eps in ((True, 1e-5), (False, 0.0)):
+
+            def forward(
+                s: Source, sh=shape, d=dtype, li=limit, c=channels, f=bits, a=affine, e=eps
+            ) -> list[Any]:
+                x = s.integers(-li, li, *sh, dtype=d)
+                x[:, 0] = 3  # a constant channel: no spread
+                vectors = [s.normal(c) if a else None for _ in range(3)]
+                return [x, s.uniform(c) * 1e-3, *vectors, e, f, 4, 0.3352]
+
+            yield "l1_batch_norm", f"{sized(shape)}-{affine}", forward
+
+            def backward(s: Source, sh=shape, c=channels, a=affine) -> list[Any]:
+                g, xhat = s.integers(-127, 127, *sh), s.integers(-8, 7, *sh)
+                return [g, s.uniform(c), xhat, s.uniform(c), s.normal(c) if a else None, 0.3352]
+
+            yield "l1_batch_norm_backward", f"{sized(shape)}-{affine}", backward
+    for rows, features in ((64, 128), (3, 33), (1, 1), (7, 16), (300, 70)):
+        label = f"{rows}x{features}"
+        for gamma in (True, False):
+            for beta in (True, False):
+
+                def layer(s: Source, m=rows, d=features, ga=gamma, be=beta) -> list[Any]:
+                    x = s.integers(-127, 127, m, d)
+                    x[0] = 5
+                    vectors = [s.normal(d) if given else None for given in (ga, be)]
+                    return [x, s.uniform(m, 1), *vectors, 1e-5, 16, 8, 0.05]
+
+                yield "l1_layer_norm", f"{label}-{gamma}-{beta}", layer
+        yield (
+            "l1_layer_norm_backward",
+            label,
+            lambda s, m=rows, d=features: [
+                s.integers(-127, 127, m, d),
+                s.uniform(m, 1),
+                s.integers(-128, 127, m, d),
+                s.uniform(m, 1),
+                0.05,
+            ],
+        )
+        yield (
+            "l1_layer_norm_affine_backward",
+            label,
+            lambda s, m=rows, d=features: [
+                s.integers(-127, 127, m, d),
+                s.uniform(1, d),
+                s.integers(-128, 127, m, d),
+                0.05,
+            ],
+        )
+    for momentum in (0.1, 0.0, 1.0):
+        yield "ema", f"{momentum}", lambda s, m=momentum: [s.edges(37), s.normal(37), m]
+
+
+def reductions() -> Made:
+    for shape in ((8, 16, 8, 8), (3, 5, 7, 9), (1, 1, 1, 1), (300, 3, 4, 4)):
+        for axes in ([0, 1, 2, 3], [0, 2, 3], [1, 2, 3], [0], [3], [1], [0, 2]):
+            label = f"{sized(shape)}-{sized(axes)}"
+            kept = [shape[0], 1, 1, 1]
+            yield "absmax", label, lambda s, sh=shape, a=axes: [s.edges(*sh), None, a]
+            yield (
+                "absmax",
+                f"{label}-outer",
+                lambda s, sh=shape, a=axes, k=kept: [s.normal(*sh), s.edges(*k).abs(), a],
+            )
+            yield (
+                "ordered_sum",
+                label,
+                lambda s, sh=shape, a=axes: [s.normal(*sh), a, len(a) % 2 == 0],
+            )
+    for shape in ((512, 70), (3000, 1), (5, 2049)):
+        for axes in ([0], [1], [0, 1]):
+            label = f"{sized(shape)}-{sized(axes)}"
+            yield "absmax", label, lambda s, sh=shape, a=axes: [s.normal(*sh), None, a]
+            yield "ordered_sum", label, lambda s, sh=shape, a=axes: [s.normal(*sh), a, False]
+
+
+def pools() -> Made:
+    """x shape, kernel, stride, padding, dilation, ceil_mode."""
+    for shape, kernel, stride, padding, dilation, ceil in (
+        ((2, 3, 8, 8), [2, 2], [2, 2], [0, 0], [1, 1], False),
+        ((2, 3, 9, 7), [3, 3], [2, 2], [1, 1], [1, 1], False),
+        ((1, 2, 9, 8), [3, 2], [2, 3], [1, 1], [1, 2], True),
+        ((2, 4, 6, 5), [6, 5], [6, 5], [0, 0], [1, 1], False),
+    ):
+        label = f"{sized(shape)}-{sized(kernel)}-{sized(stride)}"
+        call = [kernel, stride, padding]
+
+        def most(s: Source, sh=shape, c=call, d=dilation, e=ceil) -> list[Any]:
+            return [s.edges(*sh), *c, d, e]
+
+        def most_backward(s: Source, sh=shape, c=call, d=dilation, e=ceil) -> list[Any]:
+            y, tap = OPS["sq::max_pool2d"].reference(s.normal(*sh), *c, d, e)
+            return [s.normal(*y.shape), tap, list(sh), *c, d]
+
+        yield "max_pool2d", label, most
+        yield "max_pool2d_backward", label, most_backward
+        if dilation == [1, 1] and not ceil:
+
+            def mean_backward(s: Source, sh=shape, c=call) -> list[Any]:
+                y = OPS["sq::avg_pool2d"].reference(s.normal(*sh), *c)
+                return [s.normal(*y.shape), list(sh), *c]
+
+            yield "avg_pool2d", label, lambda s, sh=shape, c=call: [s.normal(*sh), *c]
+            yield "avg_pool2d_backward", label, mean_backward

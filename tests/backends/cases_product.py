@@ -1,0 +1,117 @@
+"""Matrix products and convolutions, with and without epilogues."""
+
+from typing import Any
+
+from sqcompile.ops.conv import output_shape
+from tests.backends.cases import I8, I32, I64, U8, Made, Source, sized
+
+
+def products() -> Made:
+    sizes = [(37, 33, 45), (1, 1, 1), (1, 100, 17), (64, 10, 32), (10, 1, 130)]
+    for transpose_a in (False, True):
+        for transpose_b in (False, True):
+            for batch, (m, n, k), kinds, chunk in (
+                ((), sizes[0], (I8, U8), 0),
+                ((3,), sizes[0], (U8, I8), 7),
+                ((), sizes[1], (I8, I8), 0),
+                ((), sizes[2], (I8, I8), 30),
+                ((2,), sizes[3], (I8, I8), 0),
+                ((), sizes[4], (U8, U8), 1),
+            ):
+
+                def operands(
+                    s: Source, ta=transpose_a, tb=transpose_b, b=batch, m=m, n=n, k=k, kinds=kinds
+                ) -> list[Any]:
+                    limits = {I8: (-127, 127), U8: (0, 255)}
+                    a = s.integers(
+                        *limits[kinds[0]], *b, *((k, m) if ta else (m, k)), dtype=kinds[0]
+                    )
+                    c = s.integers(
+                        *limits[kinds[1]], *b, *((n, k) if tb else (k, n)), dtype=kinds[1]
+                    )
+                    exponent = [1] * (len(b) + 2)
+                    exponent[-2 if ta else -1] = k
+                    return [a, c, s.integers(0, 3, *exponent), 4, ta, tb]
+
+                name = f"{sized((*batch, m, n, k))}-{'t' * transpose_a}n{'t' * transpose_b}-{chunk}"
+                yield "shift_matmul", name, lambda s, o=operands, c=chunk: [*o(s), c]
+
+                def fused(s: Source, o=operands, c=chunk, m=m, n=n) -> list[Any]:
+                    a, b, exponent, *rest = o(s)
+                    scales = [s.uniform(n), s.uniform(m, 1)]
+                    return [a, b, None, 1, *rest[1:], c, scales, s.normal(n), True]
+
+                if transpose_b:
+                    yield "shift_matmul_dequantize", name, fused
+    yield (
+        "shift_matmul_dequantize",
+        "no-epilogue",
+        lambda s: (
+            [s.integers(-7, 7, 5, 9), s.integers(-7, 7, 9, 6), None, 1, False, False, 0]
+            + [[s.uniform(1)], None, False]
+        ),
+    )
+    for label, dtype, high in (("int32", I32, 2**31 - 1), ("int64", I64, 2**40)):
+        for bias in (False, True):
+            yield (
+                "dequantize",
+                f"{label}-{bias}",
+                lambda s, d=dtype, h=high, b=bias: [
+                    s.integers(-h, h, 4, 5, 7, 9, dtype=d),
+                    [s.uniform(1, 5, 1, 1), s.uniform(1)],
+                    s.normal(1, 5, 1, 1) if b else None,
+                ],
+            )
+    yield (
+        "dequantize",
+        "no-scale",
+        lambda s: [s.integers(-9, 9, 3, 40, dtype=I32), [], s.normal(40)],
+    )
+
+
+def convolutions() -> Made:
+    """x shape, output channels, kernel, stride, padding, dilation, groups, k_chunk."""
+    geometries = [
+        ((2, 3, 9, 7), 5, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0),
+        ((2, 4, 9, 7), 6, (3, 2), (2, 1), (1, 0), (1, 2), 2, 3),
+        ((3, 6, 8, 8), 6, (3, 3), (2, 2), (1, 1), (1, 1), 6, 0),
+        ((1, 1, 5, 5), 1, (5, 5), (1, 1), (2, 2), (1, 1), 1, 1),
+        ((2, 8, 6, 6), 4, (1, 1), (2, 2), (0, 0), (1, 1), 1, 0),
+        ((2, 2, 4, 40), 3, (3, 7), (3, 2), (4, 5), (2, 3), 1, 2),
+        ((2, 3, 1, 1), 3, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0),
+        ((2, 3, 7, 7), 3, (2, 2), (2, 2), (0, 0), (1, 1), 1, 5),
+        ((5, 17, 6, 5), 18, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0),
+    ]
+    for x, out, kernel, stride, padding, dilation, groups, chunk in geometries:
+        w = (out, x[1] // groups, *kernel)
+        y = tuple(output_shape(x, w, stride, padding, dilation))
+        rest = [list(stride), list(padding), list(dilation), groups, chunk]
+        name = f"{sized(x)}-{sized(w)}-{sized(stride)}"
+
+        def fprop(s: Source, x=x, w=w, rest=rest) -> list[Any]:
+            return [s.integers(0, 255, *x, dtype=U8), s.integers(-127, 127, *w), *rest]
+
+        def dgrad(s: Source, x=x, w=w, y=y, rest=rest) -> list[Any]:
+            e = s.integers(0, 3, 1, y[1], 1, 1)
+            return [s.integers(-127, 127, *y), s.integers(-7, 7, *w), e, 4, list(x), *rest]
+
+        def wgrad(s: Source, x=x, w=w, y=y, rest=rest) -> list[Any]:
+            e = s.integers(0, 7, y[0], 1, *y[2:])
+            return [s.integers(-127, 127, *y), s.integers(-127, 127, *x), e, 8, list(w), *rest]
+
+        for op, make, scale in (
+            ("conv_fprop", fprop, (1, out, 1, 1)),
+            ("conv_dgrad", dgrad, (x[0], 1, 1, 1)),
+            ("conv_wgrad", wgrad, (out, 1, 1, 1)),
+        ):
+            yield op, name, make
+            yield (
+                f"{op}_dequantize",
+                name,
+                lambda s, m=make, sc=scale: [*m(s), [s.uniform(1), s.uniform(*sc)], None, False],
+            )
+        yield (
+            "conv_fprop_dequantize",
+            f"{name}-bias-relu",
+            lambda s, m=fprop, o=out: [*m(s), [s.uniform(1)], s.normal(1, o, 1, 1), True],
+        )
