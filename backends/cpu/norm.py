@@ -17,6 +17,7 @@ from sqcompile.backends.cpu.quantize import clamp, floor_to
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.norm import SIGMA_OVER_DEVIATION
+from sqcompile.ops.quantize import TINY
 
 PARTIAL = 1 << 14
 """int8 products up to 128 * 256 add up below 2^30 over so many elements."""
@@ -137,7 +138,7 @@ class _Normalizer:
         factor = SIGMA_OVER_DEVIATION * step / count
         self.sigma = held((_float(deviation) * _f(factor)) * scale)
         spread = held(nest.fence(self.sigma) + nest.literal(spec["eps"]))
-        coefficient = nest.select(spread.equal(_f(0.0)), _f(0.0), _f(1.0) / spread)
+        coefficient = nest.select(spread < _f(TINY), _f(0.0), _f(1.0) / spread)
         self.coefficient = held(coefficient)
         self.factor = held((scale * _f(step)) * self.coefficient)
         self.mean = held((_float(mean) * _f(step)) * scale)
