@@ -137,7 +137,8 @@ def _epoch(
                 f"{file.path}: the loss is {losses[-1]} at step {len(run.step_ms)}\n"
                 "  lower the learning rate; --check-finite tells where it appears."
             )
-        right.add(file, output.detach() if isinstance(output, Tensor) else output, target)
+        if not file.has("eval_data"):
+            right.add(file, output.detach() if isinstance(output, Tensor) else output, target)
     if not losses:
         raise CaptureError(f"{file.path}: data() gave no batch in an epoch")
     return Epoch(sum(losses) / len(losses), right.share)

@@ -18,6 +18,8 @@ from typing import Any
 import click
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout, not installed
+
 from sqcompile import api, modelfile, training
 from sqcompile.errors import UsageError
 from sqcompile.recipe import Recipe
@@ -34,7 +36,7 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "digits": Protocol(EXAMPLES / "digits_resnet.py", training.Settings(epochs=10)),
+    "digits": Protocol(EXAMPLES / "digits_resnet.py", training.Settings(epochs=20)),
     "mlp": Protocol(EXAMPLES / "mlp.py", training.Settings(epochs=5, optimizer="adamw", lr=0.002)),
 }
 

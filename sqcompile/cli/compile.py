@@ -8,7 +8,7 @@ import click
 
 from sqcompile.cli import options
 from sqcompile.cli.output import Output
-from sqcompile.errors import VerificationError
+from sqcompile.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
     from sqcompile.modelfile import ModelFile
@@ -88,6 +88,7 @@ def command(
     from sqcompile.recipe import Recipe
     from sqcompile.report import data, saved
 
+    path = run_folder(folder, model_file)
     chosen = Recipe.load(recipe)
     options.use_threads(threads)
     file = modelfile.load(model_file)
@@ -106,10 +107,19 @@ def command(
         verification=results,
         timing=timing,
     )
-    path = Path(folder) if folder else Path("runs") / Path(model_file).stem
     write_run(step, file, report, path)
     tell(output, report, path)
     refuse(report, verify)
+
+
+def run_folder(given: str | None, model_file: str) -> Path:
+    """Where the run goes; raises UsageError, before anything is compiled, when `save` would."""
+    path = Path(given) if given else Path("runs") / Path(model_file).stem
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file; give a folder with -o")
+    if path.exists() and any(path.iterdir()) and not (path / "manifest.json").exists():
+        raise UsageError(f"{path} holds other files and is no run folder; give another with -o")
+    return path
 
 
 def made(file: "ModelFile", seed: int) -> tuple[Any, tuple[Any, ...]]:

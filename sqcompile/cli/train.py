@@ -1,7 +1,6 @@
 """sqcompile train: train a model file's model in integers, beside fp32 when asked."""
 
 from copy import deepcopy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -84,10 +83,11 @@ def command(
     """
     target = options.chosen_target(target_name, mcpu=mcpu, arch=arch, hw=hw)
     from sqcompile import api, modelfile, training
-    from sqcompile.cli.compile import made, tell, write_run
+    from sqcompile.cli.compile import made, run_folder, tell, write_run
     from sqcompile.recipe import Recipe
     from sqcompile.report import data, saved, text
 
+    path = run_folder(folder, model_file)
     chosen = Recipe.load(recipe)
     options.use_threads(threads)
     file = modelfile.load(model_file)
@@ -110,7 +110,6 @@ def command(
         eager_bytes=eager_bytes,
         training={"epochs": epochs, "settings": vars(settings), "runs": runs},
     )
-    path = Path(folder) if folder else Path("runs") / Path(model_file).stem
     write_run(step, file, report, path)
     output.show(text.training_table(report["training"]))
     for line in _closing(runs):

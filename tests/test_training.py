@@ -1,0 +1,121 @@
+"""The training loop: the same batches for every model, and what files may say about it."""
+
+import pytest
+import torch
+from torch import nn
+
+from sqcompile import modelfile, training
+from sqcompile.errors import CaptureError, UsageError
+from sqcompile.training import Settings, fit
+
+FILE = """
+import random
+import numpy as np
+import torch
+from torch import nn
+
+SEEN = []
+
+def data():
+    for _ in range(3):
+        x = torch.randn(5, 4) + random.random() + np.random.rand()
+        SEEN.append(x)
+        yield x, torch.randint(3, (5,))
+
+def loss(output, target):
+    return nn.functional.cross_entropy(output, target)
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(extra="", text=FILE):
+        path = tmp_path / "net.py"
+        path.write_text(text + extra)
+        return modelfile.load(path)
+
+    return write
+
+
+def model(dropout=0.0):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Dropout(dropout), nn.Linear(4, 3))
+
+
+def test_batches_do_not_depend_on_what_the_model_draws(write):
+    file = write()
+    for dropout in (0.0, 0.5):
+        fit(model(dropout), file, Settings(epochs=2))
+    plain, random = file.module.SEEN[:6], file.module.SEEN[6:]
+    assert all(torch.equal(a, b) for a, b in zip(plain, random, strict=True))
+    assert not torch.equal(plain[0], plain[3]), "epochs have batches of their own"
+
+
+def test_the_same_settings_give_the_same_run(write):
+    file = write()
+    first, second = (fit(model(), file, Settings(epochs=2)) for _ in range(2))
+    assert first.epochs == second.epochs
+    other = fit(model(), file, Settings(epochs=2, seed=5))
+    assert other.epochs != first.epochs
+
+
+def test_without_eval_data_accuracy_is_that_of_the_batches(write):
+    run = fit(model(), write(), Settings(epochs=1))
+    assert run.accuracy is not None and (run.accuracy * 15) % 1 == pytest.approx(0, abs=1e-9)
+    assert len(run.step_ms) == 3
+    assert run.to_json()["steps"] == 3
+
+
+def test_a_file_judges_and_optimises_by_itself(write):
+    file = write(
+        """
+def eval_data():
+    yield torch.zeros(2, 4), torch.zeros(2)
+    yield torch.zeros(6, 4), torch.ones(6)
+
+def accuracy(output, target):
+    return target.mean()
+
+def optimizer(parameters):
+    return torch.optim.SGD(parameters, lr=0.0)
+"""
+    )
+    trained = model()
+    before = [parameter.clone() for parameter in trained.parameters()]
+    assert fit(trained, file, Settings(epochs=1)).accuracy == 6 / 8
+    assert all(torch.equal(a, b) for a, b in zip(before, trained.parameters(), strict=True))
+
+
+def test_targets_that_are_no_classes_give_no_accuracy(write):
+    file = write(
+        """
+def data():
+    yield torch.ones(2, 4), torch.ones(2, 3)
+
+def loss(output, target):
+    return (output - target).square().mean()
+"""
+    )
+    assert fit(model(), file, Settings(epochs=1)).accuracy is None
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("def loss(output, target): return output", "loss() returned a tensor of 15 elements"),
+        ("def loss(output, target): return 1.0", "loss() returned 1.0"),
+        ("def loss(output, target): return output.sum() * float('nan')", "the loss is nan at ste"),
+        ("def loss(output, target): return output.sum() / 0", "the loss is"),
+        ("def data(): return []", "data() gave no batch"),
+        ("def optimizer(parameters): return 4", "optimizer() returned int"),
+    ],
+)
+def test_what_cannot_be_trained(write, extra, message):
+    with pytest.raises(CaptureError) as error:
+        fit(model(), write(extra), Settings(epochs=1))
+    assert message in str(error.value)
+
+
+def test_data_and_loss_are_needed(write):
+    with pytest.raises(UsageError, match="does not define loss, which training needs"):
+        training.check(write(text="def data(): pass\n"))
