@@ -1,19 +1,24 @@
 """One number of threads for TVM's kernels and torch's own operators.
 
-What was measured (TVM 0.27, torch 2.13, two cores; CPU time per thread):
+What was found (TVM 0.27, torch 2.13, a machine with two cores):
 
-- TVM sizes its pool to half of the cores on x86, taking the rest for hyper-threads: 1 of 2 here,
-  so a parallel kernel ran in 0.19 ms with the default and in 0.10 ms with two threads.
-- TVM_NUM_THREADS is the largest size of a pool. It is read when a calling thread launches its
-  first parallel kernel, not at import, and every calling thread has a pool of its own.
-- runtime.config_threadpool(1, n) changes how many of them work, up to that size, at any time, for
-  the pool of the calling thread only; `apply` is therefore called by whoever runs kernels.
-- It also pins the calling thread to the first core, and torch's OpenMP threads, which start later,
-  inherit that: two of them then share one core. TVM_BIND_THREADS=0 prevents it.
-- TVM_THREAD_POOL_SPIN_COUNT is how long idle workers spin. OpenMP's workers spin after an operator
-  too, and on a busy machine a 512 x 512 torch product took 16 ms with two spinning threads against
-  6 ms with OMP_WAIT_POLICY=passive and 3.3 ms with one thread. Spinning costs most when torch and
-  TVM alternate, so TVM's workers sleep soon.
+- TVM sizes its pool to half of the cores on x86, taking the others for hyper-threads: one thread
+  here. TVM_NUM_THREADS is the largest size of a pool. It is read when a calling thread launches
+  its first parallel kernel, not at import, and every calling thread has a pool of its own.
+- runtime.config_threadpool(1, n) changes how many of a pool work, up to that size, at any time,
+  but for the calling thread only: whoever runs kernels calls `apply` first.
+- It also pins the calling thread to one core, which threads started later inherit, torch's OpenMP
+  threads among them: they then share that core. TVM_BIND_THREADS=0 prevents it.
+- TVM_THREAD_POOL_SPIN_COUNT is how long an idle worker spins before it sleeps. With the default a
+  worker that `set_num_threads(1)` retired still took all of the other core; with 2000 it takes
+  none, and no speed was lost.
+
+Eight parallel kernels (sqrt of 512 x 512) and one torch product (512 x 512), alternating, in ms:
+                                 1 thread    2 threads
+    kernels / product alone    0.38 / 2.8   0.20 / 1.4
+    alternating                       3.1          2.0
+    alternating, busy machine     3.3-4.4        14-20     (7 when TVM's workers never spin)
+The last row is OpenMP's spinning: on a machine that others use, fewer threads are faster.
 """
 
 import os
