@@ -7,6 +7,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from sqcompile.ops import pool
+from sqcompile.ops.elementwise import sqrt
 from sqcompile.ops.product_float import conv, conv_input_grad, conv_weight_grad, matmul
 from sqcompile.ops.reduce import ordered_sum
 from sqcompile.passes.editing import (
@@ -212,6 +213,12 @@ def _view(editor: Editor, node: Node) -> None:
         replace(node, editor.call(aten.view.default, source, shape(node), like=node))
 
 
+def _sqrt(editor: Editor, node: Node) -> None:
+    x = arguments(node)["self"]
+    if value(x).dtype == torch.float32:
+        replace(node, editor.call(sqrt, x, like=node))
+
+
 def _pair(values: Any, default: Any = None) -> list[int]:
     chosen = list(values) or list(default)
     return [int(v) for v in (chosen * 2 if len(chosen) == 1 else chosen)]
@@ -297,6 +304,7 @@ _REWRITES = {
     aten.view.default: _view,
     aten.reshape.default: _view,
     aten._unsafe_view.default: _view,
+    aten.sqrt.default: _sqrt,
     aten.mm.default: _mm,
     aten.bmm.default: _mm,
     aten.addmm.default: _addmm,

@@ -16,6 +16,7 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
+from sqcompile.backends.cpu.host import host_cpu
 from sqcompile.backends.targets import Target
 from sqcompile.errors import UsageError
 from sqcompile.runtime import cache
@@ -37,7 +38,7 @@ def mcpu_of(target: Target) -> str:
     Raises UsageError for a CPU that LLVM does not know.
     """
     if not target.mcpu:
-        return str(tvm.target.codegen.llvm_get_system_cpu())
+        return host_cpu()
     generic = tvm.target.Target("llvm")
     known = [str(name) for name in tvm.target.codegen.llvm_get_cpu_archlist(generic)]
     if target.mcpu not in known:

@@ -149,7 +149,7 @@ for _name, _of in {
 KERNELS.kernel("aten::logical_not.default")(_comparison("self", of=lambda x: tirx.Not(_truth(x))))
 KERNELS.kernel("aten::neg.default")(_arithmetic("self", of=_negative))
 KERNELS.kernel("aten::abs.default")(_arithmetic("self", of=_magnitude))
-KERNELS.kernel("aten::sqrt.default")(_arithmetic("self", of=tirx.sqrt))
+KERNELS.kernel("sq::sqrt")(_arithmetic("x", of=tirx.sqrt))
 KERNELS.kernel("aten::clone.default")(_arithmetic("self", of=lambda x: x))
 KERNELS.kernel("aten::_to_copy.default", limit=_to_integers)(_arithmetic("self", of=lambda x: x))
 KERNELS.kernel("aten::relu.default")(

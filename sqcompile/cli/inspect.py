@@ -51,7 +51,7 @@ def command(output: Output, folder: str, stage: str | None, saved: bool, as_html
 
 def stages(folder: Path) -> dict[str, str]:
     """The texts of the first variant's stages, by name, in order."""
-    files = sorted((folder / "variant_0").glob("[0-9][0-9]_*.txt"))
+    files = sorted(folder.glob("[0-9][0-9]_*.txt"))
     return {file.stem[3:]: file.read_text(encoding="utf-8") for file in files}
 
 

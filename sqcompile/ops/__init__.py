@@ -2,6 +2,7 @@
 
 from sqcompile.ops import (
     conv,
+    elementwise,
     norm,
     norm_float,
     pack,
@@ -18,6 +19,7 @@ __all__ = [
     "OPS",
     "Op",
     "conv",
+    "elementwise",
     "find",
     "norm",
     "norm_float",

@@ -79,8 +79,7 @@ def _write(step: CompiledStep, folder: Path, model_file: str | None) -> None:
         "model_file": _model_file(model_file),
         "module": _write_module(step, folder),
         "variants": [
-            _write_variant(variant, folder / f"variant_{number}")
-            for number, variant in enumerate(step.variants)
+            _write_variant(variant, folder, number) for number, variant in enumerate(step.variants)
         ],
     }
     manifest["files"] = {
@@ -124,17 +123,21 @@ def _write_module(step: CompiledStep, folder: Path) -> dict[str, Any]:
     }
 
 
-def _write_variant(variant: Variant, folder: Path) -> dict[str, Any]:
+def _write_variant(variant: Variant, run: Path, number: int) -> dict[str, Any]:
+    """Code into a folder of its own; the graphs of the first variant, which is what people read,
+    stand at the top of the run folder, those of the others beside their code."""
+    folder = run / f"variant_{number}"
     folder.mkdir()
+    texts = folder if number else run
     binary = variant.executable.binary
     (folder / "vm.bin").write_bytes(binary.vm)
-    for number, code in enumerate(binary.objects):
-        (folder / f"kernels_{number}.o").write_bytes(code)
+    for index, code in enumerate(binary.objects):
+        (folder / f"kernels_{index}.o").write_bytes(code)
     for name, text in binary.sources.items():
         (folder / name).write_text(text)
         (folder / name).with_suffix(".s").write_text(assembly(text))
-    for number, stage in enumerate(variant.stages):
-        (folder / f"{number:02d}_{stage.name}.txt").write_text(stage.text)
+    for position, stage in enumerate(variant.stages):
+        (texts / f"{position:02d}_{stage.name}.txt").write_text(stage.text)
     try:
         signature = variant.signature.to_json()
     except TypeError as error:

@@ -70,6 +70,7 @@ def norms() -> Made:
             ],
         )
     for momentum in (0.1, 0.0, 1.0):
+        yield "sqrt", f"{momentum}", lambda s, m=momentum: [s.uniform(1000) * m]
         yield "ema", f"{momentum}", lambda s, m=momentum: [s.edges(37), s.normal(37), m]
 
 

@@ -5,7 +5,7 @@ import torch
 from sqcompile.ops import OPS
 from tests.backends import cases_norm, cases_product, cases_quantize
 from tests.backends.cases import Case
-from tests.backends.cases_aten import EXACT, TO_COPY, aten_cases, to_float
+from tests.backends.cases_aten import TO_COPY, aten_cases, to_float
 
 FAMILIES = (
     cases_quantize.quantizers,
@@ -27,7 +27,7 @@ def all_cases() -> list[Case]:
             cases.append(Case(f"{op}-{label}", entry.target, entry.reference, make))
     for target, label, make in aten_cases():
         name = f"{target._schema.name[6:]}.{target._overloadname}-{label}"
-        cases.append(Case(name, target, EXACT.get(target, target), make))
+        cases.append(Case(name, target, target, make))
     for label, x in to_float().items():
         keywords = {"dtype": torch.float32}
         cases.append(Case(f"_to_copy.default-{label}", TO_COPY, TO_COPY, x, keywords))

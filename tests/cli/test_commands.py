@@ -11,7 +11,7 @@ def test_a_run_folder_holds_everything(compiled):
     names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     expected = {"manifest.json", "report.json", "report.html", "weights.safetensors"}
     assert expected <= names
-    assert {"variant_0/00_captured.txt", "variant_0/vm.bin", "variant_1/vm.bin"} <= names
+    assert {"00_captured.txt", "variant_0/vm.bin", "variant_1/vm.bin"} <= names
 
 
 def test_json_is_one_document_on_stdout(compiled):

@@ -88,6 +88,7 @@ EXAMPLES: dict[str, list[list[Any]]] = {
     "l1_layer_norm_backward": [[i8(5, 4), f32(5, 1), i8(5, 4), f32(5, 1), 0.3352]],
     "l1_layer_norm_affine_backward": [[i8(5, 4), f32(1, 4), i8(5, 4), 0.3352]],
     "ema": [[f32(4), f32(4), 0.1]],
+    "sqrt": [[f32(4).abs()]],
     "batch_norm": [[f32(*X), f32(4), f32(4), 1e-5], [f32(5, 4).double(), None, None, 1e-5]],
     "batch_norm_backward": [
         [f32(*X), f32(*X), f32(4), f32(4)],

@@ -444,3 +444,8 @@ def test_bound_accumulators_counts_the_shift_of_the_gradient():
     )
     node = next(n for n in bound_accumulators(before).graph.nodes if n.name == "y")
     assert node.args[-1] == (2**31 - 1) // ((127 << 3) * 255)
+
+
+def test_canonicalize_takes_a_square_root_that_rounds_correctly():
+    before = graph("x_0: f32[3] -> y", "y = aten.sqrt(x_0)")
+    assert same(canonicalize(before), graph("x_0: f32[3] -> y", "y = sq.sqrt(x_0)"))

@@ -13,11 +13,6 @@ from sqcompile.errors import InputError, UsageError
 from tests.models import Mlp, SmallResNet, make
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("SQCOMPILE_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 def _compiled(name="mlp", recipe="w4a4g4", **options):
     model, inputs = make(name)
     return sqcompile.compile(model, inputs, recipe=recipe, **options), model, inputs
