@@ -1,5 +1,6 @@
 """Give every product its place in the model, its role and the bits of its operands."""
 
+import operator
 from dataclasses import dataclass, replace
 
 import torch
@@ -187,16 +188,15 @@ def nonnegative(node: Node) -> bool:
         return True
     if is_call(node, aten.hardtanh.default):
         return float(arguments(node)["min_val"]) >= 0.0
-    if node.target in _SAME_SIGN or (getattr(node.target, "__name__", "") == "getitem"):
-        same = getattr(node.target, "__name__", "") != "getitem" or node.args[1] == 0
-        return same and isinstance(first, Node) and nonnegative(first)
+    if node.target in _SAME_SIGN or (node.target is operator.getitem and node.args[1] == 0):
+        return isinstance(first, Node) and nonnegative(first)
     if is_call(node, aten.add.Tensor, aten.div.Tensor, aten.mul.Tensor):
         return all(
             nonnegative(a) if isinstance(a, Node) else float(a) >= 0.0  # type: ignore[arg-type]
             for a in node.args[:2]
         )
     if is_call(node, aten.cat.default):
-        return all(nonnegative(part) for part in node.args[0])  # type: ignore[union-attr, arg-type]
+        return all(nonnegative(part) for part in arguments(node)["tensors"])
     return False
 
 

@@ -171,7 +171,7 @@ def parameter(node: Node) -> str | None:
 
 
 def rewrite_each(
-    module: GraphModule, table: Mapping[object, Callable[[Editor, Node], None]]
+    module: GraphModule, table: Mapping[Any, Callable[[Editor, Node], None]]
 ) -> GraphModule:
     """A copy of the graph in which every call with an entry in `table` went through it."""
     rules = {target_of(op): rule for op, rule in table.items()}

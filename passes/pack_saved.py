@@ -1,12 +1,13 @@
 """Pack what forward keeps for backward: 4-bit integers by twos, masks by eights."""
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch.fx import GraphModule, Node
 
 from sqcompile.ops import pack, pool
-from sqcompile.passes.editing import Editor, copy_graph, finish, is_call, shape, tainted
+from sqcompile.passes.editing import Editor, arguments, copy_graph, finish, is_call, shape, tainted
 
 PACKED_BITS = 4
 
@@ -53,9 +54,8 @@ def _small_bits(node: Node) -> tuple[int, bool] | None:
     source = node.args[0] if node.args else None
     if is_call(source, pool.max_pool2d) and node.args[1] == 1:
         assert isinstance(source, Node)
-        kernel = source.args[1]
-        assert isinstance(kernel, (list, tuple))
-        return (int(kernel[0]) * int(kernel[1]) - 1).bit_length(), False
+        taps = prod(arguments(source)["kernel"])
+        return (taps - 1).bit_length(), False
     return None
 
 

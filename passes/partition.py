@@ -48,7 +48,7 @@ def partition(module: GraphModule, ports: list[Port], *, inference: bool = False
     graph = copy_graph(module)
     _views_into_backward(graph)
     output = graph.graph.output_node()
-    results = list(output.args[0])  # type: ignore[union-attr]
+    results = list(output.args[0])  # type: ignore[arg-type]
     forward_ports = [i for i, port in enumerate(ports) if port.kind != "grad"]
     backward_ports = [i for i, port in enumerate(ports) if port.kind == "grad"]
     backward = set() if inference else tainted(graph)
@@ -83,7 +83,7 @@ def partition(module: GraphModule, ports: list[Port], *, inference: bool = False
 
 def _saved_name(node: Node) -> str:
     port = node.meta.get("port")
-    return f"{port.kind}:{port.name}" if node.op == "placeholder" else node.name
+    return node.name if port is None else f"{port.kind}:{port.name}"
 
 
 def _views_into_backward(graph: GraphModule) -> None:

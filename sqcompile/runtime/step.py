@@ -120,7 +120,7 @@ class CompiledStep(nn.Module):
         return variant
 
     def _values(self, variant: Variant, leaves: Sequence[Any]) -> list[Tensor]:
-        sources = {
+        sources: dict[str, dict[str, Any]] = {
             "param": dict(self.named_parameters(remove_duplicate=False)),
             "buffer": dict(self.named_buffers(remove_duplicate=False)),
             "input": {str(index): leaf for index, leaf in enumerate(leaves)},
