@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,9 +51,12 @@ def compile(  # noqa: A001 - the name that users of compilers look for
     rules = Recipe.load(recipe)
     _check_model(model, example_inputs)
 
-    def compiler(key: CallKey, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Variant:
-        finite = check_finite or rules.check_finite
-        return build(model, key, args, kwargs, target=chosen, recipe=rules, check_finite=finite)
+    compiler = partial(
+        build,
+        target=chosen,
+        recipe=rules,
+        check_finite=check_finite or rules.check_finite,
+    )
 
     step = CompiledStep(model, compiler, recipe=rules, target=chosen.name, seed=seed)
     step.prepare(*example_inputs)

@@ -1,6 +1,7 @@
 """The compiled training step as an nn.Module."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from sqcompile.runtime.clock import Clock
 from sqcompile.runtime.signature import CallKey, call_key
 from sqcompile.runtime.variant import Variant
 
-Compiler = Callable[[CallKey, Sequence[Any], Mapping[str, Any]], Variant]
+Compiler = Callable[[nn.Module, CallKey, Sequence[Any], Mapping[str, Any]], Variant]
 
 
 class CompiledStep(nn.Module):
@@ -95,6 +96,24 @@ class CompiledStep(nn.Module):
 
         save(self, directory, model_file=model_file)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledStep":
+        """A step of its own on a copy of the model (what weight averaging takes); code is shared,
+        the draws continue from the same state."""
+        model = deepcopy(self.model, memo)
+        model.train(self.training)
+        step = CompiledStep(model, self._compiler, recipe=self.recipe, target=self.target)
+        step.load_training_state(self.training_state())
+        step._by_key.update(self._by_key)
+        memo[id(self)] = step
+        return step
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickling is refused: a pickle would be run when it is read."""
+        raise TypeError(
+            "a compiled step holds native code and cannot be pickled: use step.save(directory) "
+            "and sqcompile.load(directory), or step.state_dict() for the weights alone"
+        )
+
     def values_of(self, variant: Variant, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The tensors that a variant's forward reads for these arguments, in its order."""
         leaves, _ = compat.tree_flatten((tuple(args), dict(kwargs)))
@@ -116,7 +135,7 @@ class CompiledStep(nn.Module):
                 "compile the model with inputs of this shape and mode and save it again."
             )
         self.model.training = self.training
-        self._by_key[key] = variant = self._compiler(key, args, kwargs)
+        self._by_key[key] = variant = self._compiler(self.model, key, args, kwargs)
         return variant
 
     def _values(self, variant: Variant, leaves: Sequence[Any]) -> list[Tensor]:

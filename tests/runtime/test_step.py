@@ -272,3 +272,25 @@ def test_results_do_not_depend_on_threads():
     finally:
         sqcompile.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_copy_trains_on_its_own_and_averaging_takes_it():
+    step, model, inputs = _compiled("resnet")
+    _train(step, inputs, torch.optim.SGD(step.parameters(), 0.05), 2)
+    twin = copy.deepcopy(step)
+    assert twin.training_state() == step.training_state()
+    assert len(twin.variants) == 1
+    before = _bits(model)
+    _train(twin, inputs, torch.optim.SGD(twin.parameters(), 0.05), 2)
+    assert _same(before, _bits(model))
+    _train(step, inputs, torch.optim.SGD(step.parameters(), 0.05), 2)
+    assert _same(_bits(twin), _bits(step))
+    averaged = torch.optim.swa_utils.AveragedModel(step)
+    averaged.update_parameters(step)
+    assert averaged(*inputs).shape == (4, 10)
+
+
+def test_a_step_is_not_pickled(tmp_path):
+    step, _, _ = _compiled()
+    with pytest.raises(TypeError, match=r"step\.save\(directory\)"):
+        torch.save(step, tmp_path / "step.pt")
