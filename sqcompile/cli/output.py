@@ -23,6 +23,7 @@ class Output:
     def __init__(self) -> None:
         self.as_json = False
         self.debug = False
+        self._documented = False
 
     @cached_property
     def _out(self) -> "Console":
@@ -43,8 +44,9 @@ class Output:
             self._out.print(renderable)
 
     def document(self, data: Any) -> None:
-        """The result as the one JSON document; printed only with --json."""
-        if self.as_json:
+        """The result as the one JSON document; printed only with --json, and only the first."""
+        if self.as_json and not self._documented:
+            self._documented = True
             click.echo(json.dumps(data, indent=1))
 
     def note(self, text: str) -> None:
@@ -56,7 +58,8 @@ class Output:
         self._print_labelled("warning:", "yellow bold", text)
 
     def fail(self, kind: str, text: str, exit_code: int) -> None:
-        """The error that ends the command: on stderr, and as the document with --json."""
+        """The error that ends the command: on stderr, and with --json as the document unless the
+        result was printed before (a failed verification)."""
         self._print_labelled("error:", "red bold", text)
         self.document({"error": {"kind": kind, "message": text, "exit_code": exit_code}})
 

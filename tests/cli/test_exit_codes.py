@@ -1,5 +1,7 @@
 """With which exit code the command line ends, and what it says then."""
 
+import json
+
 import pytest
 
 from tests.cli.conftest import FORWARD
@@ -83,6 +85,8 @@ def test_a_difference_is_6_and_the_folder_is_there_to_look_at(call, folder, monk
     assert "train: gradient 0.weight: 3 elements differ, by at most 0.25" in result.err
     assert "FAILED (train): 1 of 2 differ" in result.out
     assert (folder / "here" / "report.html").exists()
+    data = json.loads(call("net.py", "--no-eval", "--verify", "-o", "here", "--json").out)
+    assert data["verification"][0]["different"][0]["name"] == "0.weight"
 
 
 def test_a_product_in_float_is_6_with_verify():
