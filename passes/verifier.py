@@ -48,9 +48,10 @@ def _agrees_with_meta(node: Node) -> None:
     if entry is None or entry.meta_function is None or _unchanged(node):
         return
     given = torch.fx.node.map_arg(
-        arguments(node), lambda n: n.meta["val"].to("meta") if _is_tensor(n) else n.meta["val"]
+        tuple(arguments(node).values()),
+        lambda n: n.meta["val"].to("meta") if _is_tensor(n) else n.meta["val"],
     )
-    expected = entry.meta_function(**given)
+    expected = entry.meta_function(*given)
     actual = node.meta["val"]
     both = zip(_listed(expected), _listed(actual), strict=True)
     for position, (e, a) in enumerate(both):

@@ -5,6 +5,7 @@ torch.nn.functional.conv2d. Definitions run in float64, exact below 2^53.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,17 +56,9 @@ def conv_fprop(
 
 
 @conv_fprop.meta
-def _(
-    x: Tensor,
-    w: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    k_chunk: int,
-) -> Tensor:
-    shape = output_shape(x.shape, w.shape, stride, padding, dilation)
-    return x.new_empty(shape, dtype=accumulator_dtype(k_chunk))
+def _(x: Tensor, w: Tensor, *geometry: Any) -> Tensor:
+    *windows, _, k_chunk = geometry
+    return x.new_empty(output_shape(x.shape, w.shape, *windows), dtype=accumulator_dtype(k_chunk))
 
 
 @op("sq::conv_dgrad", doc="Integer convolution, gradient of the input.")
@@ -94,18 +87,9 @@ def conv_dgrad(
 
 @conv_dgrad.meta
 def _(
-    g: Tensor,
-    w: Tensor,
-    exponent: Tensor | None,
-    shift_groups: int,
-    input_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    k_chunk: int,
+    g: Tensor, w: Tensor, exponent: Tensor | None, shift_groups: int, shape: Any, *rest: Any
 ) -> Tensor:
-    return g.new_empty(input_shape, dtype=accumulator_dtype(k_chunk))
+    return g.new_empty(shape, dtype=accumulator_dtype(rest[-1]))
 
 
 @op("sq::conv_wgrad", doc="Integer convolution, gradient of the weight.")
@@ -134,18 +118,9 @@ def conv_wgrad(
 
 @conv_wgrad.meta
 def _(
-    g: Tensor,
-    x: Tensor,
-    exponent: Tensor | None,
-    shift_groups: int,
-    weight_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    k_chunk: int,
+    g: Tensor, x: Tensor, exponent: Tensor | None, shift_groups: int, shape: Any, *rest: Any
 ) -> Tensor:
-    return g.new_empty(weight_shape, dtype=accumulator_dtype(k_chunk))
+    return g.new_empty(shape, dtype=accumulator_dtype(rest[-1]))
 
 
 @op("sq::conv_fprop_dequantize", doc="conv_fprop with its epilogue: scales, bias, ReLU.")
@@ -167,18 +142,7 @@ def conv_fprop_dequantize(
 
 
 @conv_fprop_dequantize.meta
-def _(
-    x: Tensor,
-    w: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    k_chunk: int,
-    scales: Sequence[Tensor],
-    bias: Tensor | None,
-    relu: bool,
-) -> Tensor:
+def _(x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, *_: Any) -> Tensor:
     shape = output_shape(x.shape, w.shape, stride, padding, dilation)
     return x.new_empty(shape, dtype=torch.float32)
 
@@ -208,21 +172,9 @@ def conv_dgrad_dequantize(
 
 @conv_dgrad_dequantize.meta
 def _(
-    g: Tensor,
-    w: Tensor,
-    exponent: Tensor | None,
-    shift_groups: int,
-    input_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    k_chunk: int,
-    scales: Sequence[Tensor],
-    bias: Tensor | None,
-    relu: bool,
+    g: Tensor, w: Tensor, exponent: Tensor | None, shift_groups: int, shape: Any, *_: Any
 ) -> Tensor:
-    return g.new_empty(input_shape, dtype=torch.float32)
+    return g.new_empty(shape, dtype=torch.float32)
 
 
 @op("sq::conv_wgrad_dequantize", doc="conv_wgrad with its epilogue: scales.")
@@ -250,18 +202,6 @@ def conv_wgrad_dequantize(
 
 @conv_wgrad_dequantize.meta
 def _(
-    g: Tensor,
-    x: Tensor,
-    exponent: Tensor | None,
-    shift_groups: int,
-    weight_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    k_chunk: int,
-    scales: Sequence[Tensor],
-    bias: Tensor | None,
-    relu: bool,
+    g: Tensor, x: Tensor, exponent: Tensor | None, shift_groups: int, shape: Any, *_: Any
 ) -> Tensor:
-    return g.new_empty(weight_shape, dtype=torch.float32)
+    return g.new_empty(shape, dtype=torch.float32)

@@ -8,6 +8,7 @@ N * max|x| * 2^(f+1) < 2^62 (`fraction_bits`).
 
 from collections.abc import Sequence
 from math import pi, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -142,24 +143,10 @@ def l1_batch_norm(
 
 
 @l1_batch_norm.meta
-def _(
-    x: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-    frac_bits: int,
-    bits: int,
-    step: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return (
-        x.new_empty(x.shape, dtype=torch.float32),
-        x.new_empty(x.shape, dtype=torch.int8),
-        scale.new_empty(scale.shape),
-        scale.new_empty(scale.shape),
-        scale.new_empty(scale.shape),
-    )
+def _(x: Tensor, scale: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    full = x.new_empty(x.shape, dtype=torch.float32), x.new_empty(x.shape, dtype=torch.int8)
+    coefficient, mean, var = (scale.new_empty(scale.shape) for _ in range(3))
+    return (*full, coefficient, mean, var)
 
 
 @op("sq::l1_batch_norm_backward", doc="Gradients of L1 batch norm from integer sums.")
@@ -183,19 +170,9 @@ def l1_batch_norm_backward(
 
 
 @l1_batch_norm_backward.meta
-def _(
-    g: Tensor,
-    g_scale: Tensor,
-    xhat: Tensor,
-    coefficient: Tensor,
-    gamma: Tensor | None,
-    step: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        g.new_empty(g.shape, dtype=torch.float32),
-        g_scale.new_empty(g_scale.shape),
-        g_scale.new_empty(g_scale.shape),
-    )
+def _(g: Tensor, g_scale: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dx = g.new_empty(g.shape, dtype=torch.float32)
+    return dx, g_scale.new_empty(g_scale.shape), g_scale.new_empty(g_scale.shape)
 
 
 @op("sq::l1_layer_norm", doc="L1 layer norm of integers quantised per row.")
@@ -216,21 +193,9 @@ def l1_layer_norm(
 
 
 @l1_layer_norm.meta
-def _(
-    x: Tensor,
-    scale: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-    frac_bits: int,
-    bits: int,
-    step: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        x.new_empty(x.shape, dtype=torch.float32),
-        x.new_empty(x.shape, dtype=torch.int8),
-        scale.new_empty(scale.shape),
-    )
+def _(x: Tensor, scale: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    full = x.new_empty(x.shape, dtype=torch.float32), x.new_empty(x.shape, dtype=torch.int8)
+    return (*full, scale.new_empty(scale.shape))
 
 
 @op("sq::l1_layer_norm_backward", doc="Input gradient of L1 layer norm from integer sums.")

@@ -1,6 +1,7 @@
 """2-D pooling: maximum with the winning tap, average, and their backward in tap order."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -146,15 +147,7 @@ def max_pool2d_backward(
 
 
 @max_pool2d_backward.meta
-def _(
-    g: Tensor,
-    tap: Tensor,
-    input_shape: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
+def _(g: Tensor, tap: Tensor, input_shape: Sequence[int], *_: Any) -> Tensor:
     return g.new_empty(input_shape)
 
 
@@ -198,11 +191,5 @@ def avg_pool2d_backward(
 
 
 @avg_pool2d_backward.meta
-def _(
-    g: Tensor,
-    input_shape: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-) -> Tensor:
+def _(g: Tensor, input_shape: Sequence[int], *_: Any) -> Tensor:
     return g.new_empty(input_shape)

@@ -7,6 +7,7 @@ value.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,13 @@ def accumulator_dtype(k_chunk: int) -> torch.dtype:
     return torch.int64 if k_chunk else torch.int32
 
 
+def product_shape(a: Tensor, b: Tensor, transpose_a: bool, transpose_b: bool) -> list[int]:
+    """Shape of a matrix product of a and b as stored."""
+    rows = a.shape[-1] if transpose_a else a.shape[-2]
+    columns = b.shape[-2] if transpose_b else b.shape[-1]
+    return [*a.shape[:-2], rows, columns]
+
+
 @op("sq::shift_matmul", doc="Integer matrix product whose reduction crosses shift groups.")
 def shift_matmul(
     a: Tensor,
@@ -82,9 +90,8 @@ def _(
     transpose_b: bool,
     k_chunk: int,
 ) -> Tensor:
-    rows = a.shape[-1] if transpose_a else a.shape[-2]
-    columns = b.shape[-2] if transpose_b else b.shape[-1]
-    return a.new_empty((*a.shape[:-2], rows, columns), dtype=accumulator_dtype(k_chunk))
+    shape = product_shape(a, b, transpose_a, transpose_b)
+    return a.new_empty(shape, dtype=accumulator_dtype(k_chunk))
 
 
 def dequantized(acc: Tensor, scales: Sequence[Tensor], bias: Tensor | None, relu: bool) -> Tensor:
@@ -137,11 +144,7 @@ def _(
     groups: int,
     transpose_a: bool,
     transpose_b: bool,
-    k_chunk: int,
-    scales: Sequence[Tensor],
-    bias: Tensor | None,
-    relu: bool,
+    *_: Any,
 ) -> Tensor:
-    rows = a.shape[-1] if transpose_a else a.shape[-2]
-    columns = b.shape[-2] if transpose_b else b.shape[-1]
-    return a.new_empty((*a.shape[:-2], rows, columns), dtype=torch.float32)
+    shape = product_shape(a, b, transpose_a, transpose_b)
+    return a.new_empty(shape, dtype=torch.float32)

@@ -5,12 +5,14 @@ first. None of these ops reaches a target: the verifier refuses a graph that sti
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import conv2d
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from sqcompile.ops.conv import output_shape
+from sqcompile.ops.product import product_shape
 from sqcompile.ops.table import op
 
 
@@ -27,9 +29,7 @@ def matmul(
 
 @matmul.meta
 def _(a: Tensor, b: Tensor, bias: Tensor | None, transpose_a: bool, transpose_b: bool) -> Tensor:
-    rows = a.shape[-1] if transpose_a else a.shape[-2]
-    columns = b.shape[-2] if transpose_b else b.shape[-1]
-    return a.new_empty((*a.shape[:-2], rows, columns))
+    return a.new_empty(product_shape(a, b, transpose_a, transpose_b))
 
 
 @op("sq::conv", doc="Float convolution, before quantisation.")
@@ -47,16 +47,8 @@ def conv(
 
 
 @conv.meta
-def _(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    return x.new_empty(output_shape(x.shape, w.shape, stride, padding, dilation))
+def _(x: Tensor, w: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    return x.new_empty(output_shape(x.shape, w.shape, *geometry[:3]))
 
 
 @op("sq::conv_input_grad", doc="Input gradient of a float convolution, before quantisation.")
@@ -76,15 +68,7 @@ def conv_input_grad(
 
 
 @conv_input_grad.meta
-def _(
-    g: Tensor,
-    w: Tensor,
-    input_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
+def _(g: Tensor, w: Tensor, input_shape: Sequence[int], *_: Any) -> Tensor:
     return g.new_empty(input_shape)
 
 
@@ -105,13 +89,5 @@ def conv_weight_grad(
 
 
 @conv_weight_grad.meta
-def _(
-    g: Tensor,
-    x: Tensor,
-    weight_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
+def _(g: Tensor, x: Tensor, weight_shape: Sequence[int], *_: Any) -> Tensor:
     return g.new_empty(weight_shape)
