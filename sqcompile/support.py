@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch.fx import GraphModule, Node
 
+from sqcompile._torch_compat import module_path
 from sqcompile.backends.lower import unsupported
 from sqcompile.backends.targets import Target
 from sqcompile.errors import UnsupportedOpError
@@ -53,7 +54,9 @@ def support(graphs: Iterable[GraphModule], target: Target) -> list[OpSupport]:
             not why,
             why,
             tuple(dict.fromkeys(filter(None, map(source_line, nodes)))),
-            tuple(dict.fromkeys(filter(None, (n.meta.get("module", "") for n in nodes)))),
+            tuple(
+                dict.fromkeys(filter(None, (n.meta.get("module") or module_path(n) for n in nodes)))
+            ),
         )
         for (name, why), nodes in found.items()
     ]
@@ -65,15 +68,17 @@ def check(graphs: Sequence[GraphModule], target: Target) -> None:
     missing = [row for row in support(graphs, target) if not row.supported]
     if not missing:
         return
-    parts = []
+    places: dict[tuple[tuple[str, ...], str, tuple[str, ...]], list[str]] = {}
     for row in missing:
-        places = row.lines or ("(no source line)",)
-        modules = f"  (module: {', '.join(row.modules)})" if row.modules else ""
-        nearest = NEAREST.get(row.op.partition(".")[2], "none")
+        places.setdefault((row.lines, row.reason, row.modules), []).append(row.op)
+    parts = []
+    for (lines, why, modules), ops in places.items():
+        where = "\n".join(lines or ("(no source line)",))
+        module = f"  (module: {', '.join(modules)})" if modules else ""
+        known = [NEAREST[name] for op in ops if (name := op.partition(".")[2]) in NEAREST]
         parts.append(
-            "\n".join(places)
-            + f"\n  {row.op}: {row.reason}{modules}"
-            + f"\n  nearest supported: {nearest}"
+            f"{where}\n  {', '.join(ops)}: {why}{module}"
+            f"\n  nearest supported: {', '.join(known) or 'none'}"
         )
     count = f"{len(missing)} unsupported op" + ("s" if len(missing) > 1 else "")
     raise UnsupportedOpError(
