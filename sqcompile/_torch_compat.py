@@ -87,11 +87,13 @@ def dynamo_graph(
     model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> GraphModule:
     """The torch-level graph of one call, with the user's source lines on its nodes."""
-    from torch._dynamo import reset
+    from torch._dynamo import config
     from torch._dynamo.functional_export import dynamo_graph_capture_for_export
 
-    reset()
-    with _quiet(), sdpa_kernel(SDPBackend.MATH):
+    # Shapes stay constants however often a model is traced, and what the user compiled with
+    # torch.compile stays compiled (no torch._dynamo.reset here).
+    static = config.patch(automatic_dynamic_shapes=False, assume_static_by_default=True)
+    with _quiet(), static, sdpa_kernel(SDPBackend.MATH):
         graph = dynamo_graph_capture_for_export(model)(*args, **dict(kwargs))
     assert isinstance(graph, GraphModule)
     return graph

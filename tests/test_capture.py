@@ -97,3 +97,21 @@ def test_backward_products_belong_to_the_module_of_their_forward():
     assert sorted(roles.pop("stem")) == ["fprop", "wgrad"]
     assert len(roles) == 6
     assert all(sorted(found) == ["dgrad", "fprop", "wgrad"] for found in roles.values())
+
+
+def test_shapes_stay_constants_and_the_users_compiled_code_stays():
+    compiled = []
+
+    def backend(graph, _inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    mine = torch.compile(lambda x: x * 2 + 1, backend=backend)
+    mine(torch.ones(3))
+    model, _ = make("mlp")
+    for batch in range(2, 14):
+        captured = capture(model, (torch.randn(batch, 20),), {})
+        (x,) = [n for n in captured.graph.graph.nodes if n.name == "x_0"]
+        assert list(x.meta["val"].shape) == [batch, 20]
+    mine(torch.ones(3))
+    assert len(compiled) == 1

@@ -48,6 +48,11 @@ class CompiledStep(nn.Module):
         self.recipe = recipe
         self.target = target
 
+    def train(self, mode: bool = True) -> "CompiledStep":
+        """Switch between training and evaluation, for the model too."""
+        self.model.training = mode
+        return super().train(mode)
+
     @property
     def model(self) -> nn.Module:
         """The module whose parameters these are (a bare tree of them after `load`)."""
@@ -134,7 +139,6 @@ class CompiledStep(nn.Module):
                 f"this artifact has no code for: {key.describe()}\nit has:\n{known}\n"
                 "compile the model with inputs of this shape and mode and save it again."
             )
-        self.model.training = self.training
         self._by_key[key] = variant = self._compiler(self.model, key, args, kwargs)
         return variant
 
