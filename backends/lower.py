@@ -44,6 +44,7 @@ _VIEWS = {
 """Ops whose result has the elements of their argument in the same order."""
 _REORDERED = {"aten::permute.default": "dims", "aten::transpose.int": "", "aten::t.default": ""}
 _SAME_WHEN_FULL = {"aten::expand.default", "aten::slice.Tensor", "aten::_to_copy.default"}
+_MAYBE_VIEWS = _VIEWS | set(_REORDERED) | _SAME_WHEN_FULL
 _COPY = "aten::clone.default"
 
 
@@ -97,6 +98,8 @@ def _refusal(node: fx.Node, target: Target) -> str:
     name = op_name(node.target)
     if not isinstance(node.target, torch._ops.OpOverload):
         return "not an operator call"
+    if name not in target.kernels and name not in _MAYBE_VIEWS:
+        return f"no kernel for target '{target.name}'"
     spec, _ = spec_of(node)
     if _is_view(spec):
         return ""

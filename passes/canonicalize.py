@@ -1,15 +1,14 @@
 """Bring a joint graph to the few forms that later passes know."""
 
 from math import prod
-from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from sqcompile.ops import pool
-from sqcompile.ops.elementwise import sqrt
 from sqcompile.ops.product_float import conv, conv_input_grad, conv_weight_grad, matmul
 from sqcompile.ops.reduce import ordered_sum
+from sqcompile.passes.canonical_forms import FORMS
+from sqcompile.passes.canonical_pooling import POOLING
 from sqcompile.passes.editing import (
     Editor,
     arguments,
@@ -213,98 +212,13 @@ def _view(editor: Editor, node: Node) -> None:
         replace(node, editor.call(aten.view.default, source, shape(node), like=node))
 
 
-def _sqrt(editor: Editor, node: Node) -> None:
-    x = arguments(node)["self"]
-    if value(x).dtype == torch.float32:
-        replace(node, editor.call(sqrt, x, like=node))
-
-
-def _pair(values: Any, default: Any = None) -> list[int]:
-    chosen = list(values) or list(default)
-    return [int(v) for v in (chosen * 2 if len(chosen) == 1 else chosen)]
-
-
-def _max_pool(editor: Editor, node: Node) -> None:
-    geometry = _max_geometry(node)
-    if geometry is None:
-        return
-    pooled = editor.call(
-        pool.max_pool2d, arguments(node)["self"], *geometry[:4], geometry[4], like=node
-    )
-    tap = editor.item(pooled, 1, name="tap")
-    for item in list(node.users):
-        if item.args[1] == 0:
-            replace(item, editor.item(pooled, 0))
-            continue
-        for user in list(item.users):
-            if is_call(user, aten.max_pool2d_with_indices_backward.default):
-                with editor.before(user):
-                    _max_pool_backward(editor, user, tap)
-
-
-def _max_geometry(node: Node) -> tuple[list[int], list[int], list[int], list[int], bool] | None:
-    given = arguments(node)
-    kernel = _pair(given["kernel_size"])
-    if prod(kernel) > 256 or value(given["self"]).dim() != 4:
-        return None
-    stride = _pair(given["stride"], kernel)
-    return kernel, stride, _pair(given["padding"]), _pair(given["dilation"]), given["ceil_mode"]
-
-
-def _max_pool_backward(editor: Editor, node: Node, tap: Node) -> None:
-    given = arguments(node)
-    geometry = _max_geometry(node)
-    assert geometry is not None
-    new = editor.call(
-        pool.max_pool2d_backward,
-        given["grad_output"],
-        tap,
-        shape(given["self"]),
-        *geometry[:4],
-        like=node,
-    )
-    replace(node, new)
-
-
-def _average_geometry(node: Node) -> tuple[list[int], list[int], list[int]] | None:
-    given = arguments(node)
-    padding = _pair(given["padding"])
-    counted = given["count_include_pad"] or padding == [0, 0]
-    if given["ceil_mode"] or not counted or given["divisor_override"]:
-        return None
-    if value(given["self"]).dim() != 4:
-        return None
-    kernel = _pair(given["kernel_size"])
-    return kernel, _pair(given["stride"], kernel), padding
-
-
-def _avg_pool(editor: Editor, node: Node) -> None:
-    geometry = _average_geometry(node)
-    if geometry is not None:
-        x = arguments(node)["self"]
-        replace(node, editor.call(pool.avg_pool2d, x, *geometry, like=node))
-
-
-def _avg_pool_backward(editor: Editor, node: Node) -> None:
-    geometry = _average_geometry(node)
-    if geometry is not None:
-        given = arguments(node)
-        new = editor.call(
-            pool.avg_pool2d_backward,
-            given["grad_output"],
-            shape(given["self"]),
-            *geometry,
-            like=node,
-        )
-        replace(node, new)
-
-
 _REWRITES = {
+    **FORMS,
+    **POOLING,
     aten.copy.default: _copy,
     aten.view.default: _view,
     aten.reshape.default: _view,
     aten._unsafe_view.default: _view,
-    aten.sqrt.default: _sqrt,
     aten.mm.default: _mm,
     aten.bmm.default: _mm,
     aten.addmm.default: _addmm,
@@ -318,9 +232,6 @@ _REWRITES = {
     aten.hardtanh_backward.default: _hardtanh_backward,
     aten.add.Tensor: _scaled_sum,
     aten.sub.Tensor: _scaled_sum,
-    aten.max_pool2d_with_indices.default: _max_pool,
-    aten.avg_pool2d.default: _avg_pool,
-    aten.avg_pool2d_backward.default: _avg_pool_backward,
     aten.t.default: _t,
     aten.transpose.int: _t,
     aten.permute.default: _t,

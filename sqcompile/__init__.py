@@ -3,6 +3,7 @@
 Importing this package imports neither torch nor tvm; using a name below does.
 """
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ if not any((_HERE / name).is_dir() for name in _BESIDE) and all(
     # A checkout, where sqcompile.passes and sqcompile.backends stand beside this folder. Python
     # finds it before an installed wheel when it is the current folder.
     __path__.append(str(_HERE.parent))
+
+# OpenMP reads this when torch is first imported. Its idle workers would spin on the cores that
+# TVM's need next (sqcompile.runtime.threads has the figures); a value that is set stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _LAZY = {
     "compile": "sqcompile.api",

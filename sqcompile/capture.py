@@ -54,12 +54,28 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         with _tensors_kept(model):
             graph = compat.dynamo_graph(model, args, kwargs)
             swap_norms(graph)
+            _separate_outputs(graph)
             joint = compat.joint_graph(graph, args, kwargs)
     except compat.trace_error() as error:
         raise _trace_failure(error) from error
     except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
         raise CaptureError(_eager_failure(error)) from error
     return _flattened(joint)
+
+
+def _separate_outputs(graph: GraphModule) -> None:
+    """Return copies, so that no output is a view of another; a copy that nothing needs costs
+    nothing after lowering."""
+    output = graph.graph.output_node()
+
+    def copied(value: torch.fx.Node) -> torch.fx.Node:
+        with graph.graph.inserting_before(output):
+            copy = graph.graph.call_function(torch.clone, (value,))
+        copy.meta.update(value.meta)
+        return copy
+
+    output.args = torch.fx.node.map_arg(output.args, copied)
+    graph.recompile()
 
 
 @contextmanager

@@ -110,6 +110,13 @@ def _hardtanh_backward(g: Expr, x: Expr, low: Expr, high: Expr) -> Expr:
     return nest.select(tirx.any(x <= low, x >= high), _zero(g), g)
 
 
+def _sign(x: Expr) -> Expr:
+    """1, 0 or -1; 0 for NaN, as in torch."""
+    dtype = nest.dtype_of(x)
+    zero, one = _zero(x), nest.const(1, dtype)
+    return nest.select(x > zero, one, nest.select(x < zero, nest.const(-1, dtype), zero))
+
+
 def _truth(x: Expr) -> Expr:
     return x if nest.dtype_of(x) == "bool" else tirx.Not(tirx.EQ(x, _zero(x)))
 
@@ -147,6 +154,7 @@ for _name, _of in {
     KERNELS.kernel(*(f"aten::{_name}.{overload}" for overload in _overloads))(_generate)
 
 KERNELS.kernel("aten::logical_not.default")(_comparison("self", of=lambda x: tirx.Not(_truth(x))))
+KERNELS.kernel("aten::sgn.default", "aten::sign.default")(_arithmetic("self", of=_sign))
 KERNELS.kernel("aten::neg.default")(_arithmetic("self", of=_negative))
 KERNELS.kernel("aten::abs.default")(_arithmetic("self", of=_magnitude))
 KERNELS.kernel("sq::sqrt")(_arithmetic("x", of=tirx.sqrt))

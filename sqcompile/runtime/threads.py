@@ -18,7 +18,10 @@ Eight parallel kernels (sqrt of 512 x 512) and one torch product (512 x 512), al
     kernels / product alone    0.38 / 2.8   0.20 / 1.4
     alternating                       3.1          2.0
     alternating, busy machine     3.3-4.4        14-20     (7 when TVM's workers never spin)
-The last row is OpenMP's spinning: on a machine that others use, fewer threads are faster.
+The last row is OpenMP's spinning: on a machine that others use, fewer threads are faster, or
+OMP_WAIT_POLICY=PASSIVE, which OpenMP reads when torch is first imported and `import sqcompile`
+sets unless it is set. A whole step of examples/digits_resnet.py (forward, loss, backward, SGD, two
+threads, busy machine) took 45 and 36 ms without it, 14 ms with it.
 """
 
 import os

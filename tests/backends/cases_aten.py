@@ -30,6 +30,8 @@ def aten_cases() -> Iterator[tuple[Any, str, Callable[[Source], list[Any]]]]:
         yield packet.Tensor, "broadcast", pair
         yield packet.Scalar, "zero", lambda s: [s.edges(*shape), 0]
         yield packet.Scalar, "int64", lambda s: [s.integers(0, 3, 9, dtype=I64), 2]
+    for target in (aten.sgn.default, aten.sign.default):
+        yield target, "edges", lambda s: [s.edges(*shape)]
     for target in (aten.neg.default, aten.abs.default, aten.relu.default, aten.clone.default):
         yield target, "edges", lambda s: [s.edges(*shape)]
     yield aten.neg.default, "int64", lambda s: [s.integers(-5, 5, 9, dtype=I64)]

@@ -1,0 +1,100 @@
+"""Other ways of writing what the kernels have: rewrites of canonicalize, as a table."""
+
+from collections.abc import Callable
+
+import torch
+from torch.fx import Node
+
+from sqcompile.ops.elementwise import sqrt
+from sqcompile.passes.editing import Editor, arguments, is_call, replace, shape, value
+
+aten = torch.ops.aten
+
+
+def _reversed_sub(editor: Editor, node: Node) -> None:
+    """b - x as -x + b: the same rounding."""
+    given = arguments(node)
+    if given["alpha"] != 1:
+        return
+    negative = editor.call(aten.neg.default, given["self"], like=node)
+    replace(node, editor.call(aten.add.Tensor, negative, given["other"], like=node))
+
+
+def _slice_backward(editor: Editor, node: Node) -> None:
+    """The gradient of a slice without steps: zeros around it."""
+    given = arguments(node)
+    g, sizes, axis = given["grad_output"], given["input_sizes"], given["dim"]
+    if given["step"] != 1:
+        return
+    axis %= len(sizes)
+    start = min(max(given["start"] + (sizes[axis] if given["start"] < 0 else 0), 0), sizes[axis])
+    _padded(editor, node, g, axis, start, sizes[axis] - start - shape(g)[axis])
+
+
+def _select_backward(editor: Editor, node: Node) -> None:
+    """The gradient of one index of an axis: zeros around it."""
+    given = arguments(node)
+    sizes, axis = given["input_sizes"], given["dim"] % len(given["input_sizes"])
+    index = given["index"] % sizes[axis]
+    g = editor.call(aten.unsqueeze.default, given["grad_output"], axis, like=node)
+    _padded(editor, node, g, axis, index, sizes[axis] - index - 1)
+
+
+def _padded(editor: Editor, node: Node, g: Node, axis: int, before: int, after: int) -> None:
+    widths = [0] * (2 * (len(shape(g)) - 1 - axis)) + [before, after]
+    replace(node, editor.call(aten.constant_pad_nd.default, g, widths, 0.0, like=node))
+
+
+def _stack(editor: Editor, node: Node) -> None:
+    given = arguments(node)
+    axis = given["dim"] % len(shape(node))
+    parts = [editor.call(aten.unsqueeze.default, x, axis, like=node) for x in given["tensors"]]
+    replace(node, editor.call(aten.cat.default, parts, axis, like=node))
+
+
+def _where(editor: Editor, node: Node) -> None:
+    """A branch that is one number stands as a number, behind the other branch."""
+    given = arguments(node)
+    condition, yes, no = given["condition"], given["self"], given["other"]
+    if is_call(yes, aten.scalar_tensor.default):
+        condition = editor.call(aten.logical_not.default, condition, like=node)
+        yes, no = no, yes
+    if is_call(no, aten.scalar_tensor.default):
+        number = no.args[0]
+        replace(node, editor.call(aten.where.ScalarOther, condition, yes, number, like=node))
+
+
+def _masked_fill(editor: Editor, node: Node) -> None:
+    given = arguments(node)
+    kept = editor.call(aten.logical_not.default, given["mask"], like=node)
+    new = editor.call(aten.where.ScalarOther, kept, given["self"], given["value"], like=node)
+    replace(node, new)
+
+
+def _power(editor: Editor, node: Node) -> None:
+    """The first and second power."""
+    given = arguments(node)
+    x, exponent = given["self"], given["exponent"]
+    if exponent == 1:
+        replace(node, x)
+    elif exponent == 2:
+        replace(node, editor.call(aten.mul.Tensor, x, x, like=node))
+
+
+def _sqrt(editor: Editor, node: Node) -> None:
+    x = arguments(node)["self"]
+    if value(x).dtype == torch.float32:
+        replace(node, editor.call(sqrt, x, like=node))
+
+
+FORMS: dict[object, Callable[[Editor, Node], None]] = {
+    aten.sqrt.default: _sqrt,
+    aten.where.self: _where,
+    aten.masked_fill.Scalar: _masked_fill,
+    aten.pow.Tensor_Scalar: _power,
+    aten.rsub.Scalar: _reversed_sub,
+    aten.rsub.Tensor: _reversed_sub,
+    aten.slice_backward.default: _slice_backward,
+    aten.select_backward.default: _select_backward,
+    aten.stack.default: _stack,
+}
