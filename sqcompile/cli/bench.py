@@ -1,4 +1,4 @@
-"""sqcompile bench: how long the compiled step of a run folder takes, beside PyTorch."""
+"""sqcompile bench: how long a run folder's step and its kernels take, beside PyTorch."""
 
 import json
 from hashlib import sha256
@@ -39,12 +39,22 @@ def _counts(ctx: click.Context, parameter: click.Parameter, value: str | None) -
     callback=_counts,
     help="Measure with each of these numbers of threads.  [default: all cores]",
 )
+@click.option(
+    "--kernels",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Show the N slowest kernels (--json has all of them).",
+)
 @click.option("--runs", type=click.IntRange(3), default=30, show_default=True)
 @click.option("--warmup", type=click.IntRange(0), default=5, show_default=True)
 @options.common
 @click.pass_obj
-def command(output: Output, folder: str, threads: list[int], runs: int, warmup: int) -> None:
-    """Time forward, backward and the whole step of the artifact in DIR.
+def command(
+    output: Output, folder: str, threads: list[int], kernels: int, runs: int, warmup: int
+) -> None:
+    """Time forward, backward, the whole step and every kernel of the artifact in DIR.
 
     PyTorch in fp32 takes turns with it when the model file that DIR was compiled from is still
     there, unchanged: it is executed then. A step is forward and backward, without an optimiser.
@@ -65,13 +75,23 @@ def command(output: Output, folder: str, threads: list[int], runs: int, warmup: 
     measured = []
     for count in counts:
         with output.status(f"timing with {count} thread{'s' if count > 1 else ''}"):
-            measured.append(run_at(samples, count, warmup=warmup, runs=runs))
+            row = run_at(samples, count, warmup=warmup, runs=runs)
+            measured.append({**row, "kernels": _kernels(step, variant, runs)})
     timing = {"folder": folder, "runs": measured}
     output.show(text.timing_table(timing))
+    if kernels:
+        output.show(text.kernels_table(timing, kernels))
     for row in measured if PEER in samples else []:
         ours, peer = (row["rows"][f"{n} step"]["median_ms"] for n in (step.recipe.name, PEER))
         output.say(f"{row['threads']} threads: {peer / ours:.2f}x the speed of {PEER}")
     output.document(timing)
+
+
+def _kernels(step: "CompiledStep", variant: "Variant", runs: int) -> list[dict[str, Any]]:
+    """The time of every kernel of forward and backward, slowest first."""
+    from sqcompile.report.timing import step_kernels
+
+    return [vars(row) for row in step_kernels(step, variant, runs=runs)]
 
 
 def run_at(samples: "Mapping[str, Sample]", threads: int, **counts: int) -> dict[str, Any]:

@@ -103,6 +103,25 @@ def timing_table(timing: dict[str, Any]) -> Table:
     return result
 
 
+def kernels_table(timing: dict[str, Any], most: int) -> Table:
+    """The slowest kernels by number of threads, with their share of all kernels' time."""
+    result = table(
+        "threads", "kernel", "in", "calls", "time", "share", right=("calls", "time", "share")
+    )
+    for run in timing["runs"]:
+        total = sum(row["milliseconds"] for row in run["kernels"])
+        for row in run["kernels"][:most]:
+            result.add_row(
+                str(run["threads"]),
+                row["kernel"],
+                row["function"],
+                str(row["calls"]),
+                duration(row["milliseconds"]),
+                share(row["milliseconds"], total),
+            )
+    return result
+
+
 def training_table(training: dict[str, Any]) -> Table:
     """Loss and accuracy an epoch, the integer run beside fp32 when there is one."""
     names = list(training["runs"])

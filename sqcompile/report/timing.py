@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
+    from sqcompile.runtime.profile import KernelTime
     from sqcompile.runtime.step import CompiledStep
     from sqcompile.runtime.variant import Variant
 
@@ -101,6 +102,21 @@ def _sample(forward: Callable[[], list[Tensor]], parameters: Sequence[Tensor]) -
         return middle - start, perf_counter() - before
 
     return sample
+
+
+def step_kernels(step: "CompiledStep", variant: "Variant", *, runs: int = 5) -> "list[KernelTime]":
+    """The time of every kernel of one training step on drawn inputs, slowest first."""
+    from sqcompile.runtime.profile import kernel_times
+
+    values = [value.detach() for value in step.values_of(variant, drawn(variant), {})]
+    rng = torch.tensor([0, 0, 0, 0])
+    outputs, saved = variant.run_forward(values, rng)
+    places = {port.name: place for place, port in enumerate(variant.signature.outputs)}
+    tangents = [torch.ones_like(outputs[places[port.name]]) for port in variant.signature.tangents]
+    binary = variant.executable.binary
+    found = kernel_times(binary, "forward", [*values, rng], runs=runs)
+    found += kernel_times(binary, "backward", [*saved, rng, *tangents], runs=runs)
+    return sorted(found, key=lambda row: -row.milliseconds)
 
 
 def drawn(variant: "Variant") -> list[Any]:

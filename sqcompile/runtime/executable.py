@@ -83,6 +83,11 @@ class Executable:
             for name, (inputs, _) in binary.ports.items()
         }
 
+    def instrument(self, hook: Any) -> None:
+        """Call hook(function, symbol, before, result, *arguments) around every kernel and return
+        its 0 to the VM; for this Executable's whole life, so profile one of your own."""
+        self._machine.set_instrument(hook)
+
     def function(self, name: str) -> "Function":
         """The compiled function called `name` ("forward", "backward"); KeyError if absent."""
         return self._functions[name]

@@ -87,6 +87,20 @@ def test_bench_takes_turns_with_pytorch(call, compiled):
     assert all(row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] for row in run["rows"].values())
 
 
+def test_bench_times_every_kernel(call, compiled):
+    folder, _ = compiled
+    result = call("bench", str(folder), "--runs", "3", "--threads", "1", "--json")
+    (run,) = json.loads(result.out)["runs"]
+    by_name = {(row["function"], row["kernel"]): row for row in run["kernels"]}
+    assert {function for function, _ in by_name} == {"forward", "backward"}
+    assert any(kernel.startswith("quantize_stochastic") for _, kernel in by_name)
+    assert not any(kernel.startswith("vm.") for _, kernel in by_name)
+    times = [row["milliseconds"] for row in run["kernels"]]
+    assert times == sorted(times, reverse=True) and times[-1] > 0
+    shown = call("bench", str(folder), "--runs", "3", "--threads", "1", "--kernels", "2").out
+    assert run["kernels"][0]["function"] in shown and "share" in shown
+
+
 def test_bench_says_when_the_model_file_changed(call, folder):
     assert call("net.py", "--no-eval", "-o", "here").code == 0
     (folder / "net.py").write_text(SMALL + "\n# changed\n")
