@@ -19,7 +19,7 @@ from sqcompile.passes.editing import (
     parameter,
     tainted,
 )
-from sqcompile.recipe import Recipe
+from sqcompile.recipe import Precision, Recipe
 
 aten = torch.ops.aten
 
@@ -60,14 +60,14 @@ def assign_precision(module: GraphModule, recipe: Recipe) -> GraphModule:
     products = calls(graph, *FLOAT_PRODUCTS)
     forward = [node for node in products if node not in backward]
     weights = _weights(graph)
-    partners: dict[int, Node] = {}
+    partners: dict[int, tuple[Node, Precision]] = {}
     occurrences: dict[tuple[str, str], int] = {}
     for position, node in enumerate(forward):
         path = _path(node)
         precision = recipe.precision(path, position == 0, position == len(forward) - 1)
         operands = tuple(_forward_operand(node, i, weights, precision, recipe) for i in (0, 1))
         _attach(node, path, "fprop", operands, 1, recipe, occurrences)
-        partners[node.meta["seq_nr"]] = node
+        partners[node.meta["seq_nr"]] = node, precision
     for node in products:
         if node in backward:
             _backward(node, partners, weights, recipe, occurrences)
@@ -109,38 +109,38 @@ def _weights(graph: GraphModule) -> set[Node]:
 
 
 def _forward_operand(
-    node: Node, position: int, weights: set[Node], precision: object, recipe: Recipe
+    node: Node, position: int, weights: set[Node], precision: Precision, recipe: Recipe
 ) -> Operand:
     source = node.args[position]
     assert isinstance(source, Node)
     axes = contraction(node, position).outer_axes
     if source in weights:
         kept = axes if recipe.weight_granularity == "channel" else ()
-        return Operand("weight", precision.weight_bits, True, kept)  # type: ignore[attr-defined]
+        return Operand("weight", precision.weight_bits, True, kept)
     batch = (0,) if is_call(node, product_float.matmul) and len(axes) == 2 else ()
     unsigned = recipe.unsigned_activations and nonnegative(source)
-    return Operand("activation", precision.activation_bits, not unsigned, batch)  # type: ignore[attr-defined]
+    return Operand("activation", precision.activation_bits, not unsigned, batch)
 
 
 def _backward(
     node: Node,
-    partners: dict[int, Node],
+    partners: dict[int, tuple[Node, Precision]],
     weights: set[Node],
     recipe: Recipe,
     occurrences: dict[tuple[str, str], int],
 ) -> None:
-    partner = partners.get(node.meta.get("seq_nr", -1))
-    if partner is None:
+    found = partners.get(node.meta.get("seq_nr", -1))
+    if found is None:
         raise CaptureError(
             f"{node.meta.get('stack_trace', '')}\n  a product of the backward pass "
             f"({node.target}) has no forward product; second derivatives are not supported."
         )
+    partner, precision = found
     spec: ProductSpec = partner.meta["sq"]
     other = node.args[1]
     assert isinstance(other, Node)
     has_weight = any(operand.kind == "weight" for operand in spec.operands)
     is_wgrad = has_weight and other not in weights
-    precision = recipe.precision(*_rule_place(partner, partners))
     gradient = Operand("gradient", precision.gradient_bits, True)
     groups = precision.groups
     match = next((i for i in (0, 1) if partner.args[i] is other), None)
@@ -152,11 +152,6 @@ def _backward(
     kept = spec.operands[match]
     role = "wgrad" if is_wgrad else "dgrad"
     _attach(node, spec.module, role, (gradient, kept), groups, recipe, occurrences)
-
-
-def _rule_place(partner: Node, partners: dict[int, Node]) -> tuple[str, bool, bool]:
-    order = list(partners.values())
-    return partner.meta["module"], partner is order[0], partner is order[-1]
 
 
 _SAME_SIGN = {

@@ -115,3 +115,23 @@ def test_shapes_stay_constants_and_the_users_compiled_code_stays():
         assert list(x.meta["val"].shape) == [batch, 20]
     mine(torch.ones(3))
     assert len(compiled) == 1
+
+
+def test_a_frozen_first_layer_leaves_the_second_its_own_precision():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    model[0].requires_grad_(False)
+    captured = capture(model, (torch.randn(2, 3, 9, 9),), {})
+    graph, _ = run(captured.graph, integer_training(RECIPES["w4a4g4"]))
+    bits = {
+        (node.meta["module"], node.meta["role"]): node.meta["sq"].operands[0].bits
+        for node in graph.graph.nodes
+        if "bound" in node.meta
+    }
+    assert bits == {
+        ("0", "fprop"): 8,
+        ("1", "fprop"): 4,
+        ("1", "wgrad"): 4,
+        ("2", "fprop"): 8,
+        ("2", "dgrad"): 8,
+        ("2", "wgrad"): 8,
+    }
