@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from sqcompile.ops.quantize import limits
+
 Generator = Callable[["KernelSpec"], Any]
 Attribute = bool | int | float | str | None | tuple[Any, ...]
 
@@ -33,6 +35,11 @@ class TensorSpec:
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
 
+
+RANGES = "ranges"
+"""Attribute of a product's spec, beside the arguments of its op: ((lowest, highest), (lowest,
+highest)) of the integers of its two operands, before shifts, as the passes assigned them."""
+_FULL = {"int8": (-127, 127), "uint8": (0, 255)}
 
 Operand = TensorSpec | None | tuple[TensorSpec, ...]
 
@@ -71,6 +78,14 @@ class KernelSpec:
                 yield name, operand
             elif operand is not None:
                 yield from ((f"{name}_{i}", one) for i, one in enumerate(operand))
+
+    def ranges(self, first: str, second: str) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(lowest, highest) of a product's operands: what is proven of them, or what their dtypes
+        hold (no quantiser gives -128)."""
+        known = self.get(RANGES)
+        if known is not None:
+            return known[0], known[1]
+        return _FULL[self.tensor(first).dtype], _FULL[self.tensor(second).dtype]
 
     def without(self, names: Sequence[str]) -> "KernelSpec":
         """This spec without the attributes called `names`."""
@@ -197,8 +212,15 @@ def spec_of(node: fx.Node) -> tuple[KernelSpec, list[fx.Node]]:
             inputs.append((name, ()))
         else:
             attributes.append((name, _frozen(value)))
+    if "sq" in node.meta:
+        attributes.append((RANGES, _ranges(node.meta["sq"])))
     outputs = tuple(tensor_spec(value) for value in node_outputs(node))
     return KernelSpec(op_name(node.target), tuple(inputs), tuple(attributes), outputs), nodes
+
+
+def _ranges(product: Any) -> tuple[tuple[int, int], ...]:
+    """(lowest, highest) integer of both operands of a product, from its ProductSpec."""
+    return tuple(limits(operand.bits, operand.signed) for operand in product.operands)
 
 
 def _frozen(value: Any) -> Attribute:

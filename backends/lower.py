@@ -142,8 +142,9 @@ def lower(graphs: Mapping[str, fx.GraphModule], target: Target) -> Lowered:
     outputs is left out.
     """
     lowering = _Lowering(target)
-    for name, graph in graphs.items():
-        lowering.function(name, graph)
+    with target.compiled_for():
+        for name, graph in graphs.items():
+            lowering.function(name, graph)
     return Lowered(lowering.builder.get(), lowering.records)
 
 

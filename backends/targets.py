@@ -36,6 +36,11 @@ class Target:
         assert isinstance(table, KernelTable)
         return table
 
+    def compiled_for(self) -> Any:
+        """The TVM target that kernels are generated and compiled for."""
+        assert self.package is not None
+        return import_module(self.package).compiled_for(self)
+
 
 TARGETS = {
     target.name: target

@@ -13,10 +13,12 @@ from sqcompile.backends.cpu import (
     quantize,
     reduce,
 )
+from sqcompile.backends.cpu.build import llvm_target as compiled_for
 from sqcompile.backends.cpu.table import KERNELS
 
 __all__ = [
     "KERNELS",
+    "compiled_for",
     "conv",
     "copies",
     "elementwise",

@@ -7,7 +7,6 @@ kernel, where LLVM may contract them.
 """
 
 import tempfile
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,6 @@ from sqcompile.backends.targets import Target
 from sqcompile.errors import UsageError
 from sqcompile.runtime import cache
 from sqcompile.runtime.executable import Binary, Port
-
-
-@dataclass(frozen=True)
-class Features:
-    """What the compiled code may use, for reports and for choosing kernels."""
-
-    mcpu: str
-    vector_bits: int
-    vnni: bool
 
 
 def mcpu_of(target: Target) -> str:
@@ -50,13 +40,6 @@ def mcpu_of(target: Target) -> str:
 def llvm_target(target: Target) -> Any:
     """`target` as TVM names it."""
     return tvm.target.Target({"kind": "llvm", "mcpu": mcpu_of(target)})
-
-
-def features(target: Target) -> Features:
-    """The vector width and dot-product instructions of the CPU compiled for."""
-    known = set(map(str, tvm.target.codegen.llvm_get_cpu_features(llvm_target(target))))
-    width = 512 if "avx512f" in known else 256 if "avx2" in known else 128
-    return Features(mcpu_of(target), width, bool(known & {"avx512vnni", "avxvnni"}))
 
 
 def _lowering() -> Any:

@@ -83,7 +83,7 @@ def function(spec: KernelSpec, scalars: Sequence[str] = ()) -> Iterator[Function
         if scalars:
             named.append((SCALARS, TensorSpec((len(scalars),), "int64")))
         named += [(f"out_{i}", out) for i, out in enumerate(spec.outputs)]
-        shaped = [T.arg(name, T.buffer(one.shape, one.dtype)) for name, one in named]
+        shaped = [T.arg(name, T.buffer(one.shape, one.dtype, align=1)) for name, one in named]
         arrays = [_flat(buffer, one) for buffer, (_, one) in zip(shaped, named, strict=True)]
         count = len(named) - len(spec.outputs)
         made.tensors = {name: a for (name, _), a in zip(named[:count], arrays, strict=False)}
@@ -95,7 +95,7 @@ def function(spec: KernelSpec, scalars: Sequence[str] = ()) -> Iterator[Function
 
 
 def _flat(buffer: Any, spec: TensorSpec) -> Array:
-    flat = T.decl_buffer((max(spec.size, 1),), spec.dtype, data=buffer.data)
+    flat = T.decl_buffer((max(spec.size, 1),), spec.dtype, data=buffer.data, align=1)
     return Array(flat, spec)
 
 

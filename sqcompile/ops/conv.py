@@ -1,7 +1,8 @@
 """Integer 2-D convolution: fprop, dgrad and wgrad, each with and without its epilogue.
 
-NCHW activations, OIHW weights; stride, zero padding, dilation and channel groups as in
-torch.nn.functional.conv2d. Definitions run in float64, exact below 2^53.
+Images are (N, H, W, C), channels last: a dot product over channels reads memory in order, and a
+scale or shift per channel is a vector. Weights are OIHW. Stride, zero padding, dilation and
+channel groups as in torch.nn.functional.conv2d. Definitions run in float64, exact below 2^53.
 """
 
 from collections.abc import Sequence
@@ -29,12 +30,27 @@ def output_shape(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> list[int]:
-    """(N, C, H, W) and (O, C / groups, KH, KW) -> (N, O, OH, OW)."""
+    """(N, H, W, C) and (O, C / groups, KH, KW) -> (N, OH, OW, O)."""
     spatial = [
-        (x[2 + i] + 2 * padding[i] - dilation[i] * (w[2 + i] - 1) - 1) // stride[i] + 1
+        (x[1 + i] + 2 * padding[i] - dilation[i] * (w[2 + i] - 1) - 1) // stride[i] + 1
         for i in range(2)
     ]
-    return [x[0], w[0], *spatial]
+    return [x[0], *spatial, w[0]]
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """(N, H, W, C) -> (N, C, H, W), a view."""
+    return x.permute(0, 3, 1, 2)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, H, W, C), a view."""
+    return x.permute(0, 2, 3, 1)
+
+
+def channels_first_shape(shape: Sequence[int]) -> list[int]:
+    """(N, H, W, C) -> [N, C, H, W]."""
+    return [shape[0], shape[3], shape[1], shape[2]]
 
 
 @op("sq::conv_fprop", doc="Integer convolution, forward.")
@@ -47,12 +63,14 @@ def conv_fprop(
     groups: int,
     k_chunk: int,
 ) -> Tensor:
-    """x int8/uint8 (N, C, H, W), w int8 (O, C / groups, KH, KW) -> int32 (N, O, OH, OW), int64
+    """x int8/uint8 (N, H, W, C), w int8 (O, C / groups, KH, KW) -> int32 (N, OH, OW, O), int64
     when k_chunk > 0 (partial sums over k_chunk input channels of a group)."""
     left, right = x.to(torch.float64), w.to(torch.float64)
     exact(left, right, w[0].numel())
-    total = conv2d(left, right, None, list(stride), list(padding), list(dilation), groups)
-    return accumulator(total, k_chunk)
+    total = conv2d(
+        channels_first(left), right, None, list(stride), list(padding), list(dilation), groups
+    )
+    return accumulator(channels_last(total), k_chunk)
 
 
 @conv_fprop.meta
@@ -74,15 +92,21 @@ def conv_dgrad(
     groups: int,
     k_chunk: int,
 ) -> Tensor:
-    """g int8 (N, O, OH, OW), w int8 (O, C / groups, KH, KW), exponent int8 (1, O, 1, 1) ->
-    int32 of input_shape, int64 when k_chunk > 0 (partial sums over k_chunk output channels of a
+    """g int8 (N, OH, OW, O), w int8 (O, C / groups, KH, KW), exponent int8 (1, 1, 1, O) ->
+    int32 of input_shape (N, H, W, C), int64 when k_chunk > 0 (partial sums over k_chunk output channels of a
     group). g is shifted left by shift_groups - 1 - exponent."""
     left, right = shifted(g, exponent, shift_groups), w.to(torch.float64)
     exact(left, right, w.numel() // w.shape[1] // groups)
     total = conv2d_input(
-        list(input_shape), right, left, list(stride), list(padding), list(dilation), groups
+        channels_first_shape(input_shape),
+        right,
+        channels_first(left),
+        list(stride),
+        list(padding),
+        list(dilation),
+        groups,
     )
-    return accumulator(total, k_chunk)
+    return accumulator(channels_last(total), k_chunk)
 
 
 @conv_dgrad.meta
@@ -105,13 +129,19 @@ def conv_wgrad(
     groups: int,
     k_chunk: int,
 ) -> Tensor:
-    """g int8 (N, O, OH, OW), x int8/uint8 (N, C, H, W), exponent int8 (N, 1, OH, OW) -> int32 of
+    """g int8 (N, OH, OW, O), x int8/uint8 (N, H, W, C), exponent int8 (N, OH, OW, 1) -> int32 of
     weight_shape, int64 when k_chunk > 0 (partial sums over k_chunk rows n * OH + oh of g). g is
     shifted left by shift_groups - 1 - exponent."""
     left, right = shifted(g, exponent, shift_groups), x.to(torch.float64)
-    exact(left, right, g.numel() // g.shape[1])
+    exact(left, right, g.numel() // g.shape[3])
     total = conv2d_weight(
-        right, list(weight_shape), left, list(stride), list(padding), list(dilation), groups
+        channels_first(right),
+        list(weight_shape),
+        channels_first(left),
+        list(stride),
+        list(padding),
+        list(dilation),
+        groups,
     )
     return accumulator(total, k_chunk)
 
@@ -136,7 +166,7 @@ def conv_fprop_dequantize(
     bias: Tensor | None,
     relu: bool,
 ) -> Tensor:
-    """conv_fprop, then dequantize, then max(., 0) when relu -> float32 (N, O, OH, OW)."""
+    """conv_fprop, then dequantize, then max(., 0) when relu -> float32 (N, OH, OW, O)."""
     acc = conv_fprop.reference(x, w, stride, padding, dilation, groups, k_chunk)
     return dequantized(acc, scales, bias, relu)
 

@@ -101,12 +101,8 @@ def _input_gradient(
     return (g.to(torch.float32) - torch.where(xhat >= 0, above, below)) * factor
 
 
-def _per_channel(v: Tensor, rank: int) -> Tensor:
-    return v.view(1, -1, *[1] * (rank - 2))
-
-
-def _not_channel(rank: int) -> list[int]:
-    return [0, *range(2, rank)]
+def _all_but_last(x: Tensor) -> list[int]:
+    return list(range(x.dim() - 1))
 
 
 @op("sq::l1_batch_norm", doc="L1 batch norm of integers (accumulators or a quantised input).")
@@ -121,20 +117,15 @@ def l1_batch_norm(
     bits: int,
     step: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """x int8/int32/int64 (N, C, *) worth scale[c] each, plus bias[c]; scale, bias, gamma, beta
+    """x int8/int32/int64 (*, C) worth scale[c] each, plus bias[c]; scale, bias, gamma, beta
     float32 (C,) -> (y float32, xhat int8 in `bits` bits, coefficient (C,), mean (C,), var (C,)).
 
     y = gamma * xhat + beta; the bias reaches only the mean; var is sigma squared.
     """
-    rank = x.dim()
-    xhat, coefficient, mean, sigma = _normalized(
-        x, _per_channel(scale, rank), _not_channel(rank), eps, frac_bits
-    )
-    gamma_c = None if gamma is None else _per_channel(gamma, rank)
-    beta_c = None if beta is None else _per_channel(beta, rank)
+    xhat, coefficient, mean, sigma = _normalized(x, scale, _all_but_last(x), eps, frac_bits)
     mean, sigma = mean.reshape(-1), sigma.reshape(-1)
     return (
-        _affine(xhat, gamma_c, beta_c),
+        _affine(xhat, gamma, beta),
         _saved(xhat, bits, step),
         coefficient.reshape(-1),
         mean if bias is None else mean + bias,
@@ -158,13 +149,12 @@ def l1_batch_norm_backward(
     gamma: Tensor | None,
     step: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """g int8 (N, C, *) worth g_scale[c] each, xhat int8 (the saved k), coefficient, gamma
-    float32 (C,) -> (dx float32 (N, C, *), dgamma (C,), dbeta (C,))."""
-    rank = g.dim()
-    axes = _not_channel(rank)
+    """g int8 (*, C) worth g_scale[c] each, xhat int8 (the saved k), coefficient, gamma
+    float32 (C,) -> (dx float32 (*, C), dgamma (C,), dbeta (C,))."""
+    axes = _all_but_last(g)
     total, total_xhat, _ = _sums(g, xhat, axes)
     factor = g_scale if gamma is None else gamma * g_scale
-    dx = _input_gradient(g, xhat, _per_channel(factor * coefficient, rank), axes, step)
+    dx = _input_gradient(g, xhat, factor * coefficient, axes, step)
     dgamma = total_xhat.reshape(-1).to(torch.float32) * (g_scale * (step / 2))
     return dx, dgamma, total.reshape(-1).to(torch.float32) * g_scale
 

@@ -14,11 +14,7 @@ from sqcompile.ops.table import op
 
 
 def _axes(x: Tensor, per_channel: bool) -> list[int]:
-    return [0, *range(2, x.dim())] if per_channel else [1]
-
-
-def _as_channel(v: Tensor, rank: int) -> Tensor:
-    return v.view(1, -1, *[1] * (rank - 2))
+    return list(range(x.dim() - 1)) if per_channel else [1]
 
 
 def _normalize(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -39,10 +35,10 @@ def _input_gradient(h: Tensor, xhat: Tensor, coefficient: Tensor, axes: list[int
 def batch_norm(
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """x float (N, C, *), gamma, beta (C,) -> (y, xhat, coefficient (C,), mean (C,), var (C,))."""
+    """x float (*, C), gamma, beta (C,) -> (y, xhat, coefficient (C,), mean (C,), var (C,))."""
     xhat, coefficient, mean, sigma = _normalize(x, _axes(x, True), eps)
-    y = xhat.clone() if gamma is None else xhat * _as_channel(gamma, x.dim())
-    y = y if beta is None else y + _as_channel(beta, x.dim())
+    y = xhat.clone() if gamma is None else xhat * gamma
+    y = y if beta is None else y + beta
     return y, xhat, coefficient.reshape(-1), mean.reshape(-1), (sigma * sigma).reshape(-1)
 
 
@@ -50,7 +46,7 @@ def batch_norm(
 def _(
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    channels = (x.shape[1],)
+    channels = (x.shape[-1],)
     full = (x.new_empty(x.shape), x.new_empty(x.shape))
     return (*full, x.new_empty(channels), x.new_empty(channels), x.new_empty(channels))
 
@@ -59,10 +55,10 @@ def _(
 def batch_norm_backward(
     g: Tensor, xhat: Tensor, coefficient: Tensor, gamma: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """g, xhat float (N, C, *), coefficient, gamma (C,) -> (dx, dgamma (C,), dbeta (C,))."""
+    """g, xhat float (*, C), coefficient, gamma (C,) -> (dx, dgamma (C,), dbeta (C,))."""
     axes = _axes(g, True)
-    h = g if gamma is None else g * _as_channel(gamma, g.dim())
-    dx = _input_gradient(h, xhat, _as_channel(coefficient, g.dim()), axes)
+    h = g if gamma is None else g * gamma
+    dx = _input_gradient(h, xhat, coefficient, axes)
     return dx, (g * xhat).sum(axes), g.sum(axes)
 
 
@@ -70,7 +66,7 @@ def batch_norm_backward(
 def _(
     g: Tensor, xhat: Tensor, coefficient: Tensor, gamma: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    channels = (g.shape[1],)
+    channels = (g.shape[-1],)
     return g.new_empty(g.shape), g.new_empty(channels), g.new_empty(channels)
 
 

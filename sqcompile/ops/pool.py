@@ -1,4 +1,6 @@
-"""2-D pooling: maximum with the winning tap, average, and their backward in tap order."""
+"""2-D pooling of images (N, H, W, C): maximum with the winning tap, average, and their backward, which
+adds in tap order.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -44,7 +46,7 @@ def _window(
     top, left = tap[0] * dilation[0], tap[1] * dilation[1]
     bottom = top + (pooled[0] - 1) * stride[0] + 1
     right = left + (pooled[1] - 1) * stride[1] + 1
-    return padded[:, :, top : bottom : stride[0], left : right : stride[1]]
+    return padded[:, top : bottom : stride[0], left : right : stride[1]]
 
 
 def _pad(
@@ -57,11 +59,11 @@ def _pad(
     dilation: Sequence[int],
 ) -> Tensor:
     ends = [
-        _padded_size(pooled[i], x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i])
-        - x.shape[2 + i]
+        _padded_size(pooled[i], x.shape[1 + i], kernel[i], stride[i], padding[i], dilation[i])
+        - x.shape[1 + i]
         for i in range(2)
     ]
-    return pad(x, (padding[1], ends[1], padding[0], ends[0]), value=value)
+    return pad(x, (0, 0, padding[1], ends[1], padding[0], ends[0]), value=value)
 
 
 def _scatter(
@@ -72,13 +74,13 @@ def _scatter(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """Add one (N, C, PH, PW) part per tap to where its windows read, in tap order."""
-    pooled = parts[0].shape[2:]
+    """Add one (N, PH, PW, C) part per tap to where its windows read, in tap order."""
+    pooled = parts[0].shape[1:3]
     dx = _pad(parts[0].new_zeros(list(input_shape)), 0.0, pooled, kernel, stride, padding, dilation)
     for tap, part in zip(_taps(kernel), parts, strict=True):
         _window(dx, tap, pooled, stride, dilation).add_(part)
-    height, width = input_shape[2:]
-    return dx[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width].clone()
+    height, width = input_shape[1:3]
+    return dx[:, padding[0] : padding[0] + height, padding[1] : padding[1] + width].clone()
 
 
 @op("sq::max_pool2d", doc="2-D max pooling that keeps the tap of the maximum.")
@@ -90,7 +92,7 @@ def max_pool2d(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> tuple[Tensor, Tensor]:
-    """x float32 (N, C, H, W), windows of at most 256 taps -> (y (N, C, PH, PW), tap uint8 = kh *
+    """x float32 (N, H, W, C), windows of at most 256 taps -> (y (N, PH, PW, C), tap uint8 = kh *
     KW + kw of the first maximum).
 
     Raises ValueError for a larger window, whose tap would not fit a byte.
@@ -98,11 +100,11 @@ def max_pool2d(
     if kernel[0] * kernel[1] > MAX_TAPS:
         raise ValueError(f"a max pooling window has at most {MAX_TAPS} taps, got {list(kernel)}")
     pooled = [
-        pooled_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i], ceil_mode)
+        pooled_size(x.shape[1 + i], kernel[i], stride[i], padding[i], dilation[i], ceil_mode)
         for i in range(2)
     ]
     padded = _pad(x, float("-inf"), pooled, kernel, stride, padding, dilation)
-    best = x.new_full((*x.shape[:2], *pooled), float("-inf"))
+    best = x.new_full((x.shape[0], *pooled, x.shape[3]), float("-inf"))
     tap = torch.zeros_like(best, dtype=torch.uint8)
     for index, place in enumerate(_taps(kernel)):
         value = _window(padded, place, pooled, stride, dilation)
@@ -122,10 +124,10 @@ def _(
     ceil_mode: bool,
 ) -> tuple[Tensor, Tensor]:
     pooled = [
-        pooled_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i], ceil_mode)
+        pooled_size(x.shape[1 + i], kernel[i], stride[i], padding[i], dilation[i], ceil_mode)
         for i in range(2)
     ]
-    shape = (*x.shape[:2], *pooled)
+    shape = (x.shape[0], *pooled, x.shape[3])
     return x.new_empty(shape), x.new_empty(shape, dtype=torch.uint8)
 
 
@@ -139,7 +141,7 @@ def max_pool2d_backward(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """g float32, tap uint8 (N, C, PH, PW) -> dx float32 of input_shape; an element in several
+    """g float32, tap uint8 (N, PH, PW, C) -> dx float32 of input_shape; an element in several
     windows sums their gradients by ascending tap, from +0.0."""
     zero = torch.zeros_like(g)
     parts = [torch.where(tap == index, g, zero) for index in range(kernel[0] * kernel[1])]
@@ -155,13 +157,13 @@ def _(g: Tensor, tap: Tensor, input_shape: Sequence[int], *_: Any) -> Tensor:
 def avg_pool2d(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> Tensor:
-    """x float32 (N, C, H, W) -> y: the taps summed in ascending order from +0.0, then divided by
+    """x float32 (N, H, W, C) -> y: the taps summed in ascending order from +0.0, then divided by
     the window's size."""
     pooled = [
-        pooled_size(x.shape[2 + i], kernel[i], stride[i], padding[i], 1, False) for i in range(2)
+        pooled_size(x.shape[1 + i], kernel[i], stride[i], padding[i], 1, False) for i in range(2)
     ]
     padded = _pad(x, 0.0, pooled, kernel, stride, padding, [1, 1])
-    total = x.new_zeros((*x.shape[:2], *pooled))
+    total = x.new_zeros((x.shape[0], *pooled, x.shape[3]))
     for place in _taps(kernel):
         total = total + _window(padded, place, pooled, stride, [1, 1])
     return total / float(kernel[0] * kernel[1])
@@ -170,9 +172,9 @@ def avg_pool2d(
 @avg_pool2d.meta
 def _(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
     pooled = [
-        pooled_size(x.shape[2 + i], kernel[i], stride[i], padding[i], 1, False) for i in range(2)
+        pooled_size(x.shape[1 + i], kernel[i], stride[i], padding[i], 1, False) for i in range(2)
     ]
-    return x.new_empty((*x.shape[:2], *pooled))
+    return x.new_empty((x.shape[0], *pooled, x.shape[3]))
 
 
 @op("sq::avg_pool2d_backward", doc="Gradient of average pooling, windows added in tap order.")
@@ -183,7 +185,7 @@ def avg_pool2d_backward(
     stride: Sequence[int],
     padding: Sequence[int],
 ) -> Tensor:
-    """g float32 (N, C, PH, PW) -> dx float32 of input_shape: g / window size, added by ascending
+    """g float32 (N, PH, PW, C) -> dx float32 of input_shape: g / window size, added by ascending
     tap from +0.0."""
     share = g / float(kernel[0] * kernel[1])
     parts = [share] * (kernel[0] * kernel[1])

@@ -1,7 +1,7 @@
 """Products before quantisation: the canonical form that capture's products are rewritten to.
 
 Operands are root tensors (no transposed views) and, in a backward product, the gradient comes
-first. None of these ops reaches a target: the verifier refuses a graph that still has one.
+first; images are channels last, as in `sqcompile.ops.conv`. None of these ops reaches a target: the verifier refuses a graph that still has one.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,12 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from sqcompile.ops.conv import output_shape
+from sqcompile.ops.conv import (
+    channels_first,
+    channels_first_shape,
+    channels_last,
+    output_shape,
+)
 from sqcompile.ops.product import product_shape
 from sqcompile.ops.table import op
 
@@ -42,8 +47,10 @@ def conv(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """x float32 (N, C, H, W), w float32 (O, C / groups, KH, KW), bias (O,) -> float32."""
-    return conv2d(x, w, bias, list(stride), list(padding), list(dilation), groups).contiguous()
+    """x float32 (N, H, W, C), w float32 (O, C / groups, KH, KW), bias (O,) -> float32."""
+    return channels_last(
+        conv2d(channels_first(x), w, bias, list(stride), list(padding), list(dilation), groups)
+    )
 
 
 @conv.meta
@@ -61,10 +68,18 @@ def conv_input_grad(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """g float32 (N, O, OH, OW), w float32 (O, C / groups, KH, KW) -> float32 of input_shape."""
-    return conv2d_input(
-        list(input_shape), w, g, list(stride), list(padding), list(dilation), groups
-    ).contiguous()
+    """g float32 (N, OH, OW, O), w float32 (O, C / groups, KH, KW) -> float32 of input_shape."""
+    return channels_last(
+        conv2d_input(
+            channels_first_shape(input_shape),
+            w,
+            channels_first(g),
+            list(stride),
+            list(padding),
+            list(dilation),
+            groups,
+        )
+    )
 
 
 @conv_input_grad.meta
@@ -82,10 +97,16 @@ def conv_weight_grad(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """g float32 (N, O, OH, OW), x float32 (N, C, H, W) -> float32 of weight_shape."""
+    """g float32 (N, OH, OW, O), x float32 (N, H, W, C) -> float32 of weight_shape."""
     return conv2d_weight(
-        x, list(weight_shape), g, list(stride), list(padding), list(dilation), groups
-    ).contiguous()
+        channels_first(x),
+        list(weight_shape),
+        channels_first(g),
+        list(stride),
+        list(padding),
+        list(dilation),
+        groups,
+    )
 
 
 @conv_weight_grad.meta

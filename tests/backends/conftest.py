@@ -27,12 +27,13 @@ def compile_cases(cases: list[Case], mcpu: str) -> Compiled:
     """Generate and compile one kernel per case for `mcpu`."""
     target = targets.get("cpu", mcpu=mcpu)
     module, names = {}, {}
-    for index, case in enumerate(cases):
-        spec, name = case.spec(), f"k{index}"
-        kernel = target.kernels[spec.op]
-        function = kernel.generate(spec.without(kernel.run_time))
-        module[name] = function.with_attr("global_symbol", name)
-        names[case.name] = name
+    with target.compiled_for():
+        for index, case in enumerate(cases):
+            spec, name = case.spec(), f"k{index}"
+            kernel = target.kernels[spec.op]
+            function = kernel.generate(spec.without(kernel.run_time))
+            module[name] = function.with_attr("global_symbol", name)
+            names[case.name] = name
     built = tvm.compile(tvm.IRModule(module), target=llvm_target(target))
     functions = {case: built[name] for case, name in names.items()}
     return Compiled(functions, lambda: str(built.mod.inspect_source("asm")))

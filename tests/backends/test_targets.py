@@ -3,7 +3,8 @@
 import pytest
 
 from sqcompile.backends import targets
-from sqcompile.backends.cpu.build import features, mcpu_of
+from sqcompile.backends.cpu.build import mcpu_of
+from sqcompile.backends.cpu.machine import machine
 from sqcompile.errors import TargetUnavailableError, UsageError
 
 
@@ -37,7 +38,19 @@ def test_a_cpu_that_llvm_does_not_know_is_a_usage_error() -> None:
         mcpu_of(targets.get("cpu", mcpu="znver44"))
 
 
-def test_features_of_a_cpu_are_data() -> None:
-    assert features(targets.get("cpu", mcpu="x86-64")).vector_bits == 128
-    modern = features(targets.get("cpu", mcpu="znver4"))
-    assert (modern.vector_bits, modern.vnni) == (512, True)
+def test_a_machine_is_data_read_from_the_target_in_scope() -> None:
+    for mcpu, bits, dot, depth in (
+        ("znver4", 512, "vpdpbusd", 4),
+        ("x86-64-v4", 512, "pmaddwd", 2),
+        ("x86-64-v3", 256, "pmaddwd", 2),
+        ("x86-64", 128, "pmaddwd", 2),
+    ):
+        with targets.get("cpu", mcpu=mcpu).compiled_for():
+            found = machine()
+        assert (found.mcpu, found.vector_bits) == (mcpu, bits)
+        assert (found.dot.name, found.dot.depth, found.dot.lanes) == (dot, depth, bits // 32)
+
+
+def test_a_kernel_is_generated_for_some_cpu() -> None:
+    with pytest.raises(RuntimeError, match="no target in scope"):
+        machine()

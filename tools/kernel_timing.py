@@ -1,0 +1,126 @@
+"""Timing of compiled kernels against PyTorch, in one process and in turns.
+
+A `Comparison` is one line of `tools/bench_kernels.py`: what we run, and the peers a user would
+take instead. All of them run in turns, so that a busy moment of the machine meets all, and the
+best of several rounds counts: a kernel is never faster than it is, but often slower.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import torch
+from torch import Tensor, fx
+
+from sqcompile.backends import targets
+from sqcompile.backends.cpu.build import build
+from sqcompile.backends.lower import lower, unsupported
+from sqcompile.runtime import threads
+from sqcompile.runtime.executable import Executable
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A kernel and its peers on one shape.
+
+    name: the family ("gemm", "conv_fprop", ...); shape: as the table shows it; peers: forms of
+    the same work by the name of the peer, the fastest form counts ("bf16": {"eager": ...,
+    "compiled": ...}); operations: multiply-adds times two, for the share of the peak, 0 where a
+    kernel multiplies no matrices.
+    """
+
+    name: str
+    shape: str
+    ours: Run
+    peers: Mapping[str, Mapping[str, Run]]
+    operations: float = 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured comparison with one peer: best times in ms, ratio = peer / ours."""
+
+    name: str
+    shape: str
+    threads: int
+    ours: float
+    peer: float
+    ratio: float
+    peer_name: str
+    peer_form: str
+    operations: float = field(default=0.0)
+
+
+def best_times(
+    runs: Mapping[str, Run], *, rounds: int = 10, seconds: float = 0.02
+) -> dict[str, float]:
+    """The best mean time of a call, in ms, of each run: `rounds` turns of `seconds` each."""
+    repeats = {name: _repeats(run, seconds) for name, run in runs.items()}
+    best = dict.fromkeys(runs, float("inf"))
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = perf_counter()
+            for _ in range(repeats[name]):
+                run()
+            best[name] = min(best[name], (perf_counter() - start) / repeats[name] * 1e3)
+    return best
+
+
+def _repeats(run: Run, seconds: float) -> int:
+    for _ in range(2):
+        run()
+    start = perf_counter()
+    run()
+    return max(1, int(seconds / max(perf_counter() - start, 1e-6)))
+
+
+def measure(comparison: Comparison, count: int, rounds: int = 10) -> list[Row]:
+    """Rows of one comparison with `count` threads: one for each peer, by its fastest form."""
+    threads.set_num_threads(count)
+    runs: dict[str, Run] = {"ours": comparison.ours}
+    for peer, forms in comparison.peers.items():
+        runs |= {f"{peer}/{form}": run for form, run in forms.items()}
+    times = best_times(runs, rounds=rounds)
+    rows = []
+    for peer, forms in comparison.peers.items():
+        form = min(forms, key=lambda f: times[f"{peer}/{f}"])
+        ours, theirs = times["ours"], times[f"{peer}/{form}"]
+        rows.append(
+            Row(
+                comparison.name,
+                comparison.shape,
+                count,
+                ours,
+                theirs,
+                theirs / ours,
+                peer,
+                form,
+                comparison.operations,
+            )
+        )
+    return rows
+
+
+def compiled(graph: fx.GraphModule) -> Callable[..., list[Tensor]]:
+    """A graph of the op table, compiled for this CPU as a training step is: call it with tensors.
+
+    Raises RuntimeError when the target lacks a kernel.
+    """
+    target = targets.get("cpu")
+    missing = unsupported(graph, target)
+    if missing:
+        raise RuntimeError("; ".join(f"{one.op}: {one.reason}" for one in missing))
+    binary = build(lower({"main": graph}, target).module, target)
+    return Executable(binary).function("main")
+
+
+def traced(function: Callable[..., object], *examples: Tensor) -> fx.GraphModule:
+    """The graph of a function of op-table calls, with the metadata that lowering reads."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(one) for one in examples]
+        return make_fx(function, tracing_mode="fake")(*fakes)
