@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 
-import torch
 from torch import Tensor, fx
 
 from sqcompile.backends import targets

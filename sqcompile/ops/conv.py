@@ -93,8 +93,8 @@ def conv_dgrad(
     k_chunk: int,
 ) -> Tensor:
     """g int8 (N, OH, OW, O), w int8 (O, C / groups, KH, KW), exponent int8 (1, 1, 1, O) ->
-    int32 of input_shape (N, H, W, C), int64 when k_chunk > 0 (partial sums over k_chunk output channels of a
-    group). g is shifted left by shift_groups - 1 - exponent."""
+    int32 of input_shape (N, H, W, C), int64 when k_chunk > 0 (partial sums over k_chunk
+    output channels of a group). g is shifted left by shift_groups - 1 - exponent."""
     left, right = shifted(g, exponent, shift_groups), w.to(torch.float64)
     exact(left, right, w.numel() // w.shape[1] // groups)
     total = conv2d_input(

@@ -1,5 +1,5 @@
-"""2-D pooling of images (N, H, W, C): maximum with the winning tap, average, and their backward, which
-adds in tap order.
+"""2-D pooling of images (N, H, W, C): maximum with the winning tap, average, their backward in tap
+order.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """Products before quantisation: the canonical form that capture's products are rewritten to.
 
 Operands are root tensors (no transposed views) and, in a backward product, the gradient comes
-first; images are channels last, as in `sqcompile.ops.conv`. None of these ops reaches a target: the verifier refuses a graph that still has one.
+first; images are channels last, as in `sqcompile.ops.conv`. None of these ops reaches a target:
+the verifier refuses a graph that still has one.
 """
 
 from collections.abc import Sequence
