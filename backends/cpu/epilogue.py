@@ -43,6 +43,29 @@ class Epilogue:
         bias = None if self.bias is None else self.bias[nest.linear(at, self.steps(self.bias))]
         self.out.store(nest.linear(at, contiguous(self.shape)), self.value(acc, scales, bias))
 
+    def vector(self, acc: Expr, at: Sequence[Expr], lanes: int) -> None:
+        """`lanes` results along the last axis, the first at coordinates `at`, from a vector of
+        accumulators that is still in a register."""
+
+        def read(operand: Array) -> Expr:
+            steps = self.steps(operand)
+            first = nest.linear(at, steps)
+            if steps[-1]:
+                return operand[nest.ramp(first, lanes)]
+            return nest.splat(operand[first], lanes)
+
+        y = acc
+        if self.out.dtype == "float32":
+            y = nest.cast(acc, "float32", lanes)
+            for scale in self.scales:
+                y = y * read(scale)
+            if self.bias is not None:
+                y = (nest.fence(y, lanes) if self.scales else y) + read(self.bias)
+            if self.relu:
+                zero = nest.splat(nest.zero("float32"), lanes)
+                y = nest.select(y < zero, zero, y)
+        self.out.store(nest.ramp(nest.linear(at, contiguous(self.shape)), lanes), y)
+
     def row(self, acc: Array, start: Expr, at: Sequence[Expr], length: Expr) -> None:
         """Results `at` (the coordinates of the first one), ... along the last axis, from
         acc[start], ..."""

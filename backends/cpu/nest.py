@@ -152,9 +152,10 @@ def bits_of(value: Expr, dtype: str) -> Expr:
     return tirx.reinterpret(dtype, value)
 
 
-def fence(product: Expr) -> Expr:
-    """A float32 product that LLVM must round before it adds something to it."""
-    return tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", product)
+def fence(product: Expr, lanes: int = 1) -> Expr:
+    """A float32 product (of `lanes` lanes) that LLVM must round before it adds something to it."""
+    kind = "float32" if lanes == 1 else f"float32x{lanes}"
+    return tirx.call_llvm_pure_intrin(kind, "llvm.arithmetic.fence", product)
 
 
 def select(condition: Expr, yes: Expr, no: Expr) -> Expr:
