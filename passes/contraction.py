@@ -38,9 +38,9 @@ def _matmul(node: Node, position: int) -> Contraction:
     return Contraction((inner,), (*batch, (free, result)))
 
 
-_CONV = (Contraction((1,), ()), Contraction((1, 2, 3), ((0, 1),)))
-_INPUT_GRAD = (Contraction((1,), ((0, 0),)), Contraction((0,), ()))
-_WEIGHT_GRAD = (Contraction((0, 2, 3), ((1, 0),)), Contraction((0,), ()))
+_CONV = (Contraction((3,), ()), Contraction((1, 2, 3), ((0, 3),)))
+_INPUT_GRAD = (Contraction((3,), ((0, 0),)), Contraction((0,), ()))
+_WEIGHT_GRAD = (Contraction((0, 1, 2), ((3, 0),)), Contraction((0,), ()))
 
 FLOAT_PRODUCTS = (
     product_float.matmul,
@@ -79,7 +79,7 @@ def _per_input_weight(node: Node) -> int:
 
 def _per_pixel(node: Node) -> int:
     sizes = shape(arguments(node)["g"])
-    return sizes[0] * prod(sizes[2:])
+    return prod(sizes[:3])
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ for _plain, _fused, _rule in (
     (
         conv.conv_wgrad,
         conv.conv_wgrad_dequantize,
-        Reduction(_per_pixel, lambda node: shape(arguments(node)["g"])[3]),
+        Reduction(_per_pixel, lambda node: shape(arguments(node)["g"])[2]),
     ),
 ):
     REDUCTIONS[target_of(_plain)] = REDUCTIONS[target_of(_fused)] = _rule

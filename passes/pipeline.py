@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 from sqcompile.passes.assign_precision import assign_precision
 from sqcompile.passes.bound_accumulators import bound_accumulators
 from sqcompile.passes.canonicalize import canonicalize
+from sqcompile.passes.channels_last import channels_last
 from sqcompile.passes.fold_weight_scales import fold_weight_scales
 from sqcompile.passes.fuse_epilogues import fuse_epilogues
 from sqcompile.passes.pack_saved import pack_saved
@@ -45,6 +46,8 @@ def integer_training(recipe: Recipe) -> list[Pass]:
     return [
         # every product is sq.matmul / conv / conv_input_grad / conv_weight_grad on roots
         Pass("canonicalize", canonicalize),
+        # images stay channels last from one product to the next
+        Pass("channels_last", channels_last),
         # every operand of a product has bits, sign and scale axes in meta["sq"]
         Pass(
             "assign_precision",
