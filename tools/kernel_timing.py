@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 
+import tvm
 from torch import Tensor, fx
 
 from sqcompile.backends import targets
 from sqcompile.backends.cpu.build import build
-from sqcompile.backends.lower import lower, unsupported
+from sqcompile.backends.lower import KernelRecord, lower, unsupported
 from sqcompile.runtime import threads
 from sqcompile.runtime.executable import Executable
 
@@ -111,8 +112,25 @@ def compiled(graph: fx.GraphModule) -> Callable[..., list[Tensor]]:
     missing = unsupported(graph, target)
     if missing:
         raise RuntimeError("; ".join(f"{one.op}: {one.reason}" for one in missing))
-    binary = build(lower({"main": graph}, target).module, target)
-    return Executable(binary).function("main")
+    lowered = lower({"main": graph}, target)
+    for record in lowered.kernels:
+        MADE.setdefault(f"{record.name} {record.spec.digest}", record)
+    return Executable(build(lowered.module, target)).function("main")
+
+
+MADE: dict[str, KernelRecord] = {}
+"""Every kernel that `compiled` has made in this process, once a spec."""
+
+
+def compile_seconds(record: KernelRecord) -> float:
+    """How long one kernel takes alone, from its spec to object code."""
+    target = targets.get("cpu")
+    kernel = target.kernels[record.op]
+    start = perf_counter()
+    with target.compiled_for() as scope:
+        function = kernel.generate(record.spec.without(kernel.run_time))
+        tvm.compile(function.with_attr("global_symbol", "kernel"), target=scope)
+    return perf_counter() - start
 
 
 def traced(function: Callable[..., object], *examples: Tensor) -> fx.GraphModule:
