@@ -1,11 +1,13 @@
 """The CPU target: its kernels, and how they become object code."""
 
 from sqcompile.backends.cpu import (
+    batch_norm,
+    batch_norm_backward,
     conv,
     copies,
     elementwise,
     epilogue,
-    norm,
+    layer_norm,
     pack,
     philox,
     pool,
@@ -18,12 +20,14 @@ from sqcompile.backends.cpu.table import KERNELS
 
 __all__ = [
     "KERNELS",
+    "batch_norm",
+    "batch_norm_backward",
     "compiled_for",
     "conv",
     "copies",
     "elementwise",
     "epilogue",
-    "norm",
+    "layer_norm",
     "pack",
     "philox",
     "pool",
