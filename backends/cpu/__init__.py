@@ -3,6 +3,7 @@
 from sqcompile.backends.cpu import (
     batch_norm,
     batch_norm_backward,
+    batch_norm_quantize,
     conv,
     copies,
     elementwise,
@@ -22,6 +23,7 @@ __all__ = [
     "KERNELS",
     "batch_norm",
     "batch_norm_backward",
+    "batch_norm_quantize",
     "compiled_for",
     "conv",
     "copies",

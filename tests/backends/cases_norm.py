@@ -34,6 +34,15 @@ def norms() -> Made:
 
             yield "l1_batch_norm", f"{sized(shape)}-{affine}", forward
 
+            for relu, out_bits, saved in ((affine, 4, 4), (not affine, 8, 8), (affine, 8, 3)):
+
+                def fused(s: Source, m=forward, re=relu, o=out_bits, b=saved) -> list[Any]:
+                    *given, _, step = m(s)
+                    return [*given, b, step, re, o, not re]
+
+                label = f"{sized(shape)}-{affine}-{relu}-{out_bits}-{saved}"
+                yield "l1_batch_norm_relu_quantize", label, fused
+
             def backward(s: Source, sh=shape, c=channels, a=affine) -> list[Any]:
                 g, xhat = s.integers(-127, 127, *sh), s.integers(-8, 7, *sh)
                 return [g, s.uniform(c), xhat, s.uniform(c), s.normal(c) if a else None, 0.3352]
