@@ -1,11 +1,14 @@
 """The CPU target: its kernels, and how they become object code."""
 
 from sqcompile.backends.cpu import (
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_quantize,
     conv,
     copies,
     elementwise,
     epilogue,
-    norm,
+    layer_norm,
     pack,
     philox,
     pool,
@@ -18,12 +21,15 @@ from sqcompile.backends.cpu.table import KERNELS
 
 __all__ = [
     "KERNELS",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_quantize",
     "compiled_for",
     "conv",
     "copies",
     "elementwise",
     "epilogue",
-    "norm",
+    "layer_norm",
     "pack",
     "philox",
     "pool",

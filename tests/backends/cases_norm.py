@@ -11,25 +11,37 @@ from tests.backends.cases import I8, I32, I64, Made, Source, sized
 
 def norms() -> Made:
     for shape, dtype, limit in (
-        ((8, 16, 8, 8), I32, 200000),
-        ((4, 5, 7, 3), I64, 2**34),
-        ((1, 3, 1, 1), I8, 127),
+        ((8, 8, 8, 16), I32, 200000),
+        ((4, 7, 3, 5), I64, 2**34),
+        ((1, 1, 1, 3), I8, 127),
         ((16, 10), I8, 127),
-        ((2, 2, 17, 9), I32, 5),
-        ((2, 3, 200, 100), I32, 1000),
+        ((2, 17, 9, 2), I32, 5),
+        ((2, 200, 100, 3), I32, 1000),
+        ((300, 70), I32, 2**31 - 1),
+        ((40, 512), I32, 60000),
+        ((5, 20, 64), I8, 127),
     ):
-        channels, bits = shape[1], fraction_bits(torch.Size(shape).numel() // shape[1], limit)
+        channels, bits = shape[-1], fraction_bits(torch.Size(shape).numel() // shape[-1], limit)
         for affine, eps in ((True, 1e-5), (False, 0.0)):
 
             def forward(
                 s: Source, sh=shape, d=dtype, li=limit, c=channels, f=bits, a=affine, e=eps
             ) -> list[Any]:
                 x = s.integers(-li, li, *sh, dtype=d)
-                x[:, 0] = 3  # a constant channel: no spread
+                x[..., 0] = 3  # a constant channel: no spread
                 vectors = [s.normal(c) if a else None for _ in range(3)]
                 return [x, s.uniform(c) * 1e-3, *vectors, e, f, 4, 0.3352]
 
             yield "l1_batch_norm", f"{sized(shape)}-{affine}", forward
+
+            for relu, out_bits, saved in ((affine, 4, 4), (not affine, 8, 8), (affine, 8, 3)):
+
+                def fused(s: Source, m=forward, re=relu, o=out_bits, b=saved) -> list[Any]:
+                    *given, _, step = m(s)
+                    return [*given, b, step, re, o, not re]
+
+                label = f"{sized(shape)}-{affine}-{relu}-{out_bits}-{saved}"
+                yield "l1_batch_norm_relu_quantize", label, fused
 
             def backward(s: Source, sh=shape, c=channels, a=affine) -> list[Any]:
                 g, xhat = s.integers(-127, 127, *sh), s.integers(-8, 7, *sh)
