@@ -119,10 +119,12 @@ def _pass(
         known: dict[int, Expr] = {}
         held = {index: keep(one) for index, one in enumerate(elements)} if len(members) > 1 else {}
         for index, (member, value, reads) in enumerate(zip(members, values, places, strict=True)):
-            operands = [
-                known[number] if read is None else held.get(read, elements[read])
-                for number, read in zip(member.operands, reads, strict=True)
-            ]
+            operands: list[Expr] = []
+            for position, (number, read) in enumerate(zip(member.operands, reads, strict=True)):
+                one = known[number] if read is None else held.get(read, elements[read])
+                # Two names for a value that meets itself: TVM takes x - x for 0, x == x for true.
+                again = len(members) > 1 and number in member.operands[:position]
+                operands.append(keep(one) if again else one)
             one = value.of(operands)
             known[len(inputs) + index] = keep(one) if len(members) > 1 else one
         return [known[number] for number in results]

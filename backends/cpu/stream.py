@@ -23,7 +23,7 @@ from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import Array, Expr
-from sqcompile.backends.cpu.sweep import ENOUGH_TASKS, contiguous, merge
+from sqcompile.backends.cpu.sweep import ENOUGH_TASKS, contiguous, in_vectors, merge
 
 SHORT_ROW = 128
 """Rows below this length that no vector divides are taken in blocks: the overlapping vector at
@@ -59,6 +59,7 @@ def stream(
 class _Stream:
     def __init__(self, reads: Sequence[Read], outputs: Sequence[Array], compute: Compute) -> None:
         self.reads, self.outputs, self.compute = reads, outputs, compute
+        self.kept = _kept(reads, compute)
         dtypes = {array.dtype for array in [*(r.array for r in reads), *outputs]}
         self.lanes = 4 * nest.LANES if dtypes <= {"bool", "int8", "uint8"} else nest.LANES
 
@@ -101,31 +102,44 @@ class _Stream:
 
     def _line(self, count: int, sources: Sequence[Source], first: Expr) -> None:
         """`count` elements in a row: vectors, then one that overlaps."""
-        lanes = min(self.lanes, 1 << (count.bit_length() - 1))
 
-        def vector(start: Expr) -> None:
+        def vector(start: Expr, lanes: int) -> None:
+            slots = [nest.scratch(lanes, dtype) for dtype in self.kept]
             with nest.lanes(count=lanes) as lane:
-                self._element(start + lane, lane, lanes, sources, first)
+                self._element(start + lane, lane, slots, sources, first)
 
-        if lanes == 1:
-            self._element(0, 0, 1, sources, first)
-            return
-        with nest.serial(count // lanes, "v") as v:
-            vector(v * lanes)
-        if count % lanes:
-            vector(count - lanes)
+        in_vectors(count, vector, self.lanes)
 
     def _element(
-        self, index: Expr, lane: Expr, lanes: int, sources: Sequence[Source], first: Expr
+        self,
+        index: Expr,
+        lane: Expr,
+        slots: Sequence[Array],
+        sources: Sequence[Source],
+        first: Expr,
     ) -> None:
+        left = iter(slots)
+
         def keep(value: Expr) -> Expr:
-            slot = nest.scratch(lanes, nest.dtype_of(value))
+            slot = next(left)
             slot.store(lane, value)
             return slot[lane]
 
         results = self.compute([source(index) for source in sources], keep)
         for out, value in zip(self.outputs, results, strict=True):
             out.store(first + index, value)
+
+
+def _kept(reads: Sequence[Read], compute: Compute) -> list[str]:
+    """The dtypes of what `compute` keeps: a vector's loop cannot hold the slots itself."""
+    found: list[str] = []
+
+    def keep(value: Expr) -> Expr:
+        found.append(nest.dtype_of(value))
+        return value
+
+    compute([read.array[0] for read in reads], keep)
+    return found
 
 
 @contextmanager
