@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import Array, Expr
-from sqcompile.backends.cpu.sweep import broadcast, contiguous, sweep
+from sqcompile.backends.cpu.sweep import contiguous, sweep
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 
@@ -62,12 +62,6 @@ def t(spec: KernelSpec) -> object:
     return _gather(spec, "self", contiguous(spec.tensor("self").shape)[::-1])
 
 
-@KERNELS.kernel("aten::expand.default")
-def expand(spec: KernelSpec) -> object:
-    """Rows of the result in parallel."""
-    return _gather(spec, "self", broadcast(spec.outputs[0].shape, spec.tensor("self").shape))
-
-
 @KERNELS.kernel("aten::slice.Tensor")
 def slice_(spec: KernelSpec) -> object:
     """Rows of the result in parallel."""
@@ -101,14 +95,6 @@ def cat(spec: KernelSpec) -> object:
             if source.size:
                 _copy(source, out, source.shape, contiguous(source.shape), write, 0, put)
                 put += source.shape[axis] * write[axis]
-    return f.result
-
-
-@KERNELS.kernel("aten::full.default")
-def full(spec: KernelSpec) -> object:
-    """Chunks in parallel."""
-    with nest.function(spec) as f:
-        _fill(f.outputs[0], spec["fill_value"])
     return f.result
 
 

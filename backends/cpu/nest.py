@@ -182,9 +182,9 @@ def parallel(extent: int, work: int, name: str = "i") -> Iterator[Expr]:
 
 
 @contextmanager
-def lanes(name: str = "lane") -> Iterator[Expr]:
-    """A loop over the LANES elements of an explicit vector."""
-    with T.vectorized(0, LANES) as i:
+def lanes(name: str = "lane", count: int = LANES) -> Iterator[Expr]:
+    """A loop over the elements of an explicit vector."""
+    with T.vectorized(0, count) as i:
         IRBuilder.name(name, i)
         yield i
 

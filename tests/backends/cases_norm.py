@@ -112,10 +112,11 @@ def reductions() -> Made:
 def pools() -> Made:
     """x shape, kernel, stride, padding, dilation, ceil_mode."""
     for shape, kernel, stride, padding, dilation, ceil in (
-        ((2, 3, 8, 8), [2, 2], [2, 2], [0, 0], [1, 1], False),
-        ((2, 3, 9, 7), [3, 3], [2, 2], [1, 1], [1, 1], False),
-        ((1, 2, 9, 8), [3, 2], [2, 3], [1, 1], [1, 2], True),
-        ((2, 4, 6, 5), [6, 5], [6, 5], [0, 0], [1, 1], False),
+        ((2, 8, 8, 32), [2, 2], [2, 2], [0, 0], [1, 1], False),
+        ((2, 9, 7, 35), [3, 3], [2, 2], [1, 1], [1, 1], False),
+        ((1, 9, 8, 3), [3, 2], [2, 3], [1, 1], [1, 2], True),
+        ((2, 6, 5, 1), [6, 5], [6, 5], [0, 0], [1, 1], False),
+        ((2, 7, 8, 20), [2, 3], [3, 3], [1, 0], [1, 1], False),
     ):
         label = f"{sized(shape)}-{sized(kernel)}-{sized(stride)}"
         call = [kernel, stride, padding]
