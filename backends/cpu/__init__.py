@@ -1,6 +1,7 @@
 """The CPU target: its kernels, and how they become object code."""
 
 from sqcompile.backends.cpu import (
+    absmax,
     conv,
     copies,
     elementwise,
@@ -18,6 +19,7 @@ from sqcompile.backends.cpu.table import KERNELS
 
 __all__ = [
     "KERNELS",
+    "absmax",
     "compiled_for",
     "conv",
     "copies",
