@@ -11,7 +11,7 @@ from sqcompile.backends.cpu.batch_norm import Elements, Normalizer
 from sqcompile.backends.cpu.bit_packing import mask_bytes, nibbles
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
 from sqcompile.backends.cpu.norm import f32, saved
-from sqcompile.backends.cpu.quantize import is_tiny, quotient, rounded
+from sqcompile.backends.cpu.rounding import is_tiny, rounded, steps_per_unit
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.norm import PACKED_BITS
@@ -40,7 +40,7 @@ class _Fused:
                 magnitude = tirx.bitwise_and(nest.bits_of(y, "int32"), nest.const(2**31 - 1, "int32"))
                 best.store(0, tirx.max(best[0], magnitude))
         self.r.store(0, nest.bits_of(best[0], "float32"))
-        scale = quotient(self.spec["out_bits"], self.spec["signed"], self.r[0])
+        scale = steps_per_unit(self.spec["out_bits"], self.spec["signed"], self.r[0])
         self.scale.store(0, nest.select(is_tiny(self.r[0]), f32(0.0), scale))
 
     def values(self, x: Expr, arrays: list[Array | None], c: Expr) -> tuple[Expr, Expr]:

@@ -9,7 +9,7 @@ from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import Expr
-from sqcompile.backends.cpu.quantize import clamp, floor_to
+from sqcompile.backends.cpu.rounding import clamp, floor_to
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.norm import SIGMA_OVER_DEVIATION
 from sqcompile.ops.quantize import TINY
