@@ -122,8 +122,12 @@ class _Stream:
 
         def keep(value: Expr) -> Expr:
             slot = next(left)
-            slot.store(lane, value)
-            return slot[lane]
+            if nest.dtype_of(value) != "bool":
+                slot.store(lane, value)
+                return slot[lane]
+            # TVM's passes trip over vectors of bool in memory of their own.
+            slot.store(lane, nest.cast(value, "uint8"))
+            return tirx.NE(slot[lane], nest.zero("uint8"))
 
         results = self.compute([source(index) for source in sources], keep)
         for out, value in zip(self.outputs, results, strict=True):
@@ -135,7 +139,8 @@ def _kept(reads: Sequence[Read], compute: Compute) -> list[str]:
     found: list[str] = []
 
     def keep(value: Expr) -> Expr:
-        found.append(nest.dtype_of(value))
+        dtype = nest.dtype_of(value)
+        found.append("uint8" if dtype == "bool" else dtype)
         return value
 
     compute([read.array[0] for read in reads], keep)

@@ -102,7 +102,11 @@ def reductions() -> Made:
                 label,
                 lambda s, sh=shape, a=axes: [s.normal(*sh), a, len(a) % 2 == 0],
             )
-    for shape in ((512, 70), (3000, 1), (5, 2049)):
+    for shape in ((70, 40, 6), (9, 300, 7)):
+        for axes in ([0], [0, 1], [0, 2], [1, 2]):
+            label = f"{sized(shape)}-{sized(axes)}"
+            yield "ordered_sum", label, lambda s, sh=shape, a=axes: [s.normal(*sh), a, False]
+    for shape in ((512, 70), (3000, 1), (5, 2049), (1100, 20)):
         for axes in ([0], [1], [0, 1]):
             label = f"{sized(shape)}-{sized(axes)}"
             yield "absmax", label, lambda s, sh=shape, a=axes: [s.normal(*sh), None, a]
