@@ -13,6 +13,7 @@ from sqcompile.backends.cpu import (
     products,
     quantize,
     reduce,
+    shift_quantize,
 )
 from sqcompile.backends.cpu.build import llvm_target as compiled_for
 from sqcompile.backends.cpu.table import KERNELS
@@ -32,4 +33,5 @@ __all__ = [
     "products",
     "quantize",
     "reduce",
+    "shift_quantize",
 ]
