@@ -22,6 +22,8 @@ from sqcompile.backends.kernels import KernelSpec
 
 SLICES = 32
 """Parts of the first reduced axis that threads take, each with maxima of its own."""
+SLICE_WORK = 16
+"""Elements that a slice reads for each of its maxima, at least: they are cleared and combined."""
 ROWS = 4
 """Rows that a column maximum reads together: it loads and stores its results once for them."""
 VECTORS = 4
@@ -135,13 +137,13 @@ def maxima(scaled: Scaled, into: Sequence[int], size: int, store: Store) -> None
     elif len(extents) == 1:
         _flat(scaled, store)
     else:
-        slices = Slices(extents[0], size)
+        slices = Slices(extents[0], size, work)
 
         def slice_of(begin: Expr, length: Expr, partial: Array, base: Expr) -> None:
             block = Block([], [length, *extents[1:-1]], begin)
             accumulate(scaled, block, into, partial, base)
 
-        slices.run(work, slice_of)
+        slices.run(slice_of)
         slices.combine(store)
 
 
@@ -180,17 +182,18 @@ def clear(best: Array, base: Expr, size: int) -> None:
 
 
 class Slices:
-    """Maxima of `size` results over slices of an axis of `extent`, for threads to fill."""
+    """Maxima of `size` results over slices of an axis of `extent`, for threads to fill; `work`
+    elements in all, of which a slice has many times its results."""
 
-    def __init__(self, extent: int, size: int) -> None:
-        self.extent, self.size = extent, size
-        self.count = min(SLICES, extent)
+    def __init__(self, extent: int, size: int, work: int) -> None:
+        self.extent, self.size, self.work = extent, size, work
+        self.count = max(min(SLICES, extent, work // (SLICE_WORK * size)), 1)
         self.stride = -(-size // LANES) * LANES
         self.partial = nest.scratch(self.count * self.stride, "int32")
 
-    def run(self, work: int, emit: Callable[[Expr, Expr, Array, Expr], None]) -> None:
+    def run(self, emit: Callable[[Expr, Expr, Array, Expr], None]) -> None:
         """Call emit(first of the slice, its length, where its maxima go: array, base)."""
-        with nest.parallel(self.count, work, "slice") as part:
+        with nest.parallel(self.count, self.work, "slice") as part:
             begin = tirx.floordiv(part * self.extent, self.count)
             length = tirx.floordiv((part + 1) * self.extent, self.count) - begin
             base = part * self.stride
