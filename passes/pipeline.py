@@ -13,6 +13,7 @@ from sqcompile.passes.canonicalize import canonicalize
 from sqcompile.passes.channels_last import channels_last
 from sqcompile.passes.fold_weight_scales import fold_weight_scales
 from sqcompile.passes.fuse_epilogues import fuse_epilogues
+from sqcompile.passes.fuse_quantizers import fuse_quantizers
 from sqcompile.passes.pack_saved import pack_saved
 from sqcompile.passes.printing import text
 from sqcompile.passes.quantize_norms import quantize_norms
@@ -62,6 +63,8 @@ def integer_training(recipe: Recipe) -> list[Pass]:
         Pass("quantize_norms", partial(quantize_norms, recipe=recipe), "norms read integers"),
         # a tensor quantised the same way twice is quantised once
         Pass("share_quantized", share_quantized, "no dangling quantiser"),
+        # a gradient's ShiftQuant is one op, read as often as it must be
+        Pass("fuse_quantizers", fuse_quantizers),
         # what backward keeps is packed
         Pass("pack_saved", pack_saved),
         # a product writes float32 itself where nothing else reads its accumulators

@@ -1,5 +1,6 @@
 """Float sums in the one order of `sqcompile.ops.reduce`."""
 
+from collections.abc import Callable
 from math import prod
 
 from tvm import tirx
@@ -7,12 +8,7 @@ from tvm import tirx
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.machine import machine
 from sqcompile.backends.cpu.nest import Array, Expr
-<<<<<<< HEAD
-from sqcompile.backends.cpu.sweep import contiguous, merge
-=======
-from sqcompile.backends.cpu.quantize import inverse
-from sqcompile.backends.cpu.sweep import broadcast, contiguous, in_vectors, merge, rows
->>>>>>> sched
+from sqcompile.backends.cpu.sweep import contiguous, in_vectors, merge
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.reduce import CHUNK
