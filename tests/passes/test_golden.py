@@ -82,9 +82,98 @@ def test_canonicalize_takes_convolution_backward_apart():
     after = graph(
         f"{shapes} -> dx, dw, db",
         """
-        dx = sq.conv_input_grad(g_0, p_w, [2, 4, 5, 5], [1, 1], [1, 1], [1, 1], 1)
-        dw = sq.conv_weight_grad(g_0, x_0, [6, 4, 3, 3], [1, 1], [1, 1], [1, 1], 1)
-        db = sq.ordered_sum(g_0, [0, 2, 3], False)
+        g = aten.permute(g_0, [0, 2, 3, 1])
+        x = aten.permute(x_0, [0, 2, 3, 1])
+        last = sq.conv_input_grad(g, p_w, [2, 5, 5, 4], [1, 1], [1, 1], [1, 1], 1)
+        dx = aten.permute(last, [0, 3, 1, 2])
+        dw = sq.conv_weight_grad(g, x, [6, 4, 3, 3], [1, 1], [1, 1], [1, 1], 1)
+        db = sq.ordered_sum(g, [0, 1, 2], False)
+        """,
+    )
+    assert same(canonicalize(before), after)
+
+
+def test_canonicalize_makes_convolutions_channels_last():
+    before = graph(
+        "x_0: f32[2, 4, 7, 5], p_w: f32[6, 2, 3, 3], p_b: f32[6] -> y",
+        """
+        y = aten.convolution(x_0, p_w, p_b, [2, 1], [1, 0], [1, 1], False, [0, 0], 2)
+        """,
+    )
+    after = graph(
+        "x_0: f32[2, 4, 7, 5], p_w: f32[6, 2, 3, 3], p_b: f32[6] -> y",
+        """
+        x = aten.permute(x_0, [0, 2, 3, 1])
+        last = sq.conv(x, p_w, p_b, [2, 1], [1, 0], [1, 1], 2)
+        y = aten.permute(last, [0, 3, 1, 2])
+        """,
+    )
+    assert same(canonicalize(before), after)
+
+
+def test_canonicalize_makes_max_pooling_channels_last():
+    before = graph(
+        "x_0: f32[2, 4, 7, 5], g_0: f32[2, 4, 3, 2] -> y, dx",
+        """
+        both = aten.max_pool2d_with_indices(x_0, [2, 2])
+        y = both[0]
+        at = both[1]
+        dx = aten.max_pool2d_with_indices_backward(g_0, x_0, [2, 2], [], [0, 0], [1, 1], False, at)
+        """,
+    )
+    after = graph(
+        "x_0: f32[2, 4, 7, 5], g_0: f32[2, 4, 3, 2] -> y, dx",
+        """
+        x = aten.permute(x_0, [0, 2, 3, 1])
+        both = sq.max_pool2d(x, [2, 2], [2, 2], [0, 0], [1, 1], False)
+        last = both[0]
+        y = aten.permute(last, [0, 3, 1, 2])
+        tap = both[1]
+        g = aten.permute(g_0, [0, 2, 3, 1])
+        dlast = sq.max_pool2d_backward(g, tap, [2, 7, 5, 4], [2, 2], [2, 2], [0, 0], [1, 1])
+        dx = aten.permute(dlast, [0, 3, 1, 2])
+        """,
+    )
+    assert same(canonicalize(before), after)
+
+
+def test_canonicalize_makes_average_pooling_channels_last():
+    before = graph(
+        "x_0: f32[2, 4, 7, 5], g_0: f32[2, 4, 3, 2] -> y, dx",
+        """
+        y = aten.avg_pool2d(x_0, [2, 2])
+        dx = aten.avg_pool2d_backward(g_0, x_0, [2, 2], [], [0, 0], False, True, None)
+        """,
+    )
+    after = graph(
+        "x_0: f32[2, 4, 7, 5], g_0: f32[2, 4, 3, 2] -> y, dx",
+        """
+        x = aten.permute(x_0, [0, 2, 3, 1])
+        last = sq.avg_pool2d(x, [2, 2], [2, 2], [0, 0])
+        y = aten.permute(last, [0, 3, 1, 2])
+        g = aten.permute(g_0, [0, 2, 3, 1])
+        dlast = sq.avg_pool2d_backward(g, [2, 7, 5, 4], [2, 2], [2, 2], [0, 0])
+        dx = aten.permute(dlast, [0, 3, 1, 2])
+        """,
+    )
+    assert same(canonicalize(before), after)
+
+
+def test_canonicalize_drops_a_permute_that_moves_nothing():
+    before = graph(
+        "x_0: f32[4, 8], z: f32[2, 3, 4, 5] -> y, v",
+        """
+        p = aten.permute(x_0, [0, -1])
+        y = aten.relu(p)
+        q = aten.permute(z, [0, 1, 2, 3])
+        v = aten.neg(q)
+        """,
+    )
+    after = graph(
+        "x_0: f32[4, 8], z: f32[2, 3, 4, 5] -> y, v",
+        """
+        y = aten.relu(x_0)
+        v = aten.neg(z)
         """,
     )
     assert same(canonicalize(before), after)

@@ -24,7 +24,7 @@ def spec(role, operands, groups=4, outer=True, module="fc"):
 
 def test_quantize_norms_reads_the_accumulators_of_a_product():
     shapes = (
-        "q: u8[2, 4, 5, 5], w: i8[6, 4, 3, 3], s: f32[1, 6, 1, 1], b: f32[1, 6, 1, 1], "
+        "q: u8[2, 5, 5, 4], w: i8[6, 4, 3, 3], s: f32[1, 1, 1, 6], b: f32[1, 1, 1, 6], "
         "p_g: f32[6], p_b: f32[6], rng: i64[4]"
     )
     operands = (ACTIVATION, WEIGHT)
@@ -53,16 +53,16 @@ def test_quantize_norms_reads_the_accumulators_of_a_product():
 
 def test_quantize_norms_quantises_another_input_per_channel():
     before = graph(
-        "x_0: f32[2, 6, 5, 5], rng: i64[4] -> y",
+        "x_0: f32[2, 5, 5, 6], rng: i64[4] -> y",
         """
         n = sq.batch_norm(x_0, None, None, 1e-05)
         y = n[0]
         """,
     )
     after = graph(
-        "x_0: f32[2, 6, 5, 5], rng: i64[4] -> y",
+        "x_0: f32[2, 5, 5, 6], rng: i64[4] -> y",
         """
-        r = sq.absmax(x_0, None, [0, 2, 3])
+        r = sq.absmax(x_0, None, [0, 1, 2])
         q = sq.quantize(x_0, r, 8, True)
         s = sq.quant_scale(r, 8, True, 1)
         sc = aten.view(s, [6])
