@@ -218,3 +218,15 @@ def test_bound_accumulators_counts_the_shift_of_the_gradient():
     )
     node = next(n for n in bound_accumulators(before).graph.nodes if n.name == "y")
     assert node.args[-1] == (2**31 - 1) // ((127 << 3) * 255)
+
+
+def test_bound_accumulators_splits_a_weight_gradient_by_rows_of_the_image():
+    operands = Operand("gradient", 8, True), Operand("activation", 8, False)
+    before = graph(
+        "g: i8[40, 50, 48, 4], x: u8[40, 50, 48, 5] -> y",
+        "y = sq.conv_wgrad(g, x, None, 1, [4, 5, 1, 1], [1, 1], [0, 0], [1, 1], 1, 0)",
+        y=spec("wgrad", operands, groups=1),
+    )
+    node = next(n for n in bound_accumulators(before).graph.nodes if n.name == "y")
+    # a signed operand may be stored biased by 128
+    assert node.args[-1] == (2**31 - 1) // (255 * 255 * 48)
