@@ -106,6 +106,16 @@ def _transposed(editor: Editor, node: Node) -> None:
 def _t(editor: Editor, node: Node) -> None:
     if _swaps_last_axes(node):
         _transposed(editor, node)
+    elif is_call(node, aten.permute.default):
+        _permute(node)
+
+
+def _permute(node: Node) -> None:
+    """A permute that leaves every axis where it is goes."""
+    source, axes = node.args
+    assert isinstance(source, Node) and isinstance(axes, (list, tuple))
+    if [int(axis) % len(axes) for axis in axes] == list(range(len(axes))):  # type: ignore[arg-type]
+        replace(node, source)
 
 
 def _convolution(editor: Editor, node: Node) -> None:

@@ -11,6 +11,7 @@ from sqcompile.ops.reduce import ordered_sum
 from sqcompile.passes.editing import (
     Editor,
     arguments,
+    calls,
     copy_graph,
     finish,
     is_call,
@@ -26,10 +27,6 @@ aten = torch.ops.aten
 ELEMENTWISE = {
     target_of(op)
     for op in (
-        aten.add.Tensor,
-        aten.sub.Tensor,
-        aten.mul.Tensor,
-        aten.div.Tensor,
         aten.relu.default,
         aten.leaky_relu.default,
         aten.leaky_relu_backward.default,
@@ -52,7 +49,7 @@ ELEMENTWISE = {
         sqrt,
         *(
             getattr(getattr(aten, name), overload)
-            for name in ("gt", "ge", "lt", "le", "eq", "ne")
+            for name in ("add", "sub", "mul", "div", "gt", "ge", "lt", "le", "eq", "ne")
             for overload in ("Tensor", "Scalar")
         ),
     )
@@ -64,12 +61,17 @@ def channels_last(module: GraphModule) -> GraphModule:
     """After this pass no elementwise op, sum, concatenation, padding or slice reads an image that
     was permuted to channels first: it computes channels last and its result is permuted, and
     permutes that undo each other are gone. What is left is where the model's own layout shows:
-    its inputs, outputs and reshapes."""
+    its inputs, outputs and reshapes; no view reads a permuted tensor, which PyTorch would refuse:
+    those are reshapes."""
     graph = copy_graph(module)
     images = _Images(Editor(graph))
     for node in list(graph.graph.nodes):
         if node.op == "call_function" and not node._erased:
             images.visit(node)
+    for node in calls(graph, aten.view.default, aten._unsafe_view.default):
+        if is_call(node.args[0], aten.permute.default):
+            node.target = aten.reshape.default
+            node.args = (node.args[0], shape(node))
     return finish(graph)
 
 
@@ -117,21 +119,21 @@ class _Images:
         """Rewrite one call when it reads an image channels first."""
         source = _permuted(node, TO_LAST)
         if source is not None:
-            replace(node, self.last(source))
+            replace(node, self.last(source, node))
         elif node.target in ELEMENTWISE:
             if any(_source(a) is not None and shape(a) == shape(node) for a in node.args):  # type: ignore[arg-type]
                 self._stand_for(node, self._elementwise(node))
-        elif node.target in RULES and _source(_operand(node)) is not None:
+        elif node.target in RULES and any(_source(x) is not None for x in _tensors(node)):
             RULES[node.target](self, node)
 
-    def last(self, x: Node) -> Node:
-        """x, of at most four axes, channels last: without a copy where x is made of something
-        that is, or of something small."""
+    def last(self, x: Node, like: Node) -> Node:
+        """x, of at most four axes, channels last, for `like` to read: without a copy where x is
+        made of something that is, or of something small."""
         if x not in self.known:
-            self.known[x] = self._last(x)
+            self.known[x] = self._last(x, like)
         return self.known[x]
 
-    def _last(self, x: Node) -> Node:
+    def _last(self, x: Node, like: Node) -> Node:
         source = _source(x)
         if source is not None:
             return source
@@ -141,19 +143,20 @@ class _Images:
         if whole and is_call(x, aten.expand.default):
             (inner,) = x.all_input_nodes
             if len(shape(inner)) == RANK:
-                moved = self.last(inner)
+                moved = self.last(inner, like)
                 with self.editor.after(x):
                     return self.editor.call(x.target, moved, _reordered(shape(x)), like=x)
         with self.editor.after(x):
             if not whole:
                 sizes = [1] * (RANK - len(shape(x))) + shape(x)
-                x = self.editor.call(aten.view.default, x, sizes, like=x)
-            return permuted_last(self.editor, x, x)
+                x = self.editor.call(aten.view.default, x, sizes, like=like)
+            return permuted_last(self.editor, x, like)
 
     def _elementwise(self, node: Node) -> Node:
         """The same op on channels-last operands."""
         moved = [
-            self.last(a) if isinstance(a, Node) and value(a).dim() > 0 else a for a in node.args
+            self.last(a, node) if isinstance(a, Node) and value(a).dim() > 0 else a
+            for a in node.args
         ]
         return self._again(node, moved)
 
@@ -190,7 +193,7 @@ class _Images:
     def joined(self, node: Node) -> None:
         """A concatenation: along the axis's place, all parts channels last."""
         given = arguments(node)
-        parts = [self.last(part) for part in given["tensors"]]
+        parts = [self.last(part, node) for part in given["tensors"]]
         self._stand_for(node, self._again(node, (parts, TO_FIRST[given["dim"] % RANK])))
 
     def padded(self, node: Node) -> None:
@@ -215,10 +218,10 @@ def _reordered(values: Sequence[Any]) -> list[Any]:
     return [values[axis] for axis in TO_LAST]
 
 
-def _operand(node: Node) -> object:
-    """The argument that decides: the tensor, or the first of several."""
-    first = node.args[0] if node.args else None
-    return first[0] if isinstance(first, (list, tuple)) and first else first
+def _tensors(node: Node) -> Sequence[object]:
+    """The tensors that an op with a rule reads: one, or the parts of a concatenation."""
+    first = node.args[0]
+    return first if isinstance(first, (list, tuple)) else (first,)
 
 
 RULES: dict[object, Callable[[_Images, Node], None]] = {
