@@ -14,15 +14,22 @@ from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.epilogue import Epilogue
 from sqcompile.backends.cpu.machine import Dot, machine
 from sqcompile.backends.cpu.nest import Array, Expr
-from sqcompile.backends.cpu.winograd_input import WIDTH, Image, Shifts, Strip, held
+from sqcompile.backends.cpu.winograd_input import WIDTH, Image, Shifts, Strip
 from sqcompile.backends.cpu.winograd_ranges import OUTPUT, POSITIONS, SIDE, Split, split
 from sqcompile.backends.cpu.winograd_weight import ORDER, Filters, Packer
 from sqcompile.backends.kernels import KernelSpec
 
+TILES, VECTORS = 6, 2
+"""Tiles and vectors of columns of a group: twice as many sums, three loads beside, of 32
+registers."""
 CHUNK_BYTES = 3 << 17
 """Transformed inputs that a task keeps, at most: with a block of weights they fit L2."""
 SHARED_BYTES = 1 << 19
 """Transformed inputs of the whole batch up to which weights are transformed block by block."""
+OPAQUE = 256
+"""Elements of the workspace that holds the number of steps over channels: LLVM must not know it,
+or it unrolls short loops and moves their products into the branches that store (a third of the
+speed at 16 channels)."""
 TASKS = 4
 """Tasks that a kernel should have at least."""
 
@@ -35,7 +42,6 @@ class Plan:
     filters: Filters
     split: Split
     out: tuple[int, ...]
-    tiles: int
 
     @property
     def dot(self) -> Dot:
@@ -49,11 +55,11 @@ class Plan:
 
     def groups(self, rows: int) -> int:
         """Groups of tiles in `rows` tile rows."""
-        return -(-rows * self.image.tiles // self.tiles)
+        return -(-rows * self.image.tiles // TILES)
 
     def plane(self, rows: int) -> int:
         """Bytes of a position of `rows` tile rows; a vector more, which transforms may write."""
-        return self.groups(rows) * self.tiles * self.image.depth + WIDTH
+        return self.groups(rows) * TILES * self.image.depth + WIDTH
 
     @property
     def shared(self) -> bool:
@@ -103,14 +109,22 @@ def plan(spec: KernelSpec) -> Plan | None:
         tiles=-(-width // 2),
     )
     dot = machine().dot
-    vectors = 1 if columns <= dot.lanes else 2
-    filters = Filters(source.shape[3], columns, not forward, vectors, dot)
-    return Plan(image, filters, found, out.shape, 12 // vectors)
+    filters = Filters(source.shape[3], columns, not forward, VECTORS, dot)
+    return Plan(image, filters, found, out.shape)
 
 
 def fits(spec: KernelSpec) -> bool:
-    """Whether Winograd computes `spec` exactly, and faster than a direct convolution."""
-    return plan(spec) is not None
+    """Whether Winograd computes `spec` exactly, and faster than a direct convolution.
+
+    It does from 32 channels on both sides (with 16, sums are so short that combining them takes
+    longer than products saved: 400 of 460 billion operations a second) and from 32 tiles, which
+    pay for the transformed weights.
+    """
+    made = plan(spec)
+    if made is None:
+        return False
+    few = made.tile_rows * made.image.tiles < 32
+    return min(made.image.channels, made.filters.columns) >= 32 and not few
 
 
 @dataclass(frozen=True)
@@ -136,14 +150,18 @@ Sums = dict[tuple[int, Cell], Array]
 class _Products:
     """Groups of tiles: 16 positions of a block of columns, and the results."""
 
-    def __init__(self, made: Plan, epilogue: Epilogue, rows: int) -> None:
-        self.plan, self.epilogue = made, epilogue
+    def __init__(self, call: "_Call", rows: int) -> None:
+        made = call.plan
+        self.plan, self.epilogue = made, call.epilogue
+        self.steps = nest.bound(call.steps[0])
         self.plane = made.plane(rows)
-        self.cells = [(t, v) for t in range(made.tiles) for v in range(made.filters.vectors)]
+        self.cells = [(t, v) for t in range(TILES) for v in range(VECTORS)]
         self.lanes = made.dot.lanes
         self.own = nest.ramp(0, self.lanes)
         self.kept = nest.scratch(4 * len(self.cells) * self.lanes, "int32")
-        self.whole = made.filters.columns % self.lanes == 0
+        self.results: Array | None = None
+        if made.filters.columns % made.filters.width:
+            self.results = nest.scratch(2 * len(self.cells) * self.lanes, "int32")
 
     def group(self, group: Expr, o: _Operands) -> None:
         """The results of a group of tiles in the columns of a block."""
@@ -181,7 +199,7 @@ class _Products:
             self._add(group, o, index, column, half, sums)
             if half == 0:
                 for cell in self.cells:
-                    one, two = (held(sums[p, cell][self.own], self.lanes, "int32") for p in (0, 1))
+                    one, two = (nest.bound(sums[p, cell][self.own]) for p in (0, 1))
                     sums[0, cell].store(self.own, one + two)
                     sums[1, cell].store(self.own, one - two)
 
@@ -189,46 +207,57 @@ class _Products:
         self, group: Expr, o: _Operands, index: Expr, column: Expr, half: int, sums: Sums
     ) -> None:
         filters, depth, dot = self.plan.filters, self.plan.image.depth, self.plan.dot
-        first = group * (self.plan.tiles * depth) + column * self.plane
+        first = group * (TILES * depth) + column * self.plane
         base = o.block + (index * 2 + half) * filters.pair
-        with nest.serial(filters.steps, "k") as k:
+        with nest.serial(self.steps, "k") as k:
             for pair in range(2):
-                at = base + (k * 2 + pair) * (filters.vectors * filters.vector)
+                at = base + (k * 2 + pair) * (VECTORS * filters.vector)
                 right = [
-                    dot.loaded(o.weights, at + v * filters.vector) for v in range(filters.vectors)
+                    nest.bound(dot.loaded(o.weights, at + v * filters.vector))
+                    for v in range(VECTORS)
                 ]
                 row = first + ORDER[half][pair] * SIDE * self.plane + k * dot.depth
-                for tile in range(self.plan.tiles):
-                    left = dot.repeated(o.inputs, row + tile * depth)
+                for tile in range(TILES):
+                    left = nest.bound(dot.repeated(o.inputs, row + tile * depth))
                     for v, one in enumerate(right):
                         total = sums[pair, (tile, v)]
                         total.store(self.own, dot.add(total[self.own], left, one))
 
     def _write(self, group: Expr, o: _Operands, half: int, sums: Sums) -> None:
-        results = None if self.whole else nest.scratch(self.plan.filters.width, "int32")
-        for tile in range(self.plan.tiles):
-            with self._place(group * self.plan.tiles + tile, o, half) as (n, y, x):
+        if self.results is not None:
+            self._write_part(group, o, half, sums, self.results)
+            return
+        for tile in range(TILES):
+            with self._place(group * TILES + tile, o, half) as (n, y, x):
                 for row in range(2):
-                    with nest.when(tirx.const(True) if row == 0 else y + row < self.plan.out[1]):
-                        self._write_one(o, [n, y + row, x], (row, tile), sums, results)
+                    with self._row(y + row, row):
+                        for v in range(VECTORS):
+                            at = [n, y + row, x, o.column + v * self.lanes]
+                            self.epilogue.vector(sums[row, (tile, v)][self.own], at, self.lanes)
 
-    def _write_one(
-        self, o: _Operands, at: list[Expr], place: Cell, sums: Sums, results: Array | None
-    ) -> None:
-        row, tile = place
-        for v in range(self.plan.filters.vectors):
-            value, first = sums[row, (tile, v)][self.own], v * self.lanes
-            if results is not None:
-                results.store(nest.ramp(first, self.lanes), value)
-            elif self.plan.filters.columns % self.plan.filters.width == 0:
-                self.epilogue.vector(value, [*at, o.column + first], self.lanes)
-            else:
-                with nest.when(o.column + first < self.plan.filters.columns):
-                    self.epilogue.vector(value, [*at, o.column + first], self.lanes)
-        if results is not None:
-            left = self.plan.filters.columns - o.column
-            length = tirx.min(self.plan.filters.width, left)
-            self.epilogue.row(results, 0, [*at, o.column], length)
+    def _write_part(self, group: Expr, o: _Operands, half: int, sums: Sums, results: Array) -> None:
+        """Where the last block holds fewer columns: by way of memory."""
+        width = self.plan.filters.width
+        for (row, cell), one in sums.items():
+            index = row * len(self.cells) + self.cells.index(cell)
+            results.store(nest.ramp(index * self.lanes, self.lanes), one[self.own])
+        length = tirx.min(width, self.plan.filters.columns - o.column)
+        with (
+            nest.loops([TILES, 2], "result") as (tile, row),
+            self._place(group * TILES + tile, o, half) as (n, y, x),
+            self._row(y + row, 1),
+        ):
+            at = [n, y + row, x, o.column]
+            self.epilogue.row(results, (row * TILES + tile) * width, at, length)
+
+    @contextmanager
+    def _row(self, y: Expr, row: int) -> Iterator[None]:
+        """Whether row y of the results exists: the second of a tile may not."""
+        if row and self.plan.out[1] % 2:
+            with nest.when(y < self.plan.out[1]):
+                yield
+        else:
+            yield
 
     @contextmanager
     def _place(self, tile: Expr, o: _Operands, half: int) -> Iterator[tuple[Expr, Expr, Expr]]:
@@ -261,6 +290,7 @@ class _Call:
     weights: Array
     shifts: Shifts
     epilogue: Epilogue
+    steps: Array
 
     def packer(self) -> Packer:
         """Of the weights."""
@@ -286,7 +316,7 @@ def _by_block(call: _Call) -> None:
         weights = nest.scratch(filters.block, "int8")
         corrections = nest.scratch(4 * filters.width, "int32")
         packer.pack(block, weights, 0, corrections, 0)
-        products = _Products(made, call.epilogue, rows)
+        products = _Products(call, rows)
         column = block * filters.width
         operands = _Operands(inputs, 0, rows, weights, 0, corrections, 0, column)
         with nest.serial(made.groups(rows), "group") as group:
@@ -310,8 +340,8 @@ def _by_chunk(call: _Call) -> None:
         first = chunk * rows
         own = tirx.min(rows, made.tile_rows - first)
         _transform(made, call.strip(), (first, own), inputs, plane, 0)
-        products = _Products(made, call.epilogue, rows)
-        groups = tirx.floordiv(own * made.image.tiles + made.tiles - 1, made.tiles)
+        products = _Products(call, rows)
+        groups = tirx.floordiv(own * made.image.tiles + TILES - 1, TILES)
         with nest.serial(filters.blocks, "block") as block, nest.serial(groups, "group") as group:
             start, column = block * filters.block, block * filters.width
             at = block * (4 * filters.width)
@@ -327,6 +357,8 @@ def generate(spec: KernelSpec) -> object:
         source = f["x"] if "x" in f.tensors else f["g"]
         groups = spec.get("shift_groups", 1)
         shifts = Shifts(f.get("exponent"), groups, made.image.channels, made.split)
-        call = _Call(made, source, f["w"], shifts, Epilogue(spec, f))
+        steps = nest.scratch(OPAQUE, "int32")
+        steps.store(0, made.filters.steps)
+        call = _Call(made, source, f["w"], shifts, Epilogue(spec, f), steps)
         (_by_block if made.shared else _by_chunk)(call)
     return f.result

@@ -11,20 +11,11 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
-from sqcompile.backends.cpu.dot import padded
 from sqcompile.backends.cpu.nest import Array, Expr
-from sqcompile.backends.cpu.products import shift_of
-from sqcompile.backends.cpu.winograd_ranges import INPUT, POSITIONS, SIDE, Split
+from sqcompile.backends.cpu.winograd_ranges import INPUT, POSITIONS, SIDE, Split, padded
 
 WIDTH = 64
 """Bytes of a vector."""
-
-
-def held(value: Expr, lanes: int, dtype: str) -> Expr:
-    """The value, computed once: TVM repeats an expression wherever it stands."""
-    slot, at = nest.scratch(lanes, dtype), span(0, lanes)
-    slot.store(at, value)
-    return slot[at]
 
 
 def span(start: Expr, lanes: int) -> Expr:
@@ -92,7 +83,7 @@ class Shifts:
             return
         inputs, weights = (nest.scratch(count * self.size, "uint8") for count in self.counts)
         with nest.serial(channels, "c") as c:
-            shift = shift_of(exponent, groups, c)
+            shift = nest.const(groups - 1, "int32") - nest.cast(exponent[c], "int32")
             for array, count, below in ((inputs, self.counts[0], 0), (weights, *self.counts[::-1])):
                 for bit in range(count):
                     yes = nest.select(shift > below + bit, nest.const(255, "int32"), 0)
@@ -105,7 +96,7 @@ class Shifts:
             return value
         for bit in range(self.counts[0]):
             mask = self.masks[0][span(bit * self.size + channel, lanes)]
-            value = held(value, lanes, "uint8")
+            value = nest.bound(value)
             value = value + tirx.bitwise_and(value, mask)
         return value
 
@@ -115,7 +106,7 @@ class Shifts:
             return value
         for bit in range(self.counts[1]):
             mask = spread(self.masks[1][bit * self.size + channel], lanes)
-            value = held(value, lanes, "uint8")
+            value = nest.bound(value)
             value = value + tirx.bitwise_and(value, mask)
         return value
 
@@ -181,10 +172,10 @@ class Strip:
 
     def _vertical(self, row: Expr, place: Expr) -> list[Expr]:
         values = [
-            held(self.array[nest.ramp(self.start(row, step) + place, WIDTH)], WIDTH, "uint8")
+            nest.bound(self.array[nest.ramp(self.start(row, step) + place, WIDTH)])
             for step in range(SIDE)
         ]
-        return [held(_sum(factors, values), WIDTH, "uint8") for factors in INPUT]
+        return [nest.bound(_sum(factors, values)) for factors in INPUT]
 
 
 def _sum(factors: tuple[int, ...], values: list[Expr]) -> Expr:

@@ -27,6 +27,11 @@ POSITIONS = tuple(product(range(SIDE), range(SIDE)))
 TAPS = tuple(product(range(3), range(3)))
 
 
+def padded(size: int, multiple: int) -> int:
+    """The next multiple of `multiple`."""
+    return -(-size // multiple) * multiple
+
+
 def combined(rows: Sequence[int], columns: Sequence[int], values: Range) -> Range:
     """The range of sum rows[i] * columns[j] * v[i][j] over v in `values`."""
     factors = [a * b for a in rows for b in columns]

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
-from sqcompile.backends.cpu.dot import padded
 from sqcompile.backends.cpu.machine import Dot
 from sqcompile.backends.cpu.nest import Array, Expr
-from sqcompile.backends.cpu.winograd_input import Shifts, clear, held
-from sqcompile.backends.cpu.winograd_ranges import SIDE, TAPS, WEIGHT, Split
+from sqcompile.backends.cpu.winograd_input import Shifts, clear
+from sqcompile.backends.cpu.winograd_ranges import SIDE, TAPS, WEIGHT, Split, padded
 
 ORDER = ((1, 2), (0, 3))
 """Rows (and columns) of positions in the order in which they are summed: a pair at a time."""
@@ -64,7 +63,9 @@ class Filters:
 def place_of(filters: Filters, i: int, j: int) -> int:
     """Where position (i, j) begins in a block."""
     column = next(p * 2 + q for p, pair in enumerate(ORDER) for q, c in enumerate(pair) if c == j)
-    half, within = next((p, q) for p, pair in enumerate(ORDER) for q, c in enumerate(pair) if c == i)
+    half, within = next(
+        (p, q) for p, pair in enumerate(ORDER) for q, c in enumerate(pair) if c == i
+    )
     return (column * 2 + half) * filters.pair + within * filters.vectors * filters.vector
 
 
@@ -102,9 +103,7 @@ class Packer:
 
     def _transform(self, taps: list[Expr], out: Array, at: Expr) -> None:
         size, dtype = self.filters.vector, out.dtype
-        mixed = [
-            [_mixed(factors, taps[b::3], size, dtype) for b in range(3)] for factors in WEIGHT
-        ]
+        mixed = [[_mixed(factors, taps[b::3], size, dtype) for b in range(3)] for factors in WEIGHT]
         for i in range(SIDE):
             for j in range(SIDE):
                 value = _mixed(WEIGHT[j], mixed[i], size, dtype)
@@ -131,7 +130,7 @@ class Packer:
                         one.store(lane * dot.depth + d, value)
         at = nest.ramp(0, filters.vector)
         kind = f"{dot.right}x{filters.vector}"
-        return [held(tirx.reinterpret(kind, one[at]), filters.vector, dot.right) for one in found]
+        return [nest.bound(tirx.reinterpret(kind, one[at])) for one in found]
 
 
 def _mixed(factors: tuple[int, ...], values: list[Expr], lanes: int, dtype: str) -> Expr:
@@ -144,4 +143,4 @@ def _mixed(factors: tuple[int, ...], values: list[Expr], lanes: int, dtype: str)
         total = one + one
         if factors[2] < 0:
             total = nest.splat(nest.zero(dtype), lanes) - total
-    return held(total, lanes, dtype)
+    return nest.bound(total)
