@@ -152,6 +152,12 @@ def bits_of(value: Expr, dtype: str) -> Expr:
     return tirx.reinterpret(dtype, value)
 
 
+def bound(value: Expr) -> Expr:
+    """The value as a variable: an expression is computed again wherever it stands, and a tree in
+    which it stands twice at every level is exponentially large."""
+    return T.bind(value)
+
+
 def fence(product: Expr, lanes: int = 1) -> Expr:
     """A float32 product (of `lanes` lanes) that LLVM must round before it adds something to it."""
     kind = "float32" if lanes == 1 else f"float32x{lanes}"
