@@ -99,6 +99,11 @@ def _flat(buffer: Any, spec: TensorSpec) -> Array:
     return Array(flat, spec)
 
 
+def viewed(array: Array, spec: TensorSpec) -> Array:
+    """The memory of a tensor read and written as another dtype of the same size."""
+    return _flat(array.buffer, spec)
+
+
 def scratch(size: int, dtype: str) -> Array:
     """Uninitialised memory: a stack slot when small, a workspace of the runtime otherwise."""
     return Array(T.alloc_buffer((max(size, 1),), dtype), TensorSpec((size,), dtype))

@@ -5,7 +5,6 @@ absmax of a few rows and, while they are in the cache, the maxima of the columns
 quantise. Where they lie on columns (wgrad), a row's group needs all of them: three reads.
 """
 
-
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
