@@ -20,11 +20,10 @@ from sqcompile.backends.cpu.norm import (
     deviation,
     held,
     rounded_mean,
-    saved,
     threshold,
     to_float,
-    wide,
 )
+from sqcompile.backends.cpu.saved_xhat import saved
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 
@@ -193,23 +192,35 @@ class Normalizer:
             var.store(c, spread.sigma * spread.sigma)
             self.factor.store(c, spread.factor)
 
-    def elements(self) -> "Elements":
-        """What the elementwise pass reads, spread over a period."""
-        return Elements(self)
+    def fits(self) -> Expr:
+        """Whether x * 2^f - m of every element of an int32 x fits 32 bits: mostly so, since few
+        accumulators are 2^15 away from their mean."""
+        assert self.extremes is not None
+        f, farthest = nest.const(self.spec["frac_bits"], "int64"), _integers(1)
+        farthest.store(0, nest.zero("int64"))
+        with nest.serial(self.periods.channels, "c") as c:
+            for end in self.extremes.result:
+                away = tirx.shift_left(nest.cast(end[c], "int64"), f) - self.mean[c]
+                farthest.store(0, tirx.max(farthest[0], tirx.max(away, nest.zero("int64") - away)))
+        return held(farthest[0], "int64") < nest.const(2**31, "int64")
 
 
 class Elements:
-    """xhat and y of an element, from per-channel arrays in which channel c stands at `c`."""
+    """xhat and y of an element, from per-channel arrays in which channel c stands at `c`.
 
-    def __init__(self, normal: Normalizer) -> None:
-        self.normal, self.frac_bits = normal, normal.spec["frac_bits"]
-        self.x = normal.x
-        dtype = "float64" if self.x.dtype == "int32" else wide(self.x.dtype)
-        self.center = nest.scratch(normal.periods.channels, dtype)
-        with nest.serial(normal.periods.channels, "c") as c:
-            m = nest.cast(normal.mean[c], dtype)
-            if dtype == "float64":
-                m = m * nest.const(2.0**-self.frac_bits, dtype)
+    `form` is how x * 2^f - m becomes a float32 in one rounding. "int32": in 32 bits, which may
+    wrap on the way where the result fits. "float64": x - m * 2^-f of an int32 is exact, and the
+    power of two then too; no CPU need convert 64-bit integers. "int64": the rest.
+    """
+
+    def __init__(self, normal: Normalizer, form: str) -> None:
+        self.normal, self.form = normal, form
+        self.frac_bits, channels = normal.spec["frac_bits"], normal.periods.channels
+        self.center = nest.scratch(channels, "uint32" if form == "int32" else form)
+        with nest.serial(channels, "c") as c:
+            m = nest.cast(normal.mean[c], self.center.dtype)
+            if form == "float64":
+                m = m * nest.const(2.0**-self.frac_bits, form)
             self.center.store(c, m)
         self.channels = self._arrays(lambda a: a)
         self.lanes = self._arrays(normal.periods.spread)
@@ -219,19 +230,15 @@ class Elements:
         return [None if a is None else spread(a) for a in (*arrays, f.get("gamma"), f.get("beta"))]
 
     def xhat(self, value: Expr, arrays: list[Array | None], c: Expr) -> Expr:
-        """xhat of an integer.
-
-        x - m * 2^-f of an int32 is exact in a float64 and becomes float32 in one rounding; the
-        power of two is exact. That way no CPU converts 64-bit integers.
-        """
+        """xhat of an integer."""
         center, factor = arrays[0], arrays[1]
         assert center is not None and factor is not None
-        if center.dtype == "float64":
+        if self.form == "float64":
             centred = to_float(nest.cast(value, "float64") - center[c])
             return (centred * nest.const(2.0**self.frac_bits, "float32")) * factor[c]
         shift = nest.const(self.frac_bits, center.dtype)
-        centred = tirx.shift_left(nest.cast(value, center.dtype), shift) - center[c]
-        return to_float(centred) * factor[c]
+        shifted = tirx.shift_left(nest.cast(value, center.dtype), shift) - center[c]
+        return to_float(nest.cast(shifted, self.form)) * factor[c]
 
     def y(self, xhat: Expr, arrays: list[Array | None], c: Expr) -> Expr:
         """gamma * xhat + beta."""
@@ -239,25 +246,57 @@ class Elements:
         return affine(xhat, None if gamma is None else gamma[c], None if beta is None else beta[c])
 
 
+class Forms:
+    """Elements of x in the form that fits all of x ("int32", "float64" or "int64"), and in the
+    narrow one where that does, which is known at run time only."""
+
+    def __init__(self, normal: Normalizer) -> None:
+        dtype = normal.x.dtype
+        self.normal = normal
+        self.general = Elements(normal, {"int32": "float64", "int64": "int64"}.get(dtype, "int32"))
+        self.narrow = Elements(normal, "int32") if dtype == "int32" else None
+        self.fits = normal.fits() if dtype == "int32" else None
+
+    def vectors(self, emit: Callable[[Elements, Expr, Expr], None]) -> None:
+        """emit(elements, index, first) for the index-th vector of 16 elements, which stands at
+        `first` in its period."""
+        periods = self.normal.periods
+        count = periods.width // LANES
+        if not periods.steps:
+            return
+        with periods.parallel() as (_, begin, steps):
+
+            def loop(elements: Elements) -> None:
+                with nest.serial(steps, "step") as step, nest.serial(count, "v") as v:
+                    emit(elements, (begin + step) * count + v, v * LANES)
+
+            if self.narrow is None:
+                loop(self.general)
+                return
+            with nest.when(self.fits):
+                loop(self.narrow)
+            with nest.when(tirx.Not(self.fits)):
+                loop(self.general)
+
+
 @KERNELS.kernel("sq::l1_batch_norm")
 def l1_batch_norm(spec: KernelSpec) -> object:
     """y and xhat as they are."""
     with nest.function(spec) as f:
-        normal = Normalizer(spec, f, extremes=False)
+        normal = Normalizer(spec, f, extremes=f["x"].dtype == "int32")
         y, xhat = f.outputs[:2]
-        elements, periods = normal.elements(), normal.periods
+        forms = Forms(normal)
 
-        def one(i: Expr, arrays: list[Array | None], c: Expr) -> None:
+        def one(elements: Elements, i: Expr, arrays: list[Array | None], c: Expr) -> None:
             value = elements.xhat(normal.x[i], arrays, c)
             y.store(i, elements.y(value, arrays, c))
             xhat.store(i, nest.cast(saved(value, spec["bits"], spec["step"]), "int8"))
 
-        if periods.steps:
-            with periods.parallel() as (_, begin, steps):
-                with nest.serial(steps, "step") as step:
-                    start = (begin + step) * periods.width
-                    with nest.serial(periods.width // LANES, "v") as v, nest.lanes() as lane:
-                        one(start + v * LANES + lane, elements.lanes, v * LANES + lane)
-        with periods.leftover() as (i, c):
-            one(i, elements.channels, c)
+        def vector(elements: Elements, index: Expr, first: Expr) -> None:
+            with nest.lanes() as lane:
+                one(elements, index * LANES + lane, elements.lanes, first + lane)
+
+        forms.vectors(vector)
+        with normal.periods.leftover() as (i, c):
+            one(forms.general, i, forms.general.channels, c)
     return f.result

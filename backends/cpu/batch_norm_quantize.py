@@ -7,11 +7,12 @@ the largest and the smallest x of each channel, which the pass that sums finds o
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
-from sqcompile.backends.cpu.batch_norm import Elements, Normalizer
+from sqcompile.backends.cpu.batch_norm import Elements, Forms, Normalizer
 from sqcompile.backends.cpu.bit_packing import mask_bytes, nibbles
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
-from sqcompile.backends.cpu.norm import f32, saved
+from sqcompile.backends.cpu.norm import f32
 from sqcompile.backends.cpu.rounding import is_tiny, rounded, steps_per_unit
+from sqcompile.backends.cpu.saved_xhat import saved
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.norm import PACKED_BITS
@@ -24,7 +25,8 @@ class _Fused:
         self.spec = spec
         self.normal = Normalizer(spec, f, extremes=True)
         self.q, self.r, self.xhat, self.mask = f.outputs[:4]
-        self.elements: Elements = self.normal.elements()
+        self.forms = Forms(self.normal)
+        self.general = self.forms.general
         self.packed = spec["bits"] <= PACKED_BITS
         self.scale = nest.scratch(1, "float32")
         self._absmax()
@@ -36,17 +38,19 @@ class _Fused:
         assert self.normal.extremes is not None
         with nest.serial(self.normal.periods.channels, "c") as c:
             for extreme in self.normal.extremes.result:
-                y, _ = self.values(extreme[c], self.elements.channels, c)
+                y, _ = self.values(self.general, extreme[c], self.general.channels, c)
                 magnitude = tirx.bitwise_and(nest.bits_of(y, "int32"), nest.const(2**31 - 1, "int32"))
                 best.store(0, tirx.max(best[0], magnitude))
         self.r.store(0, nest.bits_of(best[0], "float32"))
         scale = steps_per_unit(self.spec["out_bits"], self.spec["signed"], self.r[0])
         self.scale.store(0, nest.select(is_tiny(self.r[0]), f32(0.0), scale))
 
-    def values(self, x: Expr, arrays: list[Array | None], c: Expr) -> tuple[Expr, Expr]:
+    def values(
+        self, elements: Elements, x: Expr, arrays: list[Array | None], c: Expr
+    ) -> tuple[Expr, Expr]:
         """(y behind the ReLU, k)."""
-        xhat = self.elements.xhat(x, arrays, c)
-        y = self.elements.y(xhat, arrays, c)
+        xhat = elements.xhat(x, arrays, c)
+        y = elements.y(xhat, arrays, c)
         if self.spec["relu"]:
             y = nest.select(y < nest.zero("float32"), nest.zero("float32"), y)
         return y, saved(xhat, self.spec["bits"], self.spec["step"])
@@ -58,21 +62,23 @@ class _Fused:
             scaled = tirx.max(scaled, f32(0.0))
         return nest.cast(rounded(scaled), self.q.dtype)
 
-    def vector(self, start: Expr, byte: Expr, first: Expr) -> None:
-        """16 elements from `start` on, which is 16 * byte, at `first` in a period."""
+    def vector(self, elements: Elements, index: Expr, first: Expr) -> None:
+        """The index-th 16 elements, at `first` in their period."""
+        start = index * LANES
         values, ks = nest.scratch(LANES, "float32"), nest.scratch(LANES, "int32")
         with nest.lanes() as lane:
-            y, k = self.values(self.normal.x[start + lane], self.elements.lanes, first + lane)
+            x = self.normal.x[start + lane]
+            y, k = self.values(elements, x, elements.lanes, first + lane)
             values.store(lane, y)
             ks.store(lane, k)
             self.q.store(start + lane, self.quantized(values[lane]))
             if not self.packed:
                 self.xhat.store(start + lane, nest.cast(ks[lane], "int8"))
         if self.packed:
-            self.xhat.store(nest.ramp(byte * 8, 8), nibbles(ks[nest.ramp(0)]))
+            self.xhat.store(nest.ramp(index * 8, 8), nibbles(ks[nest.ramp(0)]))
         if self.spec["relu"]:
             positive = values[nest.ramp(0)] > nest.splat(nest.zero("float32"))
-            self.mask.store(nest.ramp(byte * 2, 2), mask_bytes(positive))
+            self.mask.store(nest.ramp(index * 2, 2), mask_bytes(positive))
 
     def left(self) -> None:
         """The rows that fill no period, element by element."""
@@ -83,7 +89,7 @@ class _Fused:
             return
         ks, positive = nest.scratch(count, "uint8"), nest.scratch(count, "uint8")
         with periods.leftover() as (i, c):
-            y, k = self.values(self.normal.x[i], self.elements.channels, c)
+            y, k = self.values(self.general, self.normal.x[i], self.general.channels, c)
             self.q.store(i, self.quantized(y))
             ks.store(i - start, nest.cast(k, "uint8"))
             positive.store(i - start, nest.cast(y > nest.zero("float32"), "uint8"))
@@ -119,12 +125,6 @@ def l1_batch_norm_relu_quantize(spec: KernelSpec) -> object:
     """The third pass writes 1 + 1/2 + 1/8 bytes an element."""
     with nest.function(spec) as f:
         fused = _Fused(spec, f)
-        periods = fused.normal.periods
-        vectors = periods.width // LANES
-        if periods.steps:
-            with periods.parallel() as (_, begin, steps):
-                with nest.serial(steps, "step") as step, nest.serial(vectors, "v") as v:
-                    index = (begin + step) * vectors + v
-                    fused.vector(index * LANES, index, v * LANES)
+        fused.forms.vectors(fused.vector)
         fused.left()
     return f.result

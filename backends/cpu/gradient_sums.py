@@ -15,6 +15,7 @@ from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.channels import Periods
 from sqcompile.backends.cpu.machine import Dot, machine
 from sqcompile.backends.cpu.nest import Array, Expr
+from sqcompile.backends.cpu.saved_xhat import Saved
 
 
 def _long(value: Expr) -> Expr:
@@ -25,26 +26,24 @@ def _long(value: Expr) -> Expr:
 class Terms:
     """The three sums of vectors of g and k with `depth` values a lane.
 
-    Bytes: k + 128 is the unsigned operand, and 128 * sum g goes off at the end. Elsewhere both
-    are int16. Instead of signs, the k that are not negative are counted.
+    k comes with an offset that makes it unsigned where the dot product asks for it; offset * sum g
+    goes off at the end. Instead of signs, the k that are not negative are counted.
     """
 
     dot: Dot
+    saved: Saved
 
     @property
     def count(self) -> int:
         """Elements of a vector."""
         return self.dot.lanes * self.dot.depth
 
-    @property
-    def dtype(self) -> str:
-        """Signed integers in a vector."""
-        return self.dot.right
-
-    def load(self, array: Array, at: Expr) -> Expr:
-        """A vector of int8 elements, widened where the dot product asks for it."""
-        value = array[nest.ramp(at, self.count)]
-        return value if self.dot.bytes else nest.cast(value, self.dtype, self.count)
+    def load(self, g: Array, at: Expr) -> tuple[Expr, Expr]:
+        """Vectors of g and of k + offset from element `at` on."""
+        value = g[nest.ramp(at, self.count)]
+        if not self.dot.bytes:
+            value = nest.cast(value, self.dot.right, self.count)
+        return value, self.saved.vector(at, self.dot)[0]
 
     def slots(self) -> list[Array]:
         """Accumulators of the three sums, cleared."""
@@ -57,26 +56,27 @@ class Terms:
         return nest.splat(nest.const(value, dtype), lanes)
 
     def add(self, slots: Sequence[Array], g: Expr, k: Expr) -> None:
-        """Add one vector of each."""
-        ones = self._splat(1, self.dot.left, self.count)
-        left = k
-        if self.dot.bytes:
-            moved = tirx.bitwise_xor(k, self._splat(-128, "int8", self.count))
-            left = tirx.reinterpret(f"uint8x{self.count}", moved)
-        one, none = (self._splat(value, self.dtype, self.count) for value in (1, 0))
-        positive = nest.select(k >= none, one, none)
-        lanes = nest.ramp(0, self.dot.lanes)
-        for slot, a, b in zip(slots, (ones, left, ones), (g, g, positive), strict=True):
-            slot.store(lanes, self.dot.add(slot[lanes], a, b))
+        """Add one vector of each, as `load` gives them."""
+        dot = self.dot
+        one, none = (self._splat(value, dot.right, self.count) for value in (1, 0))
+        positive = k >= self._splat(self.saved.offset(dot), dot.left, self.count)
+        ones, lanes = self._splat(1, dot.left, self.count), nest.ramp(0, dot.lanes)
+        pairs = (ones, g), (k, g), (ones, nest.select(positive, one, none))
+        for slot, (left, right) in zip(slots, pairs, strict=True):
+            slot.store(lanes, dot.add(slot[lanes], left, right))
+
+    def scalar(self, g: Array, i: Expr) -> list[Expr]:
+        """The three terms of one element, int32."""
+        value, k = nest.cast(g[i], "int32"), self.saved.scalar(i)
+        offset = nest.const(self.saved.offset(self.dot), "int32")
+        return [value, value * (k + offset), nest.cast(k >= nest.zero("int32"), "int32")]
 
     def results(self, sums: Sequence[Expr], count: int) -> tuple[Expr, Expr, Expr]:
-        """(sum g, sum g * (2 k + 1), sum of signs) from the int64 sums of all vectors, which held
-        `count` elements."""
+        """(sum g, sum g * (2 k + 1), sum of signs) from the int64 sums of `count` elements."""
         total, product, positive = sums
-        bias = 128 if self.dot.bytes else 0
         two = nest.const(2, "int64")
-        total_xhat = two * product + total * nest.const(1 - 2 * bias, "int64")
-        return total, total_xhat, two * positive - nest.const(count, "int64")
+        offset = nest.const(1 - 2 * self.saved.offset(self.dot), "int64")
+        return total, two * product + total * offset, two * positive - nest.const(count, "int64")
 
     def interleave(self, rows: Sequence[Expr]) -> list[Expr]:
         """`depth` vectors of as many rows -> vectors with the values of one column in a lane.
@@ -108,32 +108,31 @@ class Terms:
         return vectors
 
 
-def terms() -> Terms:
+def terms(saved: Saved) -> Terms:
     """The sums for the machine in scope."""
-    return Terms(machine().dot)
+    return Terms(machine().dot, saved)
 
 
 class ColumnSums:
     """The three sums of every column of g and k (*, channels), int64, as `results` takes them."""
 
-    def __init__(self, g: Array, k: Array) -> None:
-        self.terms = terms()
+    def __init__(self, g: Array, saved: Saved) -> None:
+        self.terms = terms(saved)
         self.periods = Periods.of(g.shape, self.terms.count, self.terms.dot.depth)
         periods = self.periods
         partial = [nest.scratch(periods.tasks * periods.width, "int32") for _ in range(3)]
         if periods.steps:
             with periods.parallel() as (task, begin, steps):
                 with nest.serial(periods.width // self.terms.count, "block") as block:
-                    self._block(g, k, partial, task, block * self.terms.count, (begin, steps))
+                    self._block(g, partial, task, block * self.terms.count, (begin, steps))
         self.sums = [nest.scratch(periods.channels, "int64") for _ in range(3)]
         for result, parts in zip(self.sums, partial, strict=True):
             periods.fold_into(result, parts, lambda a, b: a + _long(b), nest.zero("int64"))
-        self._left(g, k)
+        self._left(g)
 
     def _block(
         self,
         g: Array,
-        k: Array,
         partial: Sequence[Array],
         task: Expr,
         first: Expr,
@@ -144,10 +143,8 @@ class ColumnSums:
         groups = [self.terms.slots() for _ in range(depth)]
         with nest.serial(steps[1], "step") as step:
             start = (steps[0] + step) * (depth * width) + first
-            both = []
-            for array in (g, k):
-                rows = [self.terms.load(array, start + row * width) for row in range(depth)]
-                both.append(self.terms.interleave(rows))
+            rows = [self.terms.load(g, start + row * width) for row in range(depth)]
+            both = [self.terms.interleave(one) for one in zip(*rows, strict=True)]
             for slots, one_g, one_k in zip(groups, *both, strict=True):
                 self.terms.add(slots, one_g, one_k)
         for index, slots in enumerate(groups):
@@ -161,13 +158,9 @@ class ColumnSums:
         with nest.serial(lanes // 4, "run") as run, nest.serial(4, "lane") as lane:
             out.store(start + run * self.terms.columns + lane, copy[run * 4 + lane])
 
-    def _left(self, g: Array, k: Array) -> None:
-        bias = nest.const(128 if self.terms.dot.bytes else 0, "int32")
+    def _left(self, g: Array) -> None:
         with self.periods.leftover() as (i, c):
-            one_g, one_k = nest.cast(g[i], "int32"), nest.cast(k[i], "int32")
-            positive = nest.cast(one_k >= nest.zero("int32"), "int32")
-            values = (one_g, one_g * (one_k + bias), positive)
-            for result, value in zip(self.sums, values, strict=True):
+            for result, value in zip(self.sums, self.terms.scalar(g, i), strict=True):
                 result.store(c, result[c] + _long(value))
 
     def of(self, c: Expr) -> tuple[Expr, Expr, Expr]:

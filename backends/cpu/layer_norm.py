@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
-from sqcompile.backends.cpu.batch_norm_backward import held_sums
+from sqcompile.backends.cpu.batch_norm_backward import held_sums, saved_of, vector
 from sqcompile.backends.cpu.gradient_sums import terms
 from sqcompile.backends.cpu.machine import machine
-from sqcompile.backends.cpu.nest import Array, Expr
+from sqcompile.backends.cpu.nest import LANES, Array, Expr
 from sqcompile.backends.cpu.norm import (
     InputGradient,
     Spread,
@@ -16,10 +16,10 @@ from sqcompile.backends.cpu.norm import (
     deviation,
     held,
     rounded_mean,
-    saved,
     threshold,
     to_float,
 )
+from sqcompile.backends.cpu.saved_xhat import saved
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 
@@ -68,9 +68,12 @@ class RowStatistics:
     """Mean and deviation of one row of int8 from `start` on."""
 
     def __init__(self, spec: KernelSpec, x: Array, start: Expr, length: int) -> None:
-        terms_of, frac_bits = terms(), spec["frac_bits"]
-        dot, size = terms_of.dot, terms_of.count
-        lanes = nest.ramp(0, dot.lanes)
+        frac_bits, dot = spec["frac_bits"], machine().dot
+        size, lanes = dot.lanes * dot.depth, nest.ramp(0, dot.lanes)
+
+        def load(i: Expr) -> Expr:
+            value = x[nest.ramp(start + i, size)]
+            return value if dot.bytes else nest.cast(value, dot.right, size)
 
         def splat(value: Expr, dtype: str) -> Expr:
             return nest.splat(nest.cast(value, dtype), size)
@@ -80,7 +83,7 @@ class RowStatistics:
             slot.store(lanes, dot.add(slot[lanes], ones, value))
 
         def sum_vector(slots: Sequence[Array], i: Expr) -> None:
-            add(slots[0], terms_of.load(x, start + i))
+            add(slots[0], load(i))
 
         (total,) = row_sums(
             length, 1, sum_vector, lambda i: [nest.cast(x[start + i], "int32")]
@@ -90,11 +93,11 @@ class RowStatistics:
         zero, one = nest.zero("int32"), nest.const(1, "int32")
 
         def above_vector(slots: Sequence[Array], i: Expr) -> None:
-            value = terms_of.load(x, start + i)
-            greater = value > splat(limit, terms_of.dtype)
-            none = splat(zero, terms_of.dtype)
+            value = load(i)
+            greater = value > splat(limit, dot.right)
+            none = splat(zero, dot.right)
             add(slots[0], nest.select(greater, value, none))
-            add(slots[1], nest.select(greater, splat(one, terms_of.dtype), none))
+            add(slots[1], nest.select(greater, splat(one, dot.right), none))
 
         def above_scalar(i: Expr) -> list[Expr]:
             value = nest.cast(x[start + i], "int32")
@@ -132,33 +135,38 @@ def l1_layer_norm(spec: KernelSpec) -> object:
     return f.result
 
 
+def _whole_bytes(spec: KernelSpec) -> str:
+    """Rows of packed values start at a byte."""
+    odd = spec.tensor("h").shape[1] % 2
+    return "rows of packed values need an even length" if odd else ""
+
+
 @KERNELS.kernel("sq::l1_layer_norm_backward")
+@KERNELS.kernel("sq::l1_layer_norm_packed_backward", limit=_whole_bytes)
 def l1_layer_norm_backward(spec: KernelSpec) -> object:
     """Sums and dx of a row in one visit."""
     with nest.function(spec) as f:
-        h, xhat, (dx,) = f["h"], f["xhat"], f.outputs
+        h, (dx,) = f["h"], f.outputs
         rows, length = h.shape
-        terms_of = terms()
-        bias = nest.const(128 if terms_of.dot.bytes else 0, "int32")
-        zero = nest.zero("int32")
+        saved_k = saved_of(f)
+        terms_of = terms(saved_k)
         with nest.parallel(rows, h.size * 4, "m") as m:
             start = m * length
-
-            def vector(slots: Sequence[Array], i: Expr) -> None:
-                terms_of.add(slots, terms_of.load(h, start + i), terms_of.load(xhat, start + i))
-
-            def scalar(i: Expr) -> list[Expr]:
-                one_h, k = (nest.cast(a[start + i], "int32") for a in (h, xhat))
-                return [one_h, one_h * (k + bias), nest.cast(k >= zero, "int32")]
-
-            sums = held_sums(terms_of.results(row_sums(length, 3, vector, scalar), length))
+            sums = row_sums(
+                length,
+                3,
+                lambda slots, i: terms_of.add(slots, *terms_of.load(h, start + i)),
+                lambda i: terms_of.scalar(h, start + i),
+            )
             factor = held(f["h_scale"][m] * f["coefficient"][m])
-            parts = InputGradient.of(spec, sums, length, factor)
-
-            def one(i: Expr) -> None:
+            parts = InputGradient.of(spec, held_sums(terms_of.results(sums, length)), length, factor)
+            constants = [parts.above, parts.below, parts.factor]
+            with nest.serial(length // LANES, "v") as v:
+                wide = [nest.splat(one) for one in constants]
+                vector(h, saved_k, dx, start + v * LANES, wide)
+            with nest.serial(length, "i", length - length % LANES) as i:
                 at = start + i
-                part = nest.select(xhat[at] >= nest.zero("int8"), parts.above, parts.below)
+                positive = saved_k.scalar(at) >= nest.zero("int32")
+                part = nest.select(positive, parts.above, parts.below)
                 dx.store(at, (to_float(nest.cast(h[at], "int32")) - part) * parts.factor)
-
-            nest.vectors(length, one)
     return f.result

@@ -9,7 +9,6 @@ from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import Expr
-from sqcompile.backends.cpu.rounding import clamp, floor_to
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.norm import SIGMA_OVER_DEVIATION
 from sqcompile.ops.quantize import TINY
@@ -30,12 +29,6 @@ def held(value: Expr, dtype: str = "float32") -> Expr:
     slot = nest.scratch(1, dtype)
     slot.store(0, value)
     return slot[0]
-
-
-def wide(dtype: str) -> str:
-    """The integers in which elements of a dtype are centred: x * 2^f - m of 8-bit elements has
-    25 bits at most."""
-    return "int32" if dtype in ("int8", "uint8") else "int64"
 
 
 def rounded_mean(total: Expr, count: int, frac_bits: int) -> Expr:
@@ -92,12 +85,6 @@ def affine(xhat: Expr, gamma: Expr | None, beta: Expr | None) -> Expr:
     """gamma * xhat + beta, two roundings."""
     scaled = xhat if gamma is None else gamma * xhat
     return scaled if beta is None else nest.fence(scaled) + beta
-
-
-def saved(xhat: Expr, bits: int, step: float) -> Expr:
-    """The integer k of the saved value (k + 1/2) * step, int32."""
-    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    return floor_to(clamp(xhat / f32(step), low, high), "int32")
 
 
 @dataclass

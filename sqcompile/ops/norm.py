@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sqcompile.ops.pack import pack_int4, pack_mask
+from sqcompile.ops.pack import pack_int4, pack_mask, unpack_int4
 from sqcompile.ops.quantize import TINY, absmax, quantize
 from sqcompile.ops.table import op
 
@@ -229,6 +229,26 @@ def _(g: Tensor, g_scale: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return dx, g_scale.new_empty(g_scale.shape), g_scale.new_empty(g_scale.shape)
 
 
+@op("sq::l1_batch_norm_packed_backward", doc="l1_batch_norm_backward of a packed xhat.")
+def l1_batch_norm_packed_backward(
+    g: Tensor,
+    g_scale: Tensor,
+    packed: Tensor,
+    coefficient: Tensor,
+    gamma: Tensor | None,
+    step: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """l1_batch_norm_backward with xhat as pack_int4 leaves it."""
+    xhat = unpack_int4.reference(packed, list(g.shape), True)
+    return l1_batch_norm_backward.reference(g, g_scale, xhat, coefficient, gamma, step)
+
+
+@l1_batch_norm_packed_backward.meta
+def _(g: Tensor, g_scale: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dx = g.new_empty(g.shape, dtype=torch.float32)
+    return dx, g_scale.new_empty(g_scale.shape), g_scale.new_empty(g_scale.shape)
+
+
 @op("sq::l1_layer_norm", doc="L1 layer norm of integers quantised per row.")
 def l1_layer_norm(
     x: Tensor,
@@ -279,6 +299,38 @@ def l1_layer_norm_affine_backward(
 
 @l1_layer_norm_affine_backward.meta
 def _(g: Tensor, g_scale: Tensor, xhat: Tensor, step: float) -> tuple[Tensor, Tensor]:
+    features = g.shape[1]
+    return g_scale.new_empty((features,)), g_scale.new_empty((features,))
+
+
+@op("sq::l1_layer_norm_packed_backward", doc="l1_layer_norm_backward of a packed xhat.")
+def l1_layer_norm_packed_backward(
+    h: Tensor, h_scale: Tensor, packed: Tensor, coefficient: Tensor, step: float
+) -> Tensor:
+    """l1_layer_norm_backward with xhat as pack_int4 leaves it; rows of even length."""
+    xhat = unpack_int4.reference(packed, list(h.shape), True)
+    return l1_layer_norm_backward.reference(h, h_scale, xhat, coefficient, step)
+
+
+@l1_layer_norm_packed_backward.meta
+def _(h: Tensor, h_scale: Tensor, packed: Tensor, coefficient: Tensor, step: float) -> Tensor:
+    return h.new_empty(h.shape, dtype=torch.float32)
+
+
+@op(
+    "sq::l1_layer_norm_affine_packed_backward",
+    doc="l1_layer_norm_affine_backward of a packed xhat.",
+)
+def l1_layer_norm_affine_packed_backward(
+    g: Tensor, g_scale: Tensor, packed: Tensor, step: float
+) -> tuple[Tensor, Tensor]:
+    """l1_layer_norm_affine_backward with xhat as pack_int4 leaves it."""
+    xhat = unpack_int4.reference(packed, list(g.shape), True)
+    return l1_layer_norm_affine_backward.reference(g, g_scale, xhat, step)
+
+
+@l1_layer_norm_affine_packed_backward.meta
+def _(g: Tensor, g_scale: Tensor, packed: Tensor, step: float) -> tuple[Tensor, Tensor]:
     features = g.shape[1]
     return g_scale.new_empty((features,)), g_scale.new_empty((features,))
 

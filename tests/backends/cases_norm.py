@@ -1,12 +1,25 @@
 """Norms, reductions and pooling."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from sqcompile.ops import OPS
 from sqcompile.ops.norm import fraction_bits
+from sqcompile.ops.pack import pack_int4
 from tests.backends.cases import I8, I32, I64, Made, Source, sized
+
+
+def packed(make: Callable[[Source], list[Any]], place: int) -> Callable[[Source], list[Any]]:
+    """The arguments of `make` with the one at `place` packed."""
+
+    def pack(s: Source) -> list[Any]:
+        given = make(s)
+        given[place] = pack_int4.reference(given[place])
+        return given
+
+    return pack
 
 
 def norms() -> Made:
@@ -48,6 +61,7 @@ def norms() -> Made:
                 return [g, s.uniform(c), xhat, s.uniform(c), s.normal(c) if a else None, 0.3352]
 
             yield "l1_batch_norm_backward", f"{sized(shape)}-{affine}", backward
+            yield "l1_batch_norm_packed_backward", f"{sized(shape)}-{affine}", packed(backward, 2)
     for rows, features in ((64, 128), (3, 33), (1, 1), (7, 16), (300, 70)):
         label = f"{rows}x{features}"
         for gamma in (True, False):
@@ -60,27 +74,19 @@ def norms() -> Made:
                     return [x, s.uniform(m, 1), *vectors, 1e-5, 16, 8, 0.05]
 
                 yield "l1_layer_norm", f"{label}-{gamma}-{beta}", layer
-        yield (
-            "l1_layer_norm_backward",
-            label,
-            lambda s, m=rows, d=features: [
-                s.integers(-127, 127, m, d),
-                s.uniform(m, 1),
-                s.integers(-128, 127, m, d),
-                s.uniform(m, 1),
-                0.05,
-            ],
-        )
-        yield (
-            "l1_layer_norm_affine_backward",
-            label,
-            lambda s, m=rows, d=features: [
-                s.integers(-127, 127, m, d),
-                s.uniform(1, d),
-                s.integers(-128, 127, m, d),
-                0.05,
-            ],
-        )
+
+        def backward(s: Source, m=rows, d=features, high=7) -> list[Any]:
+            g, xhat = s.integers(-127, 127, m, d), s.integers(-high - 1, high, m, d)
+            return [g, s.uniform(m, 1), xhat, s.uniform(m, 1), 0.05]
+
+        def affine_backward(s: Source, m=rows, d=features, high=7) -> list[Any]:
+            g, xhat = s.integers(-127, 127, m, d), s.integers(-high - 1, high, m, d)
+            return [g, s.uniform(1, d), xhat, 0.05]
+
+        for op, make in (("l1_layer_norm", backward), ("l1_layer_norm_affine", affine_backward)):
+            yield f"{op}_backward", label, lambda s, f=make: f(s, high=127)
+            if features % 2 == 0 or make is affine_backward:
+                yield f"{op}_packed_backward", label, packed(make, 2)
     for momentum in (0.1, 0.0, 1.0):
         yield "sqrt", f"{momentum}", lambda s, m=momentum: [s.uniform(1000) * m]
         yield "ema", f"{momentum}", lambda s, m=momentum: [s.edges(37), s.normal(37), m]
