@@ -40,6 +40,10 @@ FAMILIES = {
     "conv_wgrad": "kernels_conv",
     "l1_batch_norm": "kernels_norm",
     "l1_layer_norm": "kernels_norm",
+    "elementwise": "kernels_elementwise",
+    "ordered_sum": "kernels_elementwise",
+    "pool": "kernels_elementwise",
+    "copy": "kernels_elementwise",
 }
 """The module that has a family's comparisons: `comparisons(family)` yields them."""
 
