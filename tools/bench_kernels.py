@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # the modules beside t
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout, not installed
 
 from kernel_peak import dot_peak
-from kernel_timing import MADE, Comparison, Row, compile_seconds, measure
+from kernel_timing import MADE, Comparison, Row, compile_seconds, keep_memory, measure
 
 import sqcompile  # before torch: OpenMP's workers sleep when they wait
 from sqcompile.runtime import threads
@@ -78,10 +78,11 @@ def main(
 ) -> None:
     """Measure, print a table, and write the rows."""
     numbers = [int(one) for one in counts.split(",")]
+    kept = "" if keep_memory() else "; malloc gives memory back, peers pay page faults"
     peak = dot_peak()
     measured: list[Row] = []
-    console = Console(width=120, highlight=False)
-    console.print(f"sqcompile {sqcompile.__version__}; {peak}")
+    console = Console(width=140, highlight=False)
+    console.print(f"sqcompile {sqcompile.__version__}; {peak}{kept}")
     for row in rows_of(only, numbers, rounds):
         measured.append(row)
         share = row.operations / row.ours / 1e6 / peak.gops / row.threads
