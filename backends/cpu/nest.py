@@ -158,9 +158,25 @@ def bits_of(value: Expr, dtype: str) -> Expr:
 
 
 def bound(value: Expr) -> Expr:
-    """The value as a variable: an expression is computed again wherever it stands, and a tree in
-    which it stands twice at every level is exponentially large."""
+    """The value of a load as a variable: an expression is loaded again wherever it stands.
+
+    TVM puts integers that read no memory back where they stand: `kept` holds those.
+    """
     return T.bind(value)
+
+
+def kept(values: Sequence[Expr], dtype: str, lanes: int) -> list[Expr]:
+    """Vectors, each computed once, in registers if they fit: without it a tree in which values
+    stand twice at every level is exponentially large."""
+    most = 1023 * 8 // (lanes * int("".join(filter(str.isdigit, dtype))))
+    found = []
+    for first in range(0, len(values), most):
+        part = values[first : first + most]
+        slots = scratch(len(part) * lanes, dtype)
+        for i, value in enumerate(part):
+            slots.store(ramp(i * lanes, lanes), value)
+        found += [slots[ramp(i * lanes, lanes)] for i in range(len(part))]
+    return found
 
 
 def fence(product: Expr, lanes: int = 1) -> Expr:

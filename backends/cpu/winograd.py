@@ -24,7 +24,7 @@ TILES, VECTORS = 6, 2
 registers."""
 CHUNK_BYTES = 3 << 17
 """Transformed inputs that a task keeps, at most: with a block of weights they fit L2."""
-SHARED_BYTES = 1 << 19
+SHARED_BYTES = 5 << 17
 """Transformed inputs of the whole batch up to which weights are transformed block by block."""
 OPAQUE = 256
 """Elements of the workspace that holds the number of steps over channels: LLVM must not know it,
@@ -65,7 +65,7 @@ class Plan:
     def shared(self) -> bool:
         """Whether inputs of the whole batch are transformed first and stay in cache while blocks
         of weights pass, which few images with many channels need; else weights come first."""
-        small = self.plane(self.tile_rows) * len(POSITIONS) <= SHARED_BYTES + (1 << 14)
+        small = self.plane(self.tile_rows) * len(POSITIONS) <= SHARED_BYTES
         return small and self.filters.blocks >= TASKS and self.image.line % WIDTH == 0
 
     @property
@@ -293,7 +293,7 @@ class _Call:
     steps: Array
 
     def packer(self) -> Packer:
-        """Of the weights."""
+        """Of the weights, for one task."""
         return Packer(self.plan.filters, self.weights, self.shifts, self.plan.split)
 
     def strip(self) -> Strip:
@@ -311,11 +311,10 @@ def _by_block(call: _Call) -> None:
     with nest.parallel(-(-rows // step), work, "strip") as task:
         first, own = task * step, tirx.min(step, rows - task * step)
         _transform(made, call.strip(), (first, own), inputs, plane, first)
-    packer = call.packer()
     with nest.parallel(filters.blocks, work * filters.columns, "block") as block:
         weights = nest.scratch(filters.block, "int8")
         corrections = nest.scratch(4 * filters.width, "int32")
-        packer.pack(block, weights, 0, corrections, 0)
+        call.packer().pack(block, weights, 0, corrections, 0)
         products = _Products(call, rows)
         column = block * filters.width
         operands = _Operands(inputs, 0, rows, weights, 0, corrections, 0, column)
@@ -330,10 +329,9 @@ def _by_chunk(call: _Call) -> None:
     filters, plane = made.filters, call.plan.plane(rows)
     weights = nest.scratch(filters.blocks * filters.block, "int8")
     corrections = nest.scratch(filters.blocks * 4 * filters.width, "int32")
-    packer = call.packer()
     with nest.parallel(filters.blocks, filters.blocks * filters.block, "block") as block:
         start = block * (4 * filters.width)
-        packer.pack(block, weights, block * filters.block, corrections, start)
+        call.packer().pack(block, weights, block * filters.block, corrections, start)
     work = made.image.line * made.tile_rows * len(POSITIONS) * filters.columns
     with nest.parallel(-(-made.tile_rows // rows), work, "chunk") as chunk:
         inputs = nest.scratch(plane * len(POSITIONS), "uint8")

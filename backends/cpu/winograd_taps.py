@@ -1,5 +1,5 @@
-"""Weights (O, C, 3, 3) as nine vectors, one for each tap: a lane is a column of the product, its four
-bytes are four reduced channels.
+"""Weights (O, C, 3, 3) as nine vectors, one for each tap: a lane is a column of the product, its
+four bytes are four reduced channels, modulo 256.
 
 Taps are innermost in memory, nine bytes apart from one channel to the next. Both readers bring
 them into order with a transposition of 16 x 16 dwords of which nine columns are used.
@@ -108,7 +108,8 @@ class Straight:
             for lane in range(_LANES)
         ]
         words = transposed(rows)
-        return [_as("int8", self._tap(words, t)) for t in range(COUNT)]
+        taps = [_as("uint8", self._tap(words, t)) for t in range(COUNT)]
+        return nest.kept(taps, "uint8", WIDTH)
 
     def _tap(self, words: list[Expr], t: int) -> Expr:
         total = None
@@ -118,12 +119,9 @@ class Straight:
             part = tirx.bitwise_and(words[(t + COUNT * channel) // 4], mask)
             total = part if total is None else tirx.bitwise_or(total, part)
         if not t % 4:
-            return nest.bound(total)
-        total = nest.bound(total)
+            return total
         right, left = (nest.splat(nest.const(n, "uint32"), _LANES) for n in _turns(t % 4))
-        return nest.bound(
-            tirx.bitwise_or(tirx.shift_right(total, right), tirx.shift_left(total, left))
-        )
+        return tirx.bitwise_or(tirx.shift_right(total, right), tirx.shift_left(total, left))
 
 
 class Turned:
@@ -174,7 +172,7 @@ class Turned:
             nest.bound(self.panel[nest.ramp(k * self.row + lane * COUNT, _LANES)])
             for lane in range(_LANES)
         ]
-        return [_as("int8", word) for word in transposed(rows)[::-1]]
+        return [_as("uint8", word) for word in transposed(rows)[::-1]]
 
 
 def _within(*places: int) -> list[int]:
@@ -192,7 +190,7 @@ def _turns(count: int) -> tuple[int, int]:
 
 
 def _as(dtype: str, vector: Expr) -> Expr:
-    return nest.bound(tirx.reinterpret(f"{dtype}x{WIDTH if dtype == 'int8' else _LANES}", vector))
+    return tirx.reinterpret(f"{dtype}x{WIDTH if dtype == 'uint8' else _LANES}", vector)
 
 
 def transposed(rows: list[Expr]) -> list[Expr]:
@@ -200,17 +198,18 @@ def transposed(rows: list[Expr]) -> list[Expr]:
     them are interleaved, then 128 bits move."""
     parts = []
     for a, b, c, d in zip(rows[::4], rows[1::4], rows[2::4], rows[3::4], strict=True):
-        low, high = (_mix(a, b, one) for one in (_LOW, _HIGH))
-        lower, higher = (_mix(c, d, one) for one in (_LOW, _HIGH))
-        pairs = ((low, lower), (high, higher))
-        parts.append([_mix(x, y, one) for x, y in pairs for one in (_LOW_PAIRS, _HIGH_PAIRS)])
+        for one in (_LOW, _HIGH):
+            x, y = _mix(a, b, one), _mix(c, d, one)
+            parts += [_mix(x, y, two) for two in (_LOW_PAIRS, _HIGH_PAIRS)]
+    held = nest.kept(parts, "uint32", _LANES)
     first, second = [], []
-    for one in zip(*parts, strict=True):
+    for one in zip(*(held[q : q + 4] for q in range(0, _LANES, 4)), strict=True):
         halves = [_mix(one[q], one[q + 1], _quarters(0, 1, 0, 1)) for q in (0, 2)]
         first.append(_mix(*halves, _quarters(0, 2, 0, 2)))
         second.append(_mix(*halves, _quarters(1, 3, 1, 3)))
-    halves = [_mix(parts[q][0], parts[q + 1][0], _quarters(2, 2, 2, 2)) for q in (0, 2)]
-    return [*first, *second, _mix(*halves, _quarters(0, 2, 0, 2))]
+    halves = [_mix(held[4 * q], held[4 * q + 4], _quarters(2, 2, 2, 2)) for q in (0, 2)]
+    words = [*first, *second, _mix(*halves, _quarters(0, 2, 0, 2))]
+    return nest.kept(words, "uint32", _LANES)
 
 
 def _quarters(*numbers: int) -> list[int]:
@@ -220,4 +219,4 @@ def _quarters(*numbers: int) -> list[int]:
 
 
 def _mix(a: Expr, b: Expr, places: list[int]) -> Expr:
-    return nest.bound(tirx.Shuffle([a, b], [nest.const(one, "int32") for one in places]))
+    return tirx.Shuffle([a, b], [nest.const(one, "int32") for one in places])

@@ -4,7 +4,7 @@ from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import Array, Expr
-from sqcompile.backends.cpu.winograd_input import Shifts
+from sqcompile.backends.cpu.winograd_input import WIDTH, Shifts
 from sqcompile.backends.cpu.winograd_ranges import POSITIONS, TAPS, WEIGHT, Split
 from sqcompile.backends.cpu.winograd_taps import SEGMENT, Filters, Straight, Turned
 
@@ -51,11 +51,13 @@ class Packer:
         filters, dot = self.filters, self.filters.dot
         lanes = nest.ramp(0, dot.lanes)
         ones = nest.splat(nest.const(1, dot.left), filters.vector)
+        kind = f"{dot.right}x{filters.vector}"
         for one, tap in zip(sums, taps, strict=True):
-            one.store(lanes, dot.add(one[lanes], ones, tap))
-        mixed = [[_mixed(factors, taps[b::3]) for b in range(3)] for factors in WEIGHT]
+            one.store(lanes, dot.add(one[lanes], ones, tirx.reinterpret(kind, tap)))
+        rows = [_mixed(factors, taps[b::3]) for factors in WEIGHT for b in range(3)]
+        rows = nest.kept(rows, "uint8", WIDTH)
         for i, j in POSITIONS:
-            value = _mixed(WEIGHT[j], mixed[i])
+            value = tirx.reinterpret(kind, _mixed(WEIGHT[j], rows[3 * i : 3 * i + 3]))
             out.store(nest.ramp(at + place_of(filters, i, j), filters.vector), value)
 
     def _correct(self, sums: list[Array], corrections: Array, first: Expr) -> None:
@@ -78,5 +80,6 @@ def _mixed(factors: tuple[int, ...], values: list[Expr]) -> Expr:
     elif factors[0]:
         total = values[0] + values[0]
     else:
-        total = -(values[2] + values[2])
-    return nest.bound(total)
+        zero = nest.zero("uint8")
+        total = nest.splat(zero, WIDTH) - values[2] - values[2]
+    return total
