@@ -15,7 +15,7 @@ from sqcompile.backends.cpu.rounding import is_tiny, rounded, steps_per_unit
 from sqcompile.backends.cpu.saved_xhat import saved
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
-from sqcompile.ops.norm import PACKED_BITS
+from sqcompile.ops.norm_fused import PACKED_BITS
 
 
 class _Fused:

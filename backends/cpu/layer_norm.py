@@ -108,41 +108,55 @@ class RowStatistics:
         self.deviation = deviation(self.mean, total, above, number, length, frac_bits)
 
 
+class Row:
+    """The elements of one normalised row of int8 from `start` on."""
+
+    def __init__(
+        self, spec: KernelSpec, x: Array, start: Expr, scale: Expr, affine_of: Sequence[Array | None]
+    ) -> None:
+        self.spec, self.x, self.start, self.affine = spec, x, start, affine_of
+        length = spec.tensor("x").shape[1]
+        row = RowStatistics(spec, x, start, length)
+        self.spread = Spread.of(spec, row.mean, row.deviation, length, held(scale))
+        self.mean = held(nest.cast(row.mean, "int32"), "int32")
+
+    def element(self, i: Expr) -> tuple[Expr, Expr]:
+        """(y, k) of element i of the row: x * 2^f - m has 25 bits at most."""
+        shift = nest.const(self.spec["frac_bits"], "int32")
+        value = nest.cast(self.x[self.start + i], "int32")
+        xhat = to_float(tirx.shift_left(value, shift) - self.mean) * self.spread.factor
+        gamma, beta = (None if a is None else a[i] for a in self.affine)
+        return affine(xhat, gamma, beta), saved(xhat, self.spec["bits"], self.spec["step"])
+
+
 @KERNELS.kernel("sq::l1_layer_norm")
 def l1_layer_norm(spec: KernelSpec) -> object:
     """Sum, deviation and result of a row in one visit."""
     with nest.function(spec) as f:
-        x, scale, gamma, beta = f["x"], f["scale"], f.get("gamma"), f.get("beta")
-        y, xhat, coefficient = f.outputs
+        x, scale, (y, xhat, coefficient) = f["x"], f["scale"], f.outputs
         rows, length = x.shape
-        shift = nest.const(spec["frac_bits"], "int32")
         with nest.parallel(rows, x.size * 4, "m") as m:
             start = m * length
-            row = RowStatistics(spec, x, start, length)
-            spread = Spread.of(spec, row.mean, row.deviation, length, held(scale[m]))
-            coefficient.store(m, spread.coefficient)
-            mean = held(nest.cast(row.mean, "int32"), "int32")
+            row = Row(spec, x, start, scale[m], (f.get("gamma"), f.get("beta")))
+            coefficient.store(m, row.spread.coefficient)
 
             def one(i: Expr) -> None:
-                at = start + i
-                centred = tirx.shift_left(nest.cast(x[at], "int32"), shift) - mean
-                value = to_float(centred) * spread.factor
-                xhat.store(at, nest.cast(saved(value, spec["bits"], spec["step"]), "int8"))
-                read = [None if a is None else a[i] for a in (gamma, beta)]
-                y.store(at, affine(value, *read))
+                value, k = row.element(i)
+                y.store(start + i, value)
+                xhat.store(start + i, nest.cast(k, "int8"))
 
             nest.vectors(length, one)
     return f.result
 
 
-def _whole_bytes(spec: KernelSpec) -> str:
+def whole_bytes(spec: KernelSpec) -> str:
     """Rows of packed values start at a byte."""
-    odd = spec.tensor("h").shape[1] % 2
+    odd = spec.outputs[0].shape[1] % 2
     return "rows of packed values need an even length" if odd else ""
 
 
 @KERNELS.kernel("sq::l1_layer_norm_backward")
-@KERNELS.kernel("sq::l1_layer_norm_packed_backward", limit=_whole_bytes)
+@KERNELS.kernel("sq::l1_layer_norm_packed_backward", limit=whole_bytes)
 def l1_layer_norm_backward(spec: KernelSpec) -> object:
     """Sums and dx of a row in one visit."""
     with nest.function(spec) as f:

@@ -62,7 +62,7 @@ def norms() -> Made:
 
             yield "l1_batch_norm_backward", f"{sized(shape)}-{affine}", backward
             yield "l1_batch_norm_packed_backward", f"{sized(shape)}-{affine}", packed(backward, 2)
-    for rows, features in ((64, 128), (3, 33), (1, 1), (7, 16), (300, 70)):
+    for rows, features in ((64, 128), (3, 33), (1, 1), (7, 16), (300, 70), (5, 1100)):
         label = f"{rows}x{features}"
         for gamma in (True, False):
             for beta in (True, False):
@@ -74,6 +74,15 @@ def norms() -> Made:
                     return [x, s.uniform(m, 1), *vectors, 1e-5, 16, 8, 0.05]
 
                 yield "l1_layer_norm", f"{label}-{gamma}-{beta}", layer
+
+        for bits in (8,) if features % 2 else (8, 4):
+
+            def from_float(s: Source, m=rows, d=features, b=bits) -> list[Any]:
+                x = s.normal(m, d)
+                x[-1] = 1e-35  # counts as zero
+                return [x, 8, s.normal(d), s.normal(d), 1e-5, 16, b, 0.3352]
+
+            yield "quantize_l1_layer_norm", f"{label}-{bits}", from_float
 
         def backward(s: Source, m=rows, d=features, high=7) -> list[Any]:
             g, xhat = s.integers(-127, 127, m, d), s.integers(-high - 1, high, m, d)
