@@ -80,12 +80,12 @@ def _sums() -> Iterator[Made]:
         ((1 << 20,), [0]),
     ):
         label = f"sum {'x'.join(map(str, shape))} over {','.join(map(str, axes))}"
-        yield (
-            label,
-            lambda x, a=axes: OPS["sq::ordered_sum"].target(x, a, False),
-            lambda x, a=axes: torch.sum(x, a),
-            (torch.randn(shape),),
-        )
+        yield label, *_sum(axes), (torch.randn(shape),)
+
+
+def _sum(axes: list[int]) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    summed = OPS["sq::ordered_sum"].target
+    return lambda x: summed(x, axes, False), lambda x: torch.sum(x, axes)
 
 
 def _first(x: Tensor) -> Tensor:
@@ -147,12 +147,8 @@ def _copies() -> Iterator[Made]:
         ((4, 128, 8, 64), [0, 2, 1, 3]),
         ((1024, 4096), [1, 0]),
     ):
-        yield (
-            f"permute {'x'.join(map(str, shape))} {','.join(map(str, dims))}",
-            lambda x, d=dims: aten.permute.default(x, d),
-            lambda x, d=dims: x.permute(d).contiguous(),
-            (torch.randn(shape),),
-        )
+        label = f"permute {'x'.join(map(str, shape))} {','.join(map(str, dims))}"
+        yield label, *_permute(dims), (torch.randn(shape),)
     halves = torch.randn(512, 512), torch.randn(512, 300)
     yield (
         "cat 512x512 512x300",
@@ -160,3 +156,7 @@ def _copies() -> Iterator[Made]:
         lambda a, b: torch.cat([a, b], 1),
         halves,
     )
+
+
+def _permute(dims: list[int]) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    return lambda x: aten.permute.default(x, dims), lambda x: x.permute(dims).contiguous()
