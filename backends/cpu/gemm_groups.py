@@ -54,6 +54,7 @@ class Factors:
     low: Array
     high: Array | None
     length: int
+    batches: int
 
     @classmethod
     def of(
@@ -83,11 +84,11 @@ class Factors:
                     high.store(at, factor(batch, pair * 2 + 1))
                 if k % 2:
                     low.store(batch * (length // 2) + k // 2, factor(batch, k - 1))
-        return cls(dot, low, high, length)
+        return cls(dot, low, high, length, exponents.batches)
 
     def scaled(self, vector: Expr, batch: Expr, k: Expr) -> Expr:
         """A packed vector whose lanes hold steps k ... k + depth - 1, shifted."""
-        at = batch * self.length + k
+        at = k if self.batches == 1 else batch * self.length + k
         if self.high is None:
             return vector * self._pattern(self.low, at, 2)
         lanes = self.dot.lanes * 2
