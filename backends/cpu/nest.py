@@ -99,6 +99,11 @@ def _flat(buffer: Any, spec: TensorSpec) -> Array:
     return Array(flat, spec)
 
 
+def viewed(array: Array, spec: TensorSpec) -> Array:
+    """The memory of a tensor read and written as another dtype of the same size."""
+    return _flat(array.buffer, spec)
+
+
 def scratch(size: int, dtype: str) -> Array:
     """Uninitialised memory: a stack slot when small, a workspace of the runtime otherwise."""
     return Array(T.alloc_buffer((max(size, 1),), dtype), TensorSpec((size,), dtype))
@@ -150,6 +155,28 @@ def splat(value: Expr, lanes: int = LANES) -> Expr:
 def bits_of(value: Expr, dtype: str) -> Expr:
     """The bits of a scalar read as another dtype of its width."""
     return tirx.reinterpret(dtype, value)
+
+
+def bound(value: Expr) -> Expr:
+    """The value of a load as a variable: an expression is loaded again wherever it stands.
+
+    TVM puts integers that read no memory back where they stand: `kept` holds those.
+    """
+    return T.bind(value)
+
+
+def kept(values: Sequence[Expr], dtype: str, lanes: int) -> list[Expr]:
+    """Vectors, each computed once, in registers if they fit: without it a tree in which values
+    stand twice at every level is exponentially large."""
+    most = 1023 * 8 // (lanes * int("".join(filter(str.isdigit, dtype))))
+    found = []
+    for first in range(0, len(values), most):
+        part = values[first : first + most]
+        slots = scratch(len(part) * lanes, dtype)
+        for i, value in enumerate(part):
+            slots.store(ramp(i * lanes, lanes), value)
+        found += [slots[ramp(i * lanes, lanes)] for i in range(len(part))]
+    return found
 
 
 def fence(product: Expr, lanes: int = 1) -> Expr:

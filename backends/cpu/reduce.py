@@ -1,6 +1,6 @@
-"""Reductions: maxima in any order, float sums in the one order of `sqcompile.ops.reduce`."""
+"""Float sums in the one order of `sqcompile.ops.reduce`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
 
 from tvm import tirx
@@ -8,103 +8,15 @@ from tvm import tirx
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.machine import machine
 from sqcompile.backends.cpu.nest import Array, Expr
-from sqcompile.backends.cpu.quantize import inverse
-from sqcompile.backends.cpu.sweep import broadcast, contiguous, in_vectors, merge, rows
+from sqcompile.backends.cpu.sweep import contiguous, in_vectors, merge
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.reduce import CHUNK
 
-SLICES = 64
-"""Parts of the first reduced axis that threads take when few results are kept."""
 COLUMNS = 64
 """Results that one task of a column sum takes: rows of x are read in pieces of four lines."""
 TILE = 64
 """Rows that a column sum takes for one vector of results before it goes to the next."""
-
-
-@KERNELS.kernel("sq::absmax")
-def absmax(spec: KernelSpec) -> object:
-    """Maximum of the bits without the sign, as int32: exact in any order.
-
-    Parallel over the kept axes, or over slices of the first axis into partial maxima when those
-    are few; loops follow memory, so the innermost one is contiguous.
-    """
-    axes = spec["axes"]
-    with nest.function(spec) as f:
-        x, outer, (out,) = f["x"], f.get("outer"), f.outputs
-
-        def magnitude(at: list[Expr]) -> Expr:
-            value = x[at[0]] if outer is None else x[at[0]] * inverse(outer[at[1]])
-            bits = nest.bits_of(value, "int32")
-            return tirx.bitwise_and(bits, nest.const(0x7FFFFFFF, "int32"))
-
-        kept = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
-        read = [contiguous(x.shape)]
-        if outer is not None:
-            read.append(broadcast(x.shape, outer.shape))
-        _maxima(x.shape, kept, read, magnitude, out)
-    return f.result
-
-
-def _maxima(
-    shape: Sequence[int],
-    kept: Sequence[int],
-    read: list[list[int]],
-    magnitude: Callable[[list[Expr]], Expr],
-    out: Array,
-) -> None:
-    extents, steps = merge(shape, [*read, broadcast(shape, kept)])
-    *read, into = steps
-    reduced = [step == 0 for step in into]
-    head = extents[0]
-    if prod(extents) < nest.PARALLEL_WORK or not reduced[0]:
-        _maxima_of(extents, read, into, magnitude, out)
-        return
-    slices = min(SLICES, head)
-    partial = nest.scratch(slices * out.size, "int32")
-    with nest.parallel(slices, prod(extents), "slice") as part:
-        begin = tirx.floordiv(part * head, slices)
-        count = tirx.floordiv((part + 1) * head, slices) - begin
-        base = part * out.size
-        with nest.serial(out.size, "clear") as i:
-            partial.store(base + i, nest.zero("int32"))
-        with nest.serial(count, "first") as first:
-            starts = [(begin + first) * s[0] for s in read]
-            with nest.loops(extents[1:]) as inner:
-                at = [nest.linear(inner, s[1:], b) for s, b in zip(read, starts, strict=True)]
-                index = base + nest.linear(inner, into[1:])
-                partial.store(index, tirx.max(partial[index], magnitude(at)))
-    with nest.serial(out.size, "o") as o:
-        best = nest.scratch(1, "int32")
-        best.store(0, nest.zero("int32"))
-        with nest.serial(slices, "slice") as part:
-            best.store(0, tirx.max(best[0], partial[part * out.size + o]))
-        out.store(o, nest.bits_of(best[0], "float32"))
-
-
-def _maxima_of(
-    extents: list[int],
-    read: list[list[int]],
-    into: list[int],
-    magnitude: Callable[[list[Expr]], Expr],
-    out: Array,
-) -> None:
-    """Parallel over the leading kept axes; everything inside runs in memory order."""
-    split = 0
-    while split < len(into) and into[split]:
-        split += 1
-    inner_size = prod([n for n, step in zip(extents[split:], into[split:], strict=True) if step])
-    with rows(extents[:split], [*(s[:split] for s in read), into[:split]], prod(extents)) as starts:
-        *starts, place = starts
-        best = nest.scratch(inner_size, "int32")
-        with nest.serial(inner_size, "clear") as i:
-            best.store(i, nest.zero("int32"))
-        with nest.loops(extents[split:]) as inner:
-            at = [nest.linear(inner, s[split:], b) for s, b in zip(read, starts, strict=True)]
-            index = nest.linear(inner, into[split:])
-            best.store(index, tirx.max(best[index], magnitude(at)))
-        with nest.serial(inner_size, "o") as o:
-            out.store(place + o, nest.bits_of(best[o], "float32"))
 
 
 @KERNELS.kernel("sq::ordered_sum")

@@ -31,22 +31,22 @@ def zeros8(*shape: int) -> torch.Tensor:
 
 RNG = torch.tensor([1, 2, 3, 4])
 WINDOW = [[2, 1], [1, 0], [1, 2], 2]  # stride, padding, dilation, groups
-X, W, G = (2, 4, 5, 6), (6, 2, 3, 2), (2, 6, 3, 4)
+X, W, G = (2, 5, 6, 4), (6, 2, 3, 2), (2, 3, 4, 6)
 POOL = [[2, 3], [2, 1], [1, 0]]  # kernel, stride, padding
 FPROP = [u8(*X), i8(*W), *WINDOW, 0]
-DGRAD = [i8(*G), i8(*W), zeros8(1, 6, 1, 1), 3, list(X), *WINDOW, 0]
-WGRAD = [i8(*G), u8(*X), zeros8(2, 1, 3, 4), 2, list(W), *WINDOW, 1]
+DGRAD = [i8(*G), i8(*W), zeros8(1, 1, 1, 6), 3, list(X), *WINDOW, 0]
+WGRAD = [i8(*G), u8(*X), zeros8(2, 3, 4, 1), 2, list(W), *WINDOW, 1]
 BATCHED = [i8(3, 5, 4), i8(3, 6, 5), zeros8(3, 5, 1), 4, True, True, 2]
 NORM = [1e-5, 16, 4, 0.3352]
 
 EXAMPLES: dict[str, list[list[Any]]] = {
     "draws": [[RNG, 300, 2**32 - 1], [RNG, 0, 0]],
     "absmax": [[f32(3, 4, 5), None, [0, 2]], [f32(3, 4), f32(3, 1), [0]], [f32(3, 4), None, []]],
-    "group_exponent": [[f32(1, 7, 1, 1), 4], [f32(3, 1), 1]],
+    "group_exponent": [[f32(1, 1, 1, 7), 4], [f32(3, 1), 1]],
     "quantize": [[f32(3, 4), f32(3, 1), 4, True], [f32(3, 4), f32(1, 1), 8, False]],
     "quantize_stochastic": [
         [f32(3, 4), f32(1, 1), f32(3, 1), zeros8(1, 4), RNG, 4, 5],
-        [f32(2, 3, 4, 5), f32(1, 3, 1, 1), None, None, RNG, 8, 5],
+        [f32(2, 4, 5, 3), f32(1, 1, 1, 3), None, None, RNG, 8, 5],
     ],
     "quant_scale": [[f32(3, 1), 4, True, 4], [f32(1), 4, False, 1]],
     "outer_scale": [[f32(3, 1, 1)]],
@@ -63,7 +63,7 @@ EXAMPLES: dict[str, list[list[Any]]] = {
     "conv_fprop": [FPROP],
     "conv_dgrad": [DGRAD],
     "conv_wgrad": [WGRAD],
-    "conv_fprop_dequantize": [[*FPROP, [f32(1, 6, 1, 1)], f32(6, 1, 1), True]],
+    "conv_fprop_dequantize": [[*FPROP, [f32(1, 1, 1, 6)], f32(6), True]],
     "conv_dgrad_dequantize": [[*DGRAD, [f32(2, 1, 1, 1)], None, False]],
     "conv_wgrad_dequantize": [[*WGRAD, [f32(6, 1, 1, 1), f32(1)], None, False]],
     "matmul": [
@@ -98,10 +98,10 @@ EXAMPLES: dict[str, list[list[Any]]] = {
     "layer_norm_backward": [[f32(5, 4), f32(5, 4), f32(5, 1), f32(4)]],
     "max_pool2d": [[f32(*X), *POOL, [1, 2], True]],
     "max_pool2d_backward": [
-        [f32(2, 4, 3, 4), u8(2, 4, 3, 4), list(X), *POOL, [1, 1]],
+        [f32(2, 3, 4, 4), u8(2, 3, 4, 4), list(X), *POOL, [1, 1]],
     ],
     "avg_pool2d": [[f32(*X), *POOL]],
-    "avg_pool2d_backward": [[f32(2, 4, 3, 4), list(X), *POOL]],
+    "avg_pool2d_backward": [[f32(2, 3, 4, 4), list(X), *POOL]],
     "ordered_sum": [[f32(3, 40, 5), [0, 2], False], [f32(3, 40), [1], True], [f32(3), [], False]],
     "pack_int4": [[i8(3, 5)], [u8(2, 2)], [zeros8(0)]],
     "unpack_int4": [[u8(8), [3, 5], True], [u8(2), [2, 2], False]],
