@@ -4,7 +4,7 @@ import operator
 
 from torch.fx import GraphModule, Node
 
-from sqcompile.ops.norm import l1_batch_norm_relu_quantize
+from sqcompile.ops.norm_fused import l1_batch_norm_relu_quantize, quantize_l1_layer_norm
 from sqcompile.ops.product import shift_matmul_dequantize_absmax
 from sqcompile.ops.quantize import absmax, shift_quantize
 from sqcompile.passes.editing import Editor, calls, copy_graph, finish
@@ -15,6 +15,7 @@ _PLACES = {
     shift_quantize.target: 4,
     shift_matmul_dequantize_absmax.target: 1,
     l1_batch_norm_relu_quantize.target: 1,
+    quantize_l1_layer_norm.target: 3,
 }
 """The output of an op that is an absmax; None where it is the only one."""
 
@@ -22,8 +23,8 @@ _PLACES = {
 def expose_absmax(module: GraphModule) -> tuple[GraphModule, list[str]]:
     """(graph, descriptions): after this pass the graph also returns every sq.absmax, and those
     of ops that measure one themselves, in order; a description gives the user's source line, the
-    node that was measured, its module and role. A NaN or an infinity in a quantised tensor shows in its
-    absmax."""
+    node that was measured, its module and role. A NaN or an infinity in a quantised tensor shows
+    in its absmax."""
     graph = copy_graph(module)
     editor = Editor(graph)
     nodes = calls(graph, *_PLACES)
