@@ -39,7 +39,7 @@ def _add_relu_mask(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _where_mul(mask: Tensor, g: Tensor, scale: Tensor) -> Tensor:
-    return aten.where.ScalarOther(mask, g, 0.0) * scale
+    return torch.where(mask, g, torch.full((), 0.0)) * scale
 
 
 def _scale_shift_relu(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
