@@ -104,6 +104,13 @@ def scratch(size: int, dtype: str) -> Array:
     return Array(T.alloc_buffer((max(size, 1),), dtype), TensorSpec((size,), dtype))
 
 
+def workspace(size: int, dtype: str) -> Array:
+    """`scratch` of a kilobyte or more for computed indices. TVM narrows scratch to what its
+    accesses touch, and takes long to find that it is all; it leaves a view alone."""
+    spec = TensorSpec((size,), dtype)
+    return _flat(T.alloc_buffer((size,), dtype), spec)
+
+
 def const(value: float, dtype: str) -> Expr:
     """A constant; a float is rounded once to float32."""
     return tirx.const(value, dtype)

@@ -306,7 +306,7 @@ def _by_block(call: _Call) -> None:
     """Inputs first, then blocks of weights in parallel: each is read while it is in cache."""
     made, rows = call.plan, call.plan.tile_rows
     filters, plane = made.filters, call.plan.plane(rows)
-    inputs = nest.scratch(plane * len(POSITIONS), "uint8")
+    inputs = nest.workspace(plane * len(POSITIONS), "uint8")
     step = -(-rows // (2 * TASKS))
     work = made.image.line * rows * len(POSITIONS)
     with nest.parallel(-(-rows // step), work, "strip") as task:
@@ -335,7 +335,7 @@ def _by_chunk(call: _Call) -> None:
         call.packer().pack(block, weights, block * filters.block, corrections, start)
     work = made.image.line * made.tile_rows * len(POSITIONS) * filters.columns
     with nest.parallel(-(-made.tile_rows // rows), work, "chunk") as chunk:
-        inputs = nest.scratch(plane * len(POSITIONS), "uint8")
+        inputs = nest.workspace(plane * len(POSITIONS), "uint8")
         first = chunk * rows
         own = tirx.min(rows, made.tile_rows - first)
         _transform(made, call.strip(), (first, own), inputs, plane, 0)
