@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from math import prod
 from typing import Any
 
-from tvm import tirx
+from tvm import DataType, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
@@ -25,6 +25,9 @@ PARALLEL_WORK = 1 << 14
 """Element operations below which waking the thread pool (a few microseconds) does not pay."""
 CHUNK = 4096
 """Elements of a flat loop that one parallel iteration takes."""
+
+STACK = 1024
+"""Bytes from which on scratch memory is a workspace of the runtime instead of a stack slot."""
 
 SCALARS = "scalars"
 """Name of the vector that holds a kernel's run-time scalars."""
@@ -170,7 +173,8 @@ def bound(value: Expr) -> Expr:
 def kept(values: Sequence[Expr], dtype: str, lanes: int) -> list[Expr]:
     """Vectors, each computed once, in registers if they fit: without it a tree in which values
     stand twice at every level is exponentially large."""
-    most = 1023 * 8 // (lanes * int("".join(filter(str.isdigit, dtype))))
+    size = DataType(dtype).bits // 8 * lanes
+    most = (STACK - 1) // size
     found = []
     for first in range(0, len(values), most):
         part = values[first : first + most]
