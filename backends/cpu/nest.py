@@ -102,6 +102,11 @@ def _flat(buffer: Any, spec: TensorSpec) -> Array:
     return Array(flat, spec)
 
 
+def viewed(array: Array, spec: TensorSpec) -> Array:
+    """The memory of a tensor read and written as another dtype of the same size."""
+    return _flat(array.buffer, spec)
+
+
 def scratch(size: int, dtype: str) -> Array:
     """Uninitialised memory: a stack slot when small, a workspace of the runtime otherwise."""
     return Array(T.alloc_buffer((max(size, 1),), dtype), TensorSpec((size,), dtype))
@@ -215,9 +220,9 @@ def parallel(extent: int, work: int, name: str = "i") -> Iterator[Expr]:
 
 
 @contextmanager
-def lanes(name: str = "lane") -> Iterator[Expr]:
-    """A loop over the LANES elements of an explicit vector."""
-    with T.vectorized(0, LANES) as i:
+def lanes(name: str = "lane", count: int = LANES) -> Iterator[Expr]:
+    """A loop over the elements of an explicit vector."""
+    with T.vectorized(0, count) as i:
         IRBuilder.name(name, i)
         yield i
 

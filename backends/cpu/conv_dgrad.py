@@ -1,0 +1,37 @@
+"""dgrad: the correlation of the gradient with the flipped weights, a phase for each residue of
+the stride."""
+
+from collections.abc import Callable
+from functools import partial
+
+from sqcompile.backends.cpu import nest
+from sqcompile.backends.cpu.conv_correlate import Correlation, correlate
+from sqcompile.backends.cpu.conv_geometry import Geometry, backward
+from sqcompile.backends.cpu.conv_operands import store
+from sqcompile.backends.cpu.conv_pack import Reading, shift_of
+from sqcompile.backends.cpu.nest import Expr
+from sqcompile.backends.kernels import KernelSpec
+
+
+def shifts(spec: KernelSpec, f: nest.Function) -> tuple[int, Callable[[Expr], Expr] | None]:
+    """The number of groups, and the shift of an output channel where there are several."""
+    exponent, groups = f.get("exponent"), spec["shift_groups"]
+    if exponent is None or groups == 1:
+        return 1, None
+    return groups, partial(shift_of, exponent, groups)
+
+
+def dgrad(spec: KernelSpec) -> object:
+    """Any geometry. Group exponents belong to output channels, which the sum runs over: weights
+    take the shifts that they have room for when they are packed, gradients the rest."""
+    y, w = spec.tensor("g").shape, spec.tensor("w").shape
+    g = Geometry.of(spec, spec.outputs[0].shape, w, y)
+    with nest.function(spec) as f:
+        groups, shift = shifts(spec, f)
+        form = store(*spec.ranges("g", "w"), shift=groups - 1, terms=g.outputs * g.taps)
+        rows, columns = backward(g.rows), backward(g.columns)
+        c = Correlation(g.images, g.groups, g.inputs, g.outputs, rows, columns, form)
+        outer = g.inputs * g.taps
+        reading = Reading(g.taps, outer, g.outputs * outer, g.columns.kernel)
+        correlate(c, f, spec, (f["g"], f["w"], reading), shift)
+    return f.result

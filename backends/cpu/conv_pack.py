@@ -1,0 +1,315 @@
+"""Packing for convolutions: image lines into padded scratch, weights into panels of vectors."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from sqcompile.backends.cpu import nest
+from sqcompile.backends.cpu.conv_geometry import Lines, Phase
+from sqcompile.backends.cpu.conv_operands import BIAS, Stored
+from sqcompile.backends.cpu.nest import Array, Expr
+
+COPIED = 64
+"""Elements that a copy moves at a time."""
+SLACK = 64
+"""Elements behind an image that a last, partial dot product may read; its weights are zero."""
+
+
+def at(start: Expr, lanes: int) -> Expr:
+    """The index of `lanes` elements from start on."""
+    return start if lanes == 1 else nest.ramp(start, lanes)
+
+
+def filled(value: Expr, lanes: int) -> Expr:
+    """A scalar in every lane, of any number."""
+    return value if lanes == 1 else nest.splat(value, lanes)
+
+
+@contextmanager
+def pieces(length: int, widest: int = COPIED) -> Iterator[tuple[Expr, int]]:
+    """A loop over vectors that cover `length` elements: (start, lanes).
+
+    The last one overlaps the one before it instead of leaving a rest: no loop is scalar.
+    """
+    lanes = min(widest, 1 << (length.bit_length() - 1))
+    with nest.serial(-(-length // lanes), "piece") as piece:
+        start = piece * lanes
+        yield (tirx.min(start, length - lanes) if length % lanes else start), lanes
+
+
+def pick(index: Expr, values: Sequence[int]) -> Expr:
+    """values[index]: an affine expression where it can be, else a chain of selections."""
+    step = values[1] - values[0] if len(values) > 1 else 0
+    if all(value == values[0] + i * step for i, value in enumerate(values)):
+        return values[0] + index * step if step else values[0]
+    chosen: Expr = nest.const(values[-1], "int32")
+    for i, value in reversed(list(enumerate(values[:-1]))):
+        chosen = nest.select(index == i, nest.const(value, "int32"), chosen)
+    return chosen
+
+
+@dataclass(frozen=True)
+class Image:
+    """Padded lines [height][width][channels] of one image in scratch, as `stored` has them.
+
+    Channels are not padded: a dot product that reads past the last one multiplies by zero.
+    `factors` holds the power of two that each channel is multiplied by, repeated over a line.
+    """
+
+    rows: Lines
+    columns: Lines
+    channels: int
+    height: int
+    width: int
+    stored: Stored
+    factors: Array | None = None
+
+    @property
+    def line(self) -> int:
+        """Elements of a line."""
+        return self.width * self.channels
+
+    @property
+    def size(self) -> int:
+        """Elements of the image."""
+        return self.height * self.line
+
+    def scratch(self, images: int) -> Array:
+        """Memory for some images."""
+        return nest.scratch(images * self.size + SLACK, self.stored.dot.left)
+
+    def pack(self, x: Array, image: Expr, first: Expr, out: Array, start: Expr) -> None:
+        """Write `height` lines of image `image` of x (N, H, W, C), the first one line `first`."""
+        with nest.serial(self.height, "line") as line:
+            row = self.rows.origin + (first + line) * self.rows.pitch
+            begin = start + line * self.line
+            inside = tirx.all(row >= 0, row < self.rows.source)
+            with nest.when(inside):
+                self.pack_line(x, image * self.rows.source + row, out, begin)
+            with nest.when(tirx.Not(inside)):
+                self.clear(out, begin, self.line)
+
+    def pack_line(self, x: Array, row: Expr, out: Array, begin: Expr) -> None:
+        """Write the line of row `row` (n * H + h) of x."""
+        low, high = self._inside()
+        left, copied = (low - self.columns.origin) * self.channels, (high - low) * self.channels
+        if copied <= 0:
+            self.clear(out, begin, self.line)
+            return
+        source = (row * self.columns.source + low) * self.channels
+        self.clear(out, begin, left)
+        with pieces(copied) as (piece, lanes):
+            value = x[at(source + piece, lanes)]
+            factor = None if self.factors is None else self.factors[at(piece, lanes)]
+            out.store(at(begin + left + piece, lanes), stored(self.stored, value, factor, lanes))
+        self.clear(out, begin + left + copied, self.line - left - copied)
+
+    def pack_slices(self, x: Array, image: Expr, stride: int, first: Expr, out: Array) -> None:
+        """As `pack`, of channels first, ... of x, which has `stride` of them."""
+        with nest.serial(self.height, "line") as line:
+            row = self.rows.origin + line * self.rows.pitch
+            inside = tirx.all(row >= 0, row < self.rows.source)
+            with nest.when(inside):
+                source = image * self.rows.source + row
+                self.pack_slice(x, source, stride, first, out, line * self.line)
+            with nest.when(tirx.Not(inside)):
+                self.clear(out, line * self.line, self.line)
+
+    def pack_slice(
+        self, x: Array, row: Expr, stride: int, first: Expr, out: Array, start: Expr
+    ) -> None:
+        """Write `channels` channels of a row's pixels, which have `stride` of them."""
+        low, high = self._inside()
+        left = (low - self.columns.origin) * self.channels
+        if high <= low:
+            self.clear(out, start, self.line)
+            return
+        self.clear(out, start, left)
+        source = (row * self.columns.source + low) * stride + first
+        with nest.serial(high - low, "pixel") as pixel, pieces(self.channels) as (piece, lanes):
+            value = x[at(source + pixel * stride + piece, lanes)]
+            place = at(start + left + pixel * self.channels + piece, lanes)
+            out.store(place, stored(self.stored, value, None, lanes))
+        end = left + (high - low) * self.channels
+        self.clear(out, start + end, self.line - end)
+
+    def _inside(self) -> tuple[int, int]:
+        origin = self.columns.origin
+        return max(origin, 0), min(origin + self.width, self.columns.source)
+
+    def clear(self, out: Array, start: Expr, length: int) -> None:
+        """What padding holds."""
+        if length > 0:
+            with pieces(length) as (piece, lanes):
+                zero = nest.const(self.stored.bias, out.dtype)
+                out.store(at(start + piece, lanes), filled(zero, lanes))
+
+    def fill_factors(self, factor: Callable[[Expr], Expr]) -> None:
+        """factors = factor(channel), int16, for a whole line."""
+        assert self.factors is not None
+        with (
+            nest.serial(self.factors.size // self.channels, "pixel") as pixel,
+            nest.serial(self.channels, "channel") as channel,
+        ):
+            self.factors.store(pixel * self.channels + channel, factor(channel))
+
+
+def stored(form: Stored, value: Expr, factor: Expr | None, lanes: int) -> Expr:
+    """int8 or uint8 values as the left operand, times a power of two."""
+    dtype = nest.dtype_of(value).split("x")[0]
+    if form.dot.bytes and factor is None:
+        if dtype == "uint8":
+            return value
+        raw = tirx.reinterpret("uint8" if lanes == 1 else f"uint8x{lanes}", value)
+        return raw ^ filled(nest.const(form.bias, "uint8"), lanes) if form.bias else raw
+    wide = nest.cast(value, "int16", lanes)
+    if factor is not None:
+        wide = wide * factor
+    if not form.dot.bytes:
+        return wide
+    return nest.cast(wide + filled(nest.const(form.bias, "int16"), lanes), "uint8", lanes)
+
+
+def shift_of(exponent: Array, groups: int, index: Expr) -> Expr:
+    """groups - 1 - exponent[index] as int32; an exponent of one element serves every index."""
+    value = exponent[index if exponent.size > 1 else 0]
+    return nest.const(groups - 1, "int32") - nest.cast(value, "int32")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How weights (O, C / groups, KH, KW) are read: strides of the result's and of the reduced
+    channel in a group, and from one group to the next."""
+
+    result: int
+    reduced: int
+    group: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Panels:
+    """The weights of phases with equal counts, [row phase][column phase][group][block], each
+    [row tap][run][step][vector][lanes * depth]; `offset` is what accumulators start with, one for
+    each result channel of a panel.
+
+    A run is what a dot product reads without a jump: the column taps and channels of a line
+    where taps are neighbours, else the channels of one tap.
+    """
+
+    rows: Sequence[Phase]
+    columns: Sequence[Phase]
+    kernel_steps: tuple[int, int]
+    groups: int
+    blocks: int
+    vectors: int
+    outputs: int
+    channels: int
+    merged: bool
+    stored: Stored
+
+    @property
+    def row_taps(self) -> int:
+        """Kernel lines."""
+        return self.rows[0].taps
+
+    @property
+    def runs(self) -> int:
+        """Runs of a kernel line."""
+        return min(self.columns[0].taps, 1) if self.merged else self.columns[0].taps
+
+    @property
+    def run(self) -> int:
+        """Values of a run."""
+        return self.channels * (self.columns[0].taps if self.merged else 1)
+
+    @property
+    def steps(self) -> int:
+        """Dot products of a run."""
+        return -(-self.run // self.stored.dot.depth)
+
+    @property
+    def vector(self) -> int:
+        """Elements of a vector."""
+        return self.stored.dot.lanes * self.stored.dot.depth
+
+    @property
+    def panel(self) -> int:
+        """Elements of one block's weights."""
+        return self.row_taps * self.runs * self.steps * self.vectors * self.vector
+
+    @property
+    def width(self) -> int:
+        """Result channels of a panel."""
+        return self.vectors * self.stored.dot.lanes
+
+    @property
+    def count(self) -> int:
+        """Panels."""
+        return len(self.rows) * len(self.columns) * self.groups * self.blocks
+
+    def first(self, block: Expr, vector: Expr) -> Expr:
+        """The first channel, in its group, of a vector; the last one overlaps its neighbour."""
+        lanes = self.stored.dot.lanes
+        start = (block * self.vectors + vector) * lanes
+        exact = self.blocks * self.width == self.outputs
+        return start if exact else tirx.max(tirx.min(start, self.outputs - lanes), 0)
+
+    def pack(
+        self, w: Array, reading: Reading, shift: Callable[[Expr], Expr] | None
+    ) -> tuple[Array, Array]:
+        """The panels, values shifted by shift(reduced channel), and their offsets."""
+        dot = self.stored.dot
+        out = nest.scratch(self.count * self.panel, dot.right)
+        offset = nest.scratch(self.count * self.width, "int32")
+        with nest.parallel(self.count, self.count * self.panel, "panel") as index:
+            sizes = [len(self.rows), len(self.columns), self.groups, self.blocks]
+            row, column, group, block = nest.unravel(index, sizes)
+            start = [
+                pick(i, [p.kernel for p in ps])
+                for i, ps in ((row, self.rows), (column, self.columns))
+            ]
+            for_lines = nest.loops([self.row_taps, self.runs, self.steps, self.vectors], "w")
+            with for_lines as (i, run, step, vector), nest.serial(dot.lanes, "lane") as lane:
+                kh = start[0] + i * self.kernel_steps[0]
+                place = ((i * self.runs + run) * self.steps + step) * self.vectors + vector
+                place = index * self.panel + place * self.vector + lane * dot.depth
+                channel = tirx.min(self.first(block, vector) + lane, self.outputs - 1)
+                for d in range(dot.depth):
+                    e = step * dot.depth + d
+                    tap = tirx.floordiv(e, self.channels) if self.merged else run
+                    reduced = tirx.floormod(e, self.channels) if self.merged else e
+                    kw = start[1] + tap * self.kernel_steps[1]
+                    beyond = bool(self.run % dot.depth)
+                    if beyond:
+                        inside = e < self.run
+                        kw = nest.select(inside, kw, start[1])
+                        reduced = nest.select(inside, reduced, 0)
+                    source = group * reading.group + channel * reading.result
+                    value = w[source + reduced * reading.reduced + kh * reading.width + kw]
+                    if shift is not None:
+                        left = shift(group * self.channels + reduced)
+                        value = tirx.shift_left(nest.cast(value, "int32"), left)
+                    value = nest.cast(value, dot.right)
+                    if beyond:
+                        value = nest.select(inside, value, nest.zero(dot.right))
+                    out.store(place + d, value)
+            self._offsets(out, offset, index)
+        return out, offset
+
+    def _offsets(self, out: Array, offset: Array, index: Expr) -> None:
+        dot, lanes = self.stored.dot, nest.ramp(0, self.stored.dot.lanes)
+        zero = nest.splat(nest.zero("int32"), dot.lanes)
+        terms = self.panel // (self.vectors * self.vector)
+        with nest.serial(self.vectors, "vector") as vector:
+            total = nest.scratch(dot.lanes, "int32")
+            total.store(lanes, zero)
+            if self.stored.bias:
+                bias = nest.splat(nest.const(BIAS, dot.left), self.vector)
+                with nest.serial(terms, "term") as term:
+                    at = index * self.panel + (term * self.vectors + vector) * self.vector
+                    total.store(lanes, dot.add(total[lanes], bias, dot.loaded(out, at)))
+            place = (index * self.vectors + vector) * dot.lanes
+            offset.store(nest.ramp(place, dot.lanes), zero - total[lanes])
