@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from math import prod
 from typing import Any
 
-from tvm import tirx
+from tvm import DataType, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
@@ -25,6 +25,9 @@ PARALLEL_WORK = 1 << 14
 """Element operations below which waking the thread pool (a few microseconds) does not pay."""
 CHUNK = 4096
 """Elements of a flat loop that one parallel iteration takes."""
+
+STACK = 1024
+"""Bytes from which on scratch memory is a workspace of the runtime instead of a stack slot."""
 
 SCALARS = "scalars"
 """Name of the vector that holds a kernel's run-time scalars."""
@@ -109,6 +112,13 @@ def scratch(size: int, dtype: str) -> Array:
     return Array(T.alloc_buffer((max(size, 1),), dtype), TensorSpec((size,), dtype))
 
 
+def workspace(size: int, dtype: str) -> Array:
+    """`scratch` of a kilobyte or more for computed indices. TVM narrows scratch to what its
+    accesses touch, and takes long to find that it is all; it leaves a view alone."""
+    spec = TensorSpec((size,), dtype)
+    return _flat(T.alloc_buffer((size,), dtype), spec)
+
+
 def const(value: float, dtype: str) -> Expr:
     """A constant; a float is rounded once to float32."""
     return tirx.const(value, dtype)
@@ -168,7 +178,8 @@ def bound(value: Expr) -> Expr:
 def kept(values: Sequence[Expr], dtype: str, lanes: int) -> list[Expr]:
     """Vectors, each computed once, in registers if they fit: without it a tree in which values
     stand twice at every level is exponentially large."""
-    most = 1023 * 8 // (lanes * int("".join(filter(str.isdigit, dtype))))
+    size = DataType(dtype).bits // 8 * lanes
+    most = (STACK - 1) // size
     found = []
     for first in range(0, len(values), most):
         part = values[first : first + most]

@@ -204,12 +204,13 @@ def transposed(rows: list[Expr]) -> list[Expr]:
             parts += [_mix(x, y, two) for two in (_LOW_PAIRS, _HIGH_PAIRS)]
     held = nest.kept(parts, "uint32", _LANES)
     first, second = [], []
-    for one in zip(*(held[q : q + 4] for q in range(0, _LANES, 4)), strict=True):
-        halves = [_mix(one[q], one[q + 1], _quarters(0, 1, 0, 1)) for q in (0, 2)]
-        first.append(_mix(*halves, _quarters(0, 2, 0, 2)))
-        second.append(_mix(*halves, _quarters(1, 3, 1, 3)))
-    halves = [_mix(held[4 * q], held[4 * q + 4], _quarters(2, 2, 2, 2)) for q in (0, 2)]
-    words = [*first, *second, _mix(*halves, _quarters(0, 2, 0, 2))]
+    for j in range(4):
+        one = held[j::4]
+        left, right = (_mix(one[q], one[q + 1], _quarters(0, 1, 0, 1)) for q in (0, 2))
+        first.append(_mix(left, right, _quarters(0, 2, 0, 2)))
+        second.append(_mix(left, right, _quarters(1, 3, 1, 3)))
+    left, right = (_mix(held[4 * q], held[4 * q + 4], _quarters(2, 2, 2, 2)) for q in (0, 2))
+    words = [*first, *second, _mix(left, right, _quarters(0, 2, 0, 2))]
     return nest.kept(words, "uint32", _LANES)
 
 

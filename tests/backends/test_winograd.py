@@ -131,7 +131,7 @@ def test_fits_where_it_is_exact_and_pays() -> None:
     assert not fits(replace(layer, weights=(-15, 15)))
     assert not fits(replace(layer, values=(0, 127)))
     assert not fits(replace(layer, columns=16))
-    assert not fits(replace(layer, x=(1, 8, 8, 64)))
+    assert not fits(replace(layer, x=(1, 4, 4, 64)))
     backward = Convolution("dgrad", (4, 8, 8, 64), 64, groups=4)
     assert fits(backward)
     assert not fits(replace(backward, groups=5))
