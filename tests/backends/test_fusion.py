@@ -32,7 +32,7 @@ def written(build: Build, *inputs: Tensor) -> fx.GraphModule:
 
 def steps(build: Build, *inputs: Tensor) -> list[str]:
     """The steps of a graph: the ops of groups, the names of other nodes."""
-    plan = Plan(written(build, *inputs).graph, CPU.kernels.fusible)
+    plan = Plan(written(build, *inputs).graph, CPU.kernels)
     return [step.spec.op if isinstance(step, Group) else step.name for step in plan.steps]
 
 
@@ -79,6 +79,33 @@ def spread(c: Call, x: fx.Node, m: fx.Node) -> list[fx.Node]:
     return [c(aten.where.ScalarOther, m, c(aten.div.Scalar, wide, 15), 0.0)]
 
 
+def activation(c: Call, x: fx.Node, y: fx.Node) -> list[fx.Node]:
+    """What forward does behind a residual addition."""
+    r, mask = residual(c, x, y)
+    packed = c(OPS["sq::pack_mask"].target, mask)
+    axes = list(range(len(r.meta["val"].shape)))
+    return [r, packed, c(OPS["sq::absmax"].target, r, None, axes)]
+
+
+def gradient(c: Call, g: fx.Node, h: fx.Node, packed: fx.Node) -> list[fx.Node]:
+    """What backward does before a norm."""
+    shape = list(g.meta["val"].shape)
+    mask = c(OPS["sq::unpack_mask"].target, packed, shape)
+    masked = c(aten.where.ScalarOther, mask, c(aten.add.Tensor, g, h), 0.0)
+    axes = list(range(len(shape) - 1))
+    return [masked, c(OPS["sq::absmax"].target, masked, None, axes)]
+
+
+def largest(c: Call, x: fx.Node, s: fx.Node) -> list[fx.Node]:
+    y = c(aten.mul.Tensor, x, s)
+    axes = [list(range(len(x.meta["val"].shape)))[:end] for end in (-1, None)]
+    return [y, *(c(OPS["sq::absmax"].target, y, None, a) for a in axes)]
+
+
+def _mask(s: Source, count: int) -> Tensor:
+    return s.grid(torch.uint8, count // 8)
+
+
 def _programs() -> dict[str, tuple[Build, list[Tensor]]]:
     s = Source("fusion")
     return {
@@ -91,6 +118,13 @@ def _programs() -> dict[str, tuple[Build, list[Tensor]]]:
         "around": (around, [s.normal(13, 70), s.normal(13, 70)]),
         "sgd": (sgd, [s.normal(5000), s.normal(5000), s.normal(5000)]),
         "one": (sgd, [s.normal(1), s.normal(1), s.normal(1)]),
+        "activation": (activation, [s.edges(4, 8, 8, 16), s.edges(4, 8, 8, 16)]),
+        "large-activation": (activation, [s.normal(9, 33, 32, 16), s.normal(9, 33, 32, 16)]),
+        "flat-activation": (activation, [s.normal(20016), s.normal(20016)]),
+        "gradient": (gradient, [s.edges(2, 5, 7, 32), s.normal(2, 5, 7, 32), _mask(s, 2240)]),
+        "large-gradient": (gradient, [*s.normal(2, 8, 1000, 32).unbind(), _mask(s, 256000)]),
+        "maxima": (largest, [s.edges(60, 7, 50), s.normal(50)]),
+        "few-maxima": (largest, [s.edges(300, 3), s.normal(3)]),
         "masks": (masks, [s.normal(7, 31), s.mask(7, 31)]),
         "spread": (spread, [s.normal(4, 6), s.mask(4, 3, 5, 6)]),
     }
@@ -124,6 +158,15 @@ def test_a_chain_is_one_step_and_names_its_ops() -> None:
     x = torch.randn(4, 6)
     assert steps(residual, x, x) == ["fused::add+relu+gt"]
     assert steps(sgd, x, x, x) == ["fused::mul+add+mul+sub"]
+    wide = torch.randn(4, 16)
+    assert steps(activation, wide, wide) == ["fused::add+relu+gt+pack_mask+absmax"]
+    mask = torch.zeros(8, dtype=torch.uint8)
+    assert sorted(steps(gradient, wide, wide, mask)[0].removeprefix("fused::").split("+")) == [
+        "absmax",
+        "add",
+        "unpack_mask",
+        "where",
+    ]
     assert steps(spread, x, torch.ones(4, 3, 5, 6).bool()) == ["fused::expand+div+where"]
 
 
