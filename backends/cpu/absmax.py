@@ -15,8 +15,7 @@ from tvm import tirx
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
 from sqcompile.backends.cpu.rounding import inverse, magnitude
-from sqcompile.backends.cpu.scaled import Factor, Scaled
-from sqcompile.backends.cpu.sweep import broadcast, merge
+from sqcompile.backends.cpu.scaled import Scaled, hoisted
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 
@@ -231,10 +230,7 @@ def absmax(spec: KernelSpec) -> object:
     with nest.function(spec) as f:
         x, outer, (out,) = f["x"], f.get("outer"), f.outputs
         kept = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
-        steps = [broadcast(x.shape, kept)]
-        if outer is not None:
-            steps.append(broadcast(x.shape, outer.shape))
-        extents, (into, *read) = merge(x.shape, steps)
-        factors = [Factor.of(outer.size, s, lambda i: inverse(outer[i])) for s in read]
+        divided = [] if outer is None else [(outer, inverse)]
+        extents, factors, (into,) = hoisted(x.shape, divided, kept)
         maxima(Scaled(x, extents, factors), into, out.size, out.store)
     return f.result

@@ -1,8 +1,10 @@
 """Quantisers: nearest and stochastic rounding, scales, group exponents."""
 
+from functools import partial
+
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.absmax import Block, widest
-from sqcompile.backends.cpu.nest import Array, Expr
+from sqcompile.backends.cpu.nest import Expr
 from sqcompile.backends.cpu.philox import Philox
 from sqcompile.backends.cpu.rounding import (
     cast,
@@ -16,9 +18,9 @@ from sqcompile.backends.cpu.rounding import (
     steps_per_unit,
     unless_tiny,
 )
-from sqcompile.backends.cpu.scaled import Factor, Scaled
+from sqcompile.backends.cpu.scaled import Factor, Scaled, hoisted
 from sqcompile.backends.cpu.stochastic import quantize_blocks
-from sqcompile.backends.cpu.sweep import broadcast, contiguous, merge, sweep
+from sqcompile.backends.cpu.sweep import broadcast, contiguous, sweep
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.quantize import limits
@@ -48,23 +50,18 @@ def quantize_stochastic(spec: KernelSpec) -> object:
     """1 / outer, qmax / r and 2^exponent once per element, then blocks of 128 elements."""
     with nest.function(spec, ("stream",)) as f:
         x, r, outer, exponent, (q,) = f["x"], f["r"], f.get("outer"), f.get("exponent"), f.outputs
-        operands = [a for a in (r, exponent, outer) if a is not None]
-        steps = [broadcast(x.shape, a.shape) for a in operands]
-        extents, steps = merge(x.shape, steps)
-        of = {id(a): step for a, step in zip(operands, steps, strict=True)}
-        scales = [Factor.of(r.size, of[id(r)], lambda i: steps_per_unit(spec["bits"], True, r[i]))]
-        if exponent is not None:
-            scales.append(_powers(exponent, of[id(exponent)]))
-        factors = []
-        if outer is not None:
-            factors.append(Factor.of(outer.size, of[id(outer)], lambda i: inverse(outer[i])))
+        units = partial(steps_per_unit, spec["bits"], True)
+        scales = [(r, units)] if exponent is None else [(r, units), (exponent, _power)]
+        divided = [] if outer is None else [(outer, inverse)]
+        extents, factors, _ = hoisted(x.shape, [*divided, *scales])
         philox = Philox.of(f["rng"], f.scalars["stream"])
-        quantize_blocks(Scaled(x, extents, factors), scales, philox, spec["bits"], q)
+        scaled = Scaled(x, extents, factors[: len(divided)])
+        quantize_blocks(scaled, factors[len(divided) :], philox, spec["bits"], q)
     return f.result
 
 
-def _powers(exponent: Array, steps: list[int]) -> Factor:
-    return Factor.of(exponent.size, steps, lambda i: power(cast(exponent[i], "int32")))
+def _power(exponent: Expr) -> Expr:
+    return power(cast(exponent, "int32"))
 
 
 @KERNELS.kernel("sq::quant_scale")

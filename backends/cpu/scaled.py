@@ -10,7 +10,7 @@ from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
-from sqcompile.backends.cpu.sweep import contiguous
+from sqcompile.backends.cpu.sweep import broadcast, contiguous, merge
 
 
 class Factor:
@@ -28,13 +28,9 @@ class Factor:
     def of(cls, size: int, steps: Sequence[int], value: Callable[[Expr], Expr]) -> "Factor":
         """The factor with value(i) in place i."""
         made = cls(size, steps)
-        made.fill(value)
+        with nest.serial(size, "f") as i:
+            made.store(i, value(i))
         return made
-
-    def fill(self, value: Callable[[Expr], Expr]) -> None:
-        """Store value(i) in every place i."""
-        with nest.serial(self.size, "f") as i:
-            self.store(i, value(i))
 
     def store(self, index: Expr, value: Expr) -> None:
         """Put a value in place `index`."""
@@ -62,6 +58,23 @@ class Factor:
         after = self.read(nest.unravel(row + 1, heads), before, LANES)
         within = tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), LANES)
         return nest.select(within < nest.splat(inner - column, LANES), here, after)
+
+
+def hoisted(
+    shape: Sequence[int],
+    operands: Sequence[tuple[Array, Callable[[Expr], Expr]]],
+    *others: Sequence[int],
+) -> tuple[list[int], list[Factor], list[list[int]]]:
+    """(merged extents, a factor value(operand) for each operand, steps of tensors of the shapes
+    `others`), all broadcast to `shape`."""
+    shapes = [*(array.shape for array, _ in operands), *others]
+    extents, steps = merge(shape, [broadcast(shape, one) for one in shapes])
+
+    def factor(array: Array, value: Callable[[Expr], Expr], step: list[int]) -> Factor:
+        return Factor.of(array.size, step, lambda i: value(array[i]))
+
+    factors = [factor(*pair, step) for pair, step in zip(operands, steps, strict=False)]
+    return extents, factors, steps[len(operands) :]
 
 
 class Scaled:

@@ -28,9 +28,8 @@ from sqcompile.backends.cpu.rounding import (
     steps_per_unit,
     unless_tiny,
 )
-from sqcompile.backends.cpu.scaled import Factor, Scaled
+from sqcompile.backends.cpu.scaled import Factor, Scaled, hoisted
 from sqcompile.backends.cpu.stochastic import quantize_blocks
-from sqcompile.backends.cpu.sweep import broadcast, merge
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 
@@ -42,11 +41,11 @@ def shift_quantize(spec: KernelSpec) -> object:
     with nest.function(spec, ("stream",)) as f:
         x, factor = f["x"], f.get("factor")
         q, exponent, scale, outer_scale, r = f.outputs
-        kept = [outer_scale.shape, exponent.shape, *([factor.shape] if factor else [])]
-        extents, steps = merge(x.shape, [broadcast(x.shape, shape) for shape in kept])
-        outer, inner, *rest = steps
-        folded = [Factor.of(factor.size, s, lambda i: factor[i]) for s in rest]
-        scaled = Scaled(x, extents, folded)
+        folded = [] if factor is None else [(factor, _itself)]
+        extents, factors, (outer, inner) = hoisted(
+            x.shape, folded, outer_scale.shape, exponent.shape
+        )
+        scaled = Scaled(x, extents, factors)
         inverses = Factor(outer_scale.size, outer)
         channel = nest.scratch(exponent.size, "float32")
 
@@ -75,6 +74,10 @@ def shift_quantize(spec: KernelSpec) -> object:
         philox = Philox.of(f["rng"], f.scalars["stream"])
         quantize_blocks(divided, [powers], philox, bits, q)
     return f.result
+
+
+def _itself(value: Expr) -> Expr:
+    return value
 
 
 def _rows_outside(outer: list[int], inner: list[int]) -> bool:

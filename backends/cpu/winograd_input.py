@@ -28,6 +28,11 @@ def spread(value: Expr, lanes: int) -> Expr:
     return nest.splat(value, lanes) if lanes > 1 else value
 
 
+def repeated(word: Expr, lanes: int) -> Expr:
+    """A dword as 4 bytes, `lanes` times."""
+    return tirx.reinterpret(f"uint8x{4 * lanes}", spread(word, lanes))
+
+
 def pieces(extent: int) -> Iterator[tuple[Expr, int]]:
     """(start, lanes) that cover range(extent) exactly: a loop of whole vectors, then halves."""
     if extent // WIDTH:
@@ -96,18 +101,18 @@ class Shifts:
             return value
         for bit in range(self.counts[0]):
             mask = self.masks[0][span(bit * self.size + channel, lanes)]
-            value = nest.bound(value)
             value = value + tirx.bitwise_and(value, mask)
         return value
 
     def weight(self, value: Expr, channel: Expr, lanes: int) -> Expr:
-        """`lanes` bytes of weights of one reduced channel, shifted by what inputs leave."""
+        """`lanes` times the weights of four reduced channels, shifted by what inputs leave."""
         if self.masks[1] is None:
             return value
         for bit in range(self.counts[1]):
-            mask = spread(self.masks[1][bit * self.size + channel], lanes)
-            value = nest.bound(value)
-            value = value + tirx.bitwise_and(value, mask)
+            masks = self.masks[1][nest.ramp(bit * self.size + channel, 4)]
+            masks = repeated(tirx.reinterpret("uint32", masks), lanes)
+            (value,) = nest.kept([value], "uint8", 4 * lanes)
+            value = value + tirx.bitwise_and(value, masks)
         return value
 
 
@@ -151,7 +156,7 @@ class Strip:
         place = base + parity + tirx.shift_right(column, nest.const(1, "int32")) * image.depth
         for channel, lanes in pieces(image.channels):
             value = self.source[span(pixel + channel, lanes)]
-            value = nest.cast(value, "uint8", lanes)
+            value = nest.bound(nest.cast(value, "uint8", lanes))
             value = self.shifts.input(value, channel, lanes)
             self.array.store(span(place + channel, lanes), value)
 

@@ -12,7 +12,7 @@ from tvm import tirx
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.machine import Dot
 from sqcompile.backends.cpu.nest import Array, Expr
-from sqcompile.backends.cpu.winograd_input import WIDTH, Shifts, clear, pieces, span
+from sqcompile.backends.cpu.winograd_input import WIDTH, Shifts, clear, pieces, repeated, span
 from sqcompile.backends.cpu.winograd_ranges import SIDE, TAPS, padded
 
 COUNT = len(TAPS)
@@ -134,7 +134,7 @@ class Turned:
 
     def __init__(self, filters: Filters, source: Array, shifts: Shifts) -> None:
         self.filters, self.source, self.shifts = filters, source, shifts
-        self.panel = nest.scratch(SEGMENT * self.row, "uint32")
+        self.panel = nest.scratch(SEGMENT * self.row * 4, "uint8")
 
     def stage(self, column: Expr, before: Expr, steps: Expr) -> None:
         """Interleave the rows of `steps` steps from step `before` on for 16 lanes."""
@@ -149,27 +149,28 @@ class Turned:
 
     def _interleave(self, to: Expr, channel: Expr, column: Expr, byte: Expr, lanes: int) -> None:
         depth, columns = self.filters.depth, self.filters.columns
-        total = None
+        rows = []
         for place in range(4):
             row = channel + place
-            inside = row < depth
             if depth % 4:
                 row = tirx.min(row, depth - 1)
             at = (row * columns + column) * COUNT + byte
-            value = nest.cast(self.source[span(at, lanes)], "uint8", lanes)
-            value = nest.cast(self.shifts.weight(value, row, lanes), "uint32", lanes)
-            if depth % 4:
-                mask = nest.cast(nest.select(inside, nest.const(255, "int32"), 0), "uint32")
-                value = tirx.bitwise_and(value, nest.splat(mask, lanes) if lanes > 1 else mask)
-            count = nest.const(8 * place, "uint32")
-            value = tirx.shift_left(value, nest.splat(count, lanes) if lanes > 1 else count)
-            total = value if total is None else tirx.bitwise_or(total, value)
-        self.panel.store(span(to, lanes), total)
+            rows.append(nest.cast(self.source[span(at, lanes)], "uint8", lanes))
+        places = [place * lanes + lane for lane in range(lanes) for place in range(4)]
+        value = tirx.Shuffle(rows, [nest.const(one, "int32") for one in places])
+        if depth % 4:
+            inside = nest.const(2 ** (8 * (depth % 4)) - 1, "uint32")
+            inside = nest.select(channel + 4 > depth, inside, nest.const(2**32 - 1, "uint32"))
+            value = tirx.bitwise_and(value, repeated(inside, lanes))
+        value = self.shifts.weight(value, channel, lanes)
+        self.panel.store(nest.ramp(to * 4, 4 * lanes), value)
 
     def read(self, k: Expr) -> list[Expr]:
         """The taps of step k of the segment."""
         rows = [
-            nest.bound(self.panel[nest.ramp(k * self.row + lane * COUNT, _LANES)])
+            nest.bound(
+                _as("uint32", self.panel[nest.ramp((k * self.row + lane * COUNT) * 4, WIDTH)])
+            )
             for lane in range(_LANES)
         ]
         return [_as("uint8", word) for word in transposed(rows)[::-1]]

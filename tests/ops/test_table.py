@@ -48,6 +48,11 @@ EXAMPLES: dict[str, list[list[Any]]] = {
         [f32(3, 4), f32(1, 1), f32(3, 1), zeros8(1, 4), RNG, 4, 5],
         [f32(2, 4, 5, 3), f32(1, 1, 1, 3), None, None, RNG, 8, 5],
     ],
+    "shift_quantize": [
+        [f32(3, 4), f32(1, 4), RNG, [0], [1], 4, 4, 5],
+        [f32(2, 3, 4, 5), None, RNG, [], [0, 1, 2], 4, 2, 5],
+        [f32(3, 4), None, RNG, [], [], 8, 1, 5],
+    ],
     "quant_scale": [[f32(3, 1), 4, True, 4], [f32(1), 4, False, 1]],
     "outer_scale": [[f32(3, 1, 1)]],
     "shift_matmul": [
@@ -56,6 +61,10 @@ EXAMPLES: dict[str, list[list[Any]]] = {
         BATCHED,
     ],
     "shift_matmul_dequantize": [
+        [*BATCHED, [f32(3, 1, 1), f32(1, 4, 1)], f32(6), True],
+        [i8(3, 5), u8(4, 5), None, 1, False, True, 0, [], None, False],
+    ],
+    "shift_matmul_dequantize_absmax": [
         [*BATCHED, [f32(3, 1, 1), f32(1, 4, 1)], f32(6), True],
         [i8(3, 5), u8(4, 5), None, 1, False, True, 0, [], None, False],
     ],
@@ -81,6 +90,19 @@ EXAMPLES: dict[str, list[list[Any]]] = {
         [i8(*X), f32(4), i8(*X), f32(4), f32(4), 0.3352],
         [i8(5, 4), f32(4), i8(5, 4), f32(4), None, 0.3352],
     ],
+    "l1_batch_norm_relu_quantize": [
+        [i8(*X).int(), f32(X[-1]), f32(X[-1]), f32(X[-1]), f32(X[-1]), *NORM, True, 4, False],
+        [i8(5, 3).int(), f32(3), None, None, None, 1e-5, 16, 6, 0.1, False, 8, True],
+    ],
+    "l1_batch_norm_packed_backward": [
+        [i8(5, 3), f32(3), u8(8), f32(3), f32(3), 0.3352],
+    ],
+    "quantize_l1_layer_norm": [
+        [f32(5, 4), 8, f32(4), f32(4), *NORM],
+        [f32(5, 4), 6, None, None, 1e-5, 16, 6, 0.1],
+    ],
+    "l1_layer_norm_packed_backward": [[i8(5, 4), f32(5, 1), u8(10), f32(5, 1), 0.3352]],
+    "l1_layer_norm_affine_packed_backward": [[i8(5, 4), f32(1, 4), u8(10), 0.3352]],
     "l1_layer_norm": [
         [i8(5, 4), f32(5, 1), f32(4), f32(4), *NORM],
         [i8(5, 4), f32(5, 1), None, None, *NORM],
