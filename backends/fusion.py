@@ -2,11 +2,11 @@
 
 Nodes join along their edges when they have the same number of elements, when a common set of axes
 serves all of them, and when no path leaves the group and comes back. Views between them do not
-count. A target says which ops may join (`KernelTable.fusible`) and generates the kernel from the
-group's spec.
+count. A group may also end in ops that reduce or pack one of its values. A target says which ops
+may join or end (`KernelTable.joins`, `ends`) and generates the kernel from the group's spec.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import prod
@@ -14,7 +14,14 @@ from operator import getitem
 
 from torch import fx
 
-from sqcompile.backends.kernels import FUSED, KernelSpec, TensorSpec, spec_of, tensor_spec
+from sqcompile.backends.kernels import (
+    FUSED,
+    KernelSpec,
+    KernelTable,
+    TensorSpec,
+    spec_of,
+    tensor_spec,
+)
 from sqcompile.backends.views import is_view
 
 MOST_NODES = 16
@@ -51,7 +58,7 @@ class Plan:
     """The steps of a graph, fused where possible, in an order in which everything is there when it
     is read: the order of the graph where nothing moves. Views and items of tuples are no steps."""
 
-    def __init__(self, graph: fx.Graph, fusible: Callable[[KernelSpec], bool]) -> None:
+    def __init__(self, graph: fx.Graph, kernels: KernelTable) -> None:
         self.specs: dict[fx.Node, tuple[KernelSpec, list[fx.Node]]] = {}
         self.memory: dict[fx.Node, fx.Node] = {}
         for node in graph.nodes:
@@ -61,12 +68,22 @@ class Plan:
                 if is_view(spec):
                     self.memory[node] = self.memory[nodes[0]]
         computed = [node for node in self.specs if self.memory[node] is node]
-        clusters = _Clusters(self, computed, fusible)
+        specs = {node: self.specs[node][0] for node in computed}
+        self.endings = {node for node, spec in specs.items() if kernels.ending(spec)}
+        self.one_shape = {node for node, spec in specs.items() if kernels.one_shape(spec)}
+        fusible = {node for node, spec in specs.items() if kernels.fusible(spec)}
+        clusters = _Clusters(self, computed, fusible | self.endings)
         for node in computed:
             for producer in dict.fromkeys(self.memory[one] for one in self.specs[node][1]):
                 if producer in clusters.of:
                     clusters.join(producer, node)
         self.steps = [self._step(nodes) for nodes in clusters.in_order()]
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """The axes that a member loops over: those of what it reads when it is an ending."""
+        spec = self.specs[node][0]
+        walked = next(spec.tensors())[1] if node in self.endings else spec.outputs[0]
+        return walked.shape
 
     def inputs(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
         """What nodes read from outside, views looked through."""
@@ -151,16 +168,14 @@ class _Cluster:
 class _Clusters:
     """The graph with its groups contracted, free of cycles at any time."""
 
-    def __init__(
-        self, plan: Plan, nodes: Sequence[fx.Node], fusible: Callable[[KernelSpec], bool]
-    ) -> None:
+    def __init__(self, plan: Plan, nodes: Sequence[fx.Node], fusible: Collection[fx.Node]) -> None:
         self.plan = plan
         self.place = {node: index for index, node in enumerate(nodes)}
         self.of: dict[fx.Node, _Cluster] = {}
         for node in nodes:
             before = {self.of[one] for one in map(self._computes, node.all_input_nodes) if one}
             level = 1 + max((cluster.level for cluster in before), default=0)
-            cluster = _Cluster([node], fusible(plan.specs[node][0]), level, before)
+            cluster = _Cluster([node], node in fusible, level, before)
             for one in before:
                 one.after.add(cluster)
             self.of[node] = cluster
@@ -215,10 +230,14 @@ class _Clusters:
     def _fit(self, a: _Cluster, b: _Cluster) -> bool:
         if not (a.fusible and b.fusible) or len(a.nodes) + len(b.nodes) > MOST_NODES:
             return False
-        shapes = {tensor_spec(node.meta["val"]).shape for node in (*a.nodes, *b.nodes)}
+        shapes = {self.plan.shape(node) for node in (*a.nodes, *b.nodes)}
         if len({prod(shape) for shape in shapes}) > 1 or common_axes(list(shapes)) is None:
             return False
         nodes = sorted((*a.nodes, *b.nodes), key=self.place.__getitem__)
+        if not self.plan.one_shape.isdisjoint(nodes):
+            read = {self.plan.memory[one] for node in nodes for one in self.plan.specs[node][1]}
+            if len(shapes) > 1 or read & self.plan.endings & set(nodes):
+                return False
         return len(self.plan.inputs(nodes)) + len(self.plan.results(nodes)) <= MOST_TENSORS
 
     def _around(self, a: _Cluster, b: _Cluster) -> bool:

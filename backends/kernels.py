@@ -129,7 +129,9 @@ class KernelTable:
     def __init__(self, target: str) -> None:
         self.target = target
         self._kernels: dict[str, Kernel] = {}
-        self._elementwise: set[str] = set()
+        self._joins: dict[str, Callable[[KernelSpec], bool]] = {}
+        self._ends: dict[str, Callable[[KernelSpec], bool]] = {}
+        self._one_shape: set[str] = set()
         self._group: Generator | None = None
 
     def kernel(
@@ -153,17 +155,39 @@ class KernelTable:
 
     def elementwise(self, *ops: str, limit: Limit = no_limit) -> Callable[[Generator], Generator]:
         """Register a generator for ops that may also stand in a group."""
-        self._elementwise.update(ops)
+        for op in ops:
+            self.joins(op, lambda spec: True)
         return self.kernel(*ops, limit=limit)
+
+    def joins(self, op: str, when: Callable[["KernelSpec"], bool], one_shape: bool = False) -> None:
+        """Calls of `op` may stand in a group where `when` holds; `one_shape`: only with members
+        of exactly its shape."""
+        self._joins[op] = when
+        if one_shape:
+            self._one_shape.add(op)
+
+    def ends(self, op: str, when: Callable[["KernelSpec"], bool]) -> None:
+        """Calls of `op`, whose result is no elementwise value, may take their first operand from
+        the group that computes it, whose members have exactly its shape."""
+        self._ends[op] = when
+        self._one_shape.add(op)
 
     def group(self, generate: Generator) -> Generator:
         """Register the generator of groups, whose specs `fusion.Plan` makes."""
         self._group = generate
         return generate
 
-    def fusible(self, spec: KernelSpec) -> bool:
-        """Whether a call may become part of a group."""
-        return self._group is not None and spec.op in self._elementwise
+    def fusible(self, spec: "KernelSpec") -> bool:
+        """Whether a call may be a member of a group that others read."""
+        return self._group is not None and spec.op in self._joins and self._joins[spec.op](spec)
+
+    def one_shape(self, spec: "KernelSpec") -> bool:
+        """Whether a call wants a group of one shape."""
+        return spec.op in self._one_shape
+
+    def ending(self, spec: "KernelSpec") -> bool:
+        """Whether a call may be a member of a group that no other member reads."""
+        return self._group is not None and spec.op in self._ends and self._ends[spec.op](spec)
 
     def __contains__(self, op: str) -> bool:
         return op in self._kernels

@@ -165,7 +165,7 @@ class _Body:
 
     def __init__(self, lowering: _Lowering, name: str, graph: fx.GraphModule) -> None:
         self.lowering, self.name, self.graph = lowering, name, graph
-        self.plan = Plan(graph.graph, lowering.target.kernels.fusible)
+        self.plan = Plan(graph.graph, lowering.target.kernels)
         self.values: dict[fx.Node, Any] = {}
 
     def translate(self, parameters: list[Any]) -> None:

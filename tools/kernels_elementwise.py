@@ -42,6 +42,31 @@ def _where_mul(mask: Tensor, g: Tensor, scale: Tensor) -> Tensor:
     return torch.where(mask, g, torch.full((), 0.0)) * scale
 
 
+def _activation(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What forward does behind a residual addition, before it quantises."""
+    z = torch.relu(x + y)
+    axes = list(range(z.dim()))
+    packed, absmax = OPS["sq::pack_mask"].target, OPS["sq::absmax"].target
+    return z, packed(z > 0), absmax(z, None, axes)
+
+
+def _activation_peer(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    z = torch.relu(x + y)
+    return z, z > 0, z.abs().amax()
+
+
+def _gradient(packed: Tensor, _: Tensor, g: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """What backward does before a norm."""
+    unpacked = OPS["sq::unpack_mask"].target(packed, list(g.shape))
+    masked = torch.where(unpacked, g + h, torch.full((), 0.0))
+    return masked, OPS["sq::absmax"].target(masked, None, list(range(g.dim() - 1)))
+
+
+def _gradient_peer(_: Tensor, mask: Tensor, g: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    masked = (g + h) * mask
+    return masked, masked.abs().amax(list(range(g.dim() - 1)))
+
+
 def _scale_shift_relu(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return torch.relu(x * scale + bias)
 
@@ -57,6 +82,9 @@ def _chains() -> Iterator[Made]:
         scale, bias = torch.randn(shape[-1]), torch.randn(shape[-1])
         size = "x".join(map(str, shape))
         yield f"add+relu+mask {size}", _add_relu_mask, _add_relu_mask, (x, y)
+        yield f"add+relu+mask+absmax {size}", _activation, _activation_peer, (x, y)
+        packed = torch.zeros(mask.numel() // 8, dtype=torch.uint8)
+        yield f"mask+add+absmax {size}", _gradient, _gradient_peer, (packed, mask, x, y)
         yield f"where+mul {size}", _where_mul, _where_mul, (mask, x, scale)
         yield f"mul+add+relu {size}", _scale_shift_relu, _scale_shift_relu, (x, scale, bias)
         yield f"add {size}", torch.add, torch.add, (x, y)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import Array
+from sqcompile.backends.cpu.sinks import Stored
 from sqcompile.backends.cpu.stream import stream
 from sqcompile.backends.cpu.strided import copy
 from sqcompile.backends.cpu.sweep import contiguous
@@ -104,4 +105,4 @@ def constant_pad_nd(spec: KernelSpec) -> object:
 
 def _fill(out: Array, value: float) -> None:
     constant = nest.const(value, out.dtype)
-    stream([out.size], [], [out], lambda elements, keep: [constant])
+    stream([out.size], [], [Stored(out)], lambda elements, keep: [constant])

@@ -14,8 +14,9 @@ from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import Array, Expr
+from sqcompile.backends.cpu.sinks import Bits, Largest, Stored
 from sqcompile.backends.cpu.stream import Keep, Read, stream
-from sqcompile.backends.cpu.sweep import broadcast
+from sqcompile.backends.cpu.sweep import broadcast, contiguous
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.fusion import Member, common_axes, split_strides
 from sqcompile.backends.kernels import KernelSpec, Limit, TensorSpec, no_limit
@@ -44,6 +45,8 @@ class Element:
 
 
 ELEMENTS: dict[str, Element] = {}
+UNPACK, PACK, ABSMAX = "sq::unpack_mask", "sq::pack_mask", "sq::absmax"
+ENDINGS = {PACK, ABSMAX}
 
 
 def _promoted(spec: KernelSpec, arguments: tuple[str, ...]) -> str:
@@ -94,7 +97,7 @@ def _pass(
     f: nest.Function, members: Sequence[Member], inputs: Sequence[Array], results: Sequence[int]
 ) -> None:
     """All members in one pass; `results` are the numbers of the values that are stored."""
-    axes = common_axes([member.spec.outputs[0].shape for member in members])
+    axes = common_axes([_walked(member.spec) for member in members])
     assert axes is not None
     used = [ELEMENTS[member.spec.op] for member in members]
     adds = len(members) > 1 and any(element.adds for element in used)
@@ -106,13 +109,14 @@ def _pass(
     places: list[list[int | None]] = []
     for member in members:
         places.append([])
-        shape = member.spec.outputs[0].shape
+        shape = _walked(member.spec)
         for number, (_, operand) in zip(member.operands, member.spec.tensors(), strict=True):
             if number >= len(inputs):
                 places[-1].append(None)
                 continue
-            steps = split_strides(shape, broadcast(shape, operand.shape), axes)
-            read = Read(inputs[number], tuple(steps))
+            packed = member.spec.op == UNPACK
+            own = contiguous(shape) if packed else broadcast(shape, operand.shape)
+            read = Read(inputs[number], tuple(split_strides(shape, own, axes)), packed)
             places[-1].append(numbers.setdefault(read, len(numbers)))
 
     def compute(elements: Sequence[Expr], keep: Keep) -> list[Expr]:
@@ -129,7 +133,24 @@ def _pass(
             known[len(inputs) + index] = keep(one) if len(members) > 1 else one
         return [known[number] for number in results]
 
-    stream(axes, list(numbers), f.outputs, compute)
+    made = [members[number - len(inputs)].spec for number in results]
+    sinks = [_sink(spec, out) for spec, out in zip(made, f.outputs, strict=True)]
+    stream(axes, list(numbers), sinks, compute)
+
+
+def _walked(spec: KernelSpec) -> tuple[int, ...]:
+    """The axes that a member loops over."""
+    walked = spec.tensor("x" if spec.op == ABSMAX else "mask") if spec.op in ENDINGS else None
+    return walked.shape if isinstance(walked, TensorSpec) else spec.outputs[0].shape
+
+
+def _sink(spec: KernelSpec, out: Array) -> Stored:
+    if spec.op == PACK:
+        return Bits(out)
+    if spec.op == ABSMAX:
+        shape = spec.tensor("x").shape
+        return Largest(out, len(spec["axes"]) < len(shape), shape[-1])
+    return Stored(out)
 
 
 def single(spec: KernelSpec) -> object:
@@ -301,3 +322,27 @@ _enter(
     constants=lambda spec: (1.0 - spec["momentum"], spec["momentum"]),
     adds=True,
 )
+
+
+def _whole_vectors(shape: Sequence[int]) -> bool:
+    """Whether packed masks of this shape are read and written by whole bytes and vectors."""
+    return bool(shape) and shape[-1] % nest.LANES == 0
+
+
+def _joint_maximum(spec: KernelSpec) -> bool:
+    """Of all elements, or of each place along the last axis."""
+    x, axes = spec.tensor("x"), sorted(spec["axes"])
+    rank = len(x.shape)
+    joint = axes in (list(range(rank)), list(range(rank - 1)))
+    return joint and x.size > 0 and spec.tensor("outer") is None
+
+
+# These have kernels of their own; in a group they save a pass over memory.
+ELEMENTS[UNPACK] = Element(("packed",), lambda bit: bit)
+ELEMENTS[PACK] = Element(("mask",), lambda bit: bit)
+ELEMENTS[ABSMAX] = Element(
+    ("x",), lambda x: tirx.bitwise_and(_int32(x), nest.const(0x7FFFFFFF, "int32"))
+)
+KERNELS.joins(UNPACK, lambda spec: _whole_vectors(spec.outputs[0].shape), one_shape=True)
+KERNELS.ends(PACK, lambda spec: _whole_vectors(spec.tensor("mask").shape))
+KERNELS.ends(ABSMAX, _joint_maximum)

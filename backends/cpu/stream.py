@@ -18,11 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import gcd, prod
+from typing import TypeVar
 
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import Array, Expr
+from sqcompile.backends.cpu.sinks import Largest, Stored
 from sqcompile.backends.cpu.sweep import ENOUGH_TASKS, contiguous, in_vectors, merge
 
 SHORT_ROW = 128
@@ -31,7 +33,9 @@ the end of each would cost more than an eighth."""
 BLOCK = 240
 """Elements of a block at least; a float32 operand written out for it still stands on the stack."""
 
-Source = Callable[[Expr], Expr]
+T = TypeVar("T")
+Source = Callable[[Expr, Expr], Expr]
+"""source(start, lane) -> an operand's element start + lane, counted from where a line begins."""
 Keep = Callable[[Expr], Expr]
 Compute = Callable[[Sequence[Expr], Keep], Sequence[Expr]]
 """compute(value of each read, keep) -> value of each output, for one element. keep(value) holds a
@@ -41,83 +45,133 @@ not look through it."""
 
 @dataclass(frozen=True)
 class Read:
-    """An operand and the strides with which the axes of the result walk it."""
+    """An operand and the strides with which the axes of the result walk it; `packed`: a mask of
+    eight elements to a byte, which they walk as they do the result."""
 
     array: Array
     strides: tuple[int, ...]
+    packed: bool = False
 
 
 def stream(
-    extents: Sequence[int], reads: Sequence[Read], outputs: Sequence[Array], compute: Compute
+    extents: Sequence[int], reads: Sequence[Read], sinks: Sequence[Stored], compute: Compute
 ) -> None:
-    """Store compute(...) for every element of the row-major outputs."""
-    if not prod(extents):
-        return
-    _Stream(reads, outputs, compute).run(extents)
+    """Hand compute(...) to the sinks, for every element. Packed masks, read or written, want a
+    last axis of whole vectors."""
+    if prod(extents):
+        _Stream(reads, sinks, compute).run(extents)
 
 
 class _Stream:
-    def __init__(self, reads: Sequence[Read], outputs: Sequence[Array], compute: Compute) -> None:
-        self.reads, self.outputs, self.compute = reads, outputs, compute
+    def __init__(self, reads: Sequence[Read], sinks: Sequence[Stored], compute: Compute) -> None:
+        self.reads, self.sinks, self.compute = reads, sinks, compute
+        self.largest = [sink for sink in sinks if isinstance(sink, Largest)]
         self.kept = _kept(reads, compute)
-        dtypes = {array.dtype for array in [*(r.array for r in reads), *outputs]}
-        self.lanes = 4 * nest.LANES if dtypes <= {"bool", "int8", "uint8"} else nest.LANES
+        dtypes = {array.dtype for array in [*(r.array for r in reads), *(s.out for s in sinks)]}
+        bits = any(r.packed for r in reads) or any(type(s) is not Stored for s in sinks)
+        bytes_only = dtypes <= {"bool", "int8", "uint8"} and not bits
+        self.lanes = 4 * nest.LANES if bytes_only else nest.LANES
 
     def run(self, extents: Sequence[int]) -> None:
         """Merge axes, then choose the cut."""
         strides = [read.strides for read in self.reads]
         merged, (own, *steps) = merge(extents, [contiguous(extents), *strides])
         inner, work = merged[-1], prod(merged)
-        if len(merged) == 1:
+        if self.largest and len(merged) == 1 and not any(s.by_column for s in self.largest):
+            row = gcd(inner, 1024)
+            self._slices([inner // row, row], [[s[0] * row, s[0]] for s in steps])
+        elif self.largest:
+            self._slices(extents, strides)
+        elif len(merged) == 1:
             self._chunks(inner, [s[0] for s in steps])
         elif inner >= SHORT_ROW or inner % self.lanes == 0:
             with _tasks(merged[:-1], work) as at:
-                sources = [
-                    self._along(read.array, nest.linear(at, s[:-1]), s[-1])
-                    for read, s in zip(self.reads, steps, strict=True)
-                ]
-                self._line(inner, sources, nest.linear(at, own[:-1]))
+                self._row(at, inner, own, steps)
         else:
             _Blocks(self, merged, own, steps).run(work)
 
+    def _row(
+        self, at: Sequence[Expr], inner: int, own: Sequence[int], steps: Sequence[Sequence[int]]
+    ) -> None:
+        first = nest.linear(at, own[:-1])
+        sources = [
+            self._along(read, nest.linear(at, s[:-1]), s[-1], first)
+            for read, s in self._with(steps)
+        ]
+        self._line(inner, sources, first)
+
+    def _slices(self, extents: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
+        """Rows of the last axis in one slice for each task, which keeps maxima of its own."""
+        walks = [contiguous(extents), *strides]
+        inner = extents[-1]
+        outer, kept = merge(extents[:-1], [walk[:-1] for walk in walks])
+        own, *steps = [[*s, walk[-1]] for s, walk in zip(kept, walks, strict=True)]
+        count, work = prod(outer), prod(extents)
+        tasks = min(count, ENOUGH_TASKS) if work >= nest.PARALLEL_WORK else 1
+        for sink in self.largest:
+            sink.share(tasks)
+        with nest.parallel(tasks, work, "task") as task:
+            for sink in self.largest:
+                sink.start()
+            begin = tirx.floordiv(task * count, tasks)
+            end = tirx.floordiv((task + 1) * count, tasks)
+            with nest.serial(end - begin, "row") as row:
+                self._row(nest.unravel(begin + row, outer), inner, own, steps)
+            for sink in self.largest:
+                sink.leave(task)
+        for sink in self.largest:
+            sink.finish()
+
     def _chunks(self, size: int, steps: Sequence[int]) -> None:
         if size <= nest.CHUNK:
-            self._line(size, [self._along(r.array, 0, s) for r, s in self._with(steps)], 0)
+            self._line(size, [self._along(r, 0, s, 0) for r, s in self._with(steps)], 0)
             return
         with nest.parallel(-(-size // nest.CHUNK), size, "chunk") as chunk:
             first = chunk * nest.CHUNK
             if size % nest.CHUNK:
                 first = tirx.min(first, size - nest.CHUNK)
             sources = [
-                self._along(read.array, first if step else 0, step)
+                self._along(read, first if step else 0, step, first)
                 for read, step in self._with(steps)
             ]
             self._line(nest.CHUNK, sources, first)
 
-    def _with(self, steps: Sequence[int]) -> Iterator[tuple[Read, int]]:
+    def _with(self, steps: Sequence[T]) -> Iterator[tuple[Read, T]]:
         return zip(self.reads, steps, strict=True)
 
-    def _along(self, array: Array, first: Expr, step: int) -> Source:
-        return lambda i: array[nest.linear([i], [step], first)]
+    def _along(self, read: Read, start: Expr, step: int, first: Expr) -> Source:
+        """Elements of an operand from `start` on; `first` is the place of the line."""
+        if not read.packed:
+            return lambda i, lane: read.array[nest.linear([i + lane], [step], start)]
+
+        def bit(i: Expr, lane: Expr) -> Expr:
+            low, high = (
+                nest.cast(read.array[tirx.floordiv(first + i, 8) + n], "int32") for n in (0, 1)
+            )
+            word = tirx.bitwise_or(low, tirx.shift_left(high, nest.const(8, "int32")))
+            one = tirx.shift_left(nest.const(1, "int32"), lane)
+            return tirx.NE(tirx.bitwise_and(word, one), nest.zero("int32"))
+
+        return bit
 
     def _line(self, count: int, sources: Sequence[Source], first: Expr) -> None:
         """`count` elements in a row: vectors, then one that overlaps."""
 
         def vector(start: Expr, lanes: int) -> None:
             slots = [nest.scratch(lanes, dtype) for dtype in self.kept]
+            for sink in self.sinks:
+                sink.open(lanes)
             with nest.lanes(count=lanes) as lane:
-                self._element(start + lane, lane, slots, sources, first)
+                values = [source(start, lane) for source in sources]
+                results = self.compute(values, self._keep(slots, lane))
+                for sink, value in zip(self.sinks, results, strict=True):
+                    sink.put(first, start, lane, value)
+            for sink in self.sinks:
+                sink.close(first + start)
 
         in_vectors(count, vector, self.lanes)
 
-    def _element(
-        self,
-        index: Expr,
-        lane: Expr,
-        slots: Sequence[Array],
-        sources: Sequence[Source],
-        first: Expr,
-    ) -> None:
+    def _keep(self, slots: Sequence[Array], lane: Expr) -> Keep:
         left = iter(slots)
 
         def keep(value: Expr) -> Expr:
@@ -129,9 +183,7 @@ class _Stream:
             slot.store(lane, nest.cast(value, "uint8"))
             return tirx.NE(slot[lane], nest.zero("uint8"))
 
-        results = self.compute([source(index) for source in sources], keep)
-        for out, value in zip(self.outputs, results, strict=True):
-            out.store(first + index, value)
+        return keep
 
 
 def _kept(reads: Sequence[Read], compute: Compute) -> list[str]:
@@ -143,7 +195,8 @@ def _kept(reads: Sequence[Read], compute: Compute) -> list[str]:
         found.append("uint8" if dtype == "bool" else dtype)
         return value
 
-    compute([read.array[0] for read in reads], keep)
+    bit = tirx.const(True, "bool")
+    compute([bit if read.packed else read.array[0] for read in reads], keep)
     return found
 
 
@@ -208,21 +261,21 @@ class _Blocks:
             first = tirx.min(first, self.count - self.rows)
         place = [*at, first]
         sources = [
-            self._source(read.array, s, place, pattern)
+            self._source(read, s, place, pattern)
             for read, s, pattern in zip(self.stream.reads, self.steps, patterns, strict=True)
         ]
         self.stream._line(self.size, sources, nest.linear(place, self.own[:-1]))
 
     def _source(
-        self, array: Array, steps: Sequence[int], place: Sequence[Expr], pattern: Array | None
+        self, read: Read, steps: Sequence[int], place: Sequence[Expr], pattern: Array | None
     ) -> Source:
         if pattern is not None:
-            return lambda i: pattern[i]
+            return lambda i, lane: pattern[i + lane]
         start = nest.linear(place, steps[:-1])
         if steps[-1] or not steps[-2]:
-            return self.stream._along(array, start, steps[-1])
-        spread = self._spread(array, start, steps[-2])
-        return lambda i: spread[i]
+            return self.stream._along(read, start, steps[-1], 0)
+        spread = self._spread(read.array, start, steps[-2])
+        return lambda i, lane: spread[i + lane]
 
     def _spread(self, array: Array, start: Expr, step: int) -> Array:
         """One value a row, over the row: vectors that reach into the next row, which follows."""

@@ -1,0 +1,92 @@
+"""Nothing in a step runs scalar: the code of representative kernels is vector code."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from sqcompile.ops import OPS
+from tests.backends.cases import Case, Source
+from tests.backends.conftest import compile_cases
+
+aten = torch.ops.aten
+SCALAR = re.compile(r"\bv(?:add|sub|mul|div|max|min|sqrt|ucomi|cmp\w*)s[sd]\b")
+"""Float arithmetic on one element."""
+WHOLE = re.compile(r"\bv\w+\s.*%zmm")
+"""Any instruction on a whole register of AVX-512."""
+SUMS = 32
+"""Scalar sums that an ordered sum may have: the last steps of its tree, and a result's tail."""
+
+
+def _case(name: str, target: Any, make: Callable[[Source], list[Any]]) -> Case:
+    return Case(name, target, target, make)
+
+
+def _elementwise() -> list[Case]:
+    return [
+        _case("add", aten.add.Tensor, lambda s: [s.normal(64, 100), s.normal(64, 100)]),
+        _case("channels", aten.mul.Tensor, lambda s: [s.normal(64, 9, 3), s.normal(3)]),
+        _case("rows", aten.sub.Tensor, lambda s: [s.normal(64, 10), s.normal(64, 1)]),
+        _case("odd", aten.div.Tensor, lambda s: [s.normal(64, 131), s.normal(131)]),
+        _case("mask", aten.gt.Scalar, lambda s: [s.normal(33, 47), 0.0]),
+        _case("where", aten.where.self, lambda s: [s.mask(640), s.normal(640), s.normal(640)]),
+        _case("ema", OPS["sq::ema"].target, lambda s: [s.normal(100), s.normal(100), 0.1]),
+    ]
+
+
+def _pooling() -> list[Case]:
+    call: list[Any] = [[3, 3], [2, 2], [1, 1]]
+    most, mean = OPS["sq::max_pool2d"], OPS["sq::avg_pool2d"]
+    shape = [2, 9, 9, 32]
+    return [
+        _case("max", most.target, lambda s: [s.normal(*shape), *call, [1, 1], False]),
+        _case("mean", mean.target, lambda s: [s.normal(*shape), *call]),
+        _case(
+            "max-backward",
+            OPS["sq::max_pool2d_backward"].target,
+            lambda s: [
+                s.normal(2, 5, 5, 32),
+                s.grid(torch.uint8, 2, 5, 5, 32),
+                shape,
+                *call,
+                [1, 1],
+            ],
+        ),
+        _case(
+            "mean-backward",
+            OPS["sq::avg_pool2d_backward"].target,
+            lambda s: [s.normal(2, 5, 5, 32), shape, *call],
+        ),
+    ]
+
+
+def _copies() -> list[Case]:
+    return [
+        _case("transpose", aten.t.default, lambda s: [s.normal(70, 33)]),
+        _case("nchw", aten.permute.default, lambda s: [s.normal(2, 40, 9, 3), [0, 3, 1, 2]]),
+        _case("heads", aten.permute.default, lambda s: [s.normal(2, 7, 3, 40), [0, 2, 1, 3]]),
+        _case("cat", aten.cat.default, lambda s: [[s.normal(9, 40), s.normal(9, 33)], 1]),
+    ]
+
+
+def _sums() -> list[Case]:
+    summed = OPS["sq::ordered_sum"].target
+    return [
+        _case("images", summed, lambda s: [s.normal(8, 16, 16, 64), [0, 1, 2], False]),
+        _case("few", summed, lambda s: [s.normal(4096, 10), [0], False]),
+        _case("rows", summed, lambda s: [s.normal(64, 1024), [1], False]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cases", "scalar"),
+    [(_elementwise(), 0), (_pooling(), 0), (_copies(), 0), (_sums(), SUMS)],
+    ids=["elementwise", "pooling", "copies", "sums"],
+)
+def test_kernels_are_vector_code(cases: list[Case], scalar: int) -> None:
+    for case in cases:
+        assembly = compile_cases([case], "znver4").assembly()
+        assert WHOLE.search(assembly), case.name
+        assert len(SCALAR.findall(assembly)) <= scalar, case.name
