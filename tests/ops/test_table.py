@@ -81,12 +81,23 @@ EXAMPLES: dict[str, list[list[Any]]] = {
         [i8(*X), f32(4), i8(*X), f32(4), f32(4), 0.3352],
         [i8(5, 4), f32(4), i8(5, 4), f32(4), None, 0.3352],
     ],
+    "l1_batch_norm_relu_quantize": [
+        [i8(*X).int(), f32(4), f32(4), f32(4), f32(4), *NORM, True, 4, False],
+        [i8(5, 4), f32(4), None, None, None, *NORM, False, 8, True],
+    ],
+    "l1_batch_norm_packed_backward": [[i8(5, 4), f32(4), u8(10), f32(4), f32(4), 0.3352]],
     "l1_layer_norm": [
         [i8(5, 4), f32(5, 1), f32(4), f32(4), *NORM],
         [i8(5, 4), f32(5, 1), None, None, *NORM],
     ],
     "l1_layer_norm_backward": [[i8(5, 4), f32(5, 1), i8(5, 4), f32(5, 1), 0.3352]],
     "l1_layer_norm_affine_backward": [[i8(5, 4), f32(1, 4), i8(5, 4), 0.3352]],
+    "quantize_l1_layer_norm": [
+        [f32(5, 4), 8, f32(4), f32(4), *NORM],
+        [f32(5, 4), 8, None, None, *NORM],
+    ],
+    "l1_layer_norm_packed_backward": [[i8(5, 4), f32(5, 1), u8(10), f32(5, 1), 0.3352]],
+    "l1_layer_norm_affine_packed_backward": [[i8(5, 4), f32(1, 4), u8(10), 0.3352]],
     "ema": [[f32(4), f32(4), 0.1]],
     "sqrt": [[f32(4).abs()]],
     "batch_norm": [[f32(*X), f32(4), f32(4), 1e-5], [f32(5, 4).double(), None, None, 1e-5]],
