@@ -113,8 +113,9 @@ def _stand_for(editor: Editor, old: Node, call: Node, index: int) -> None:
 def _fuse_batch_norm(editor: Editor, node: Node, readers: _Readers) -> None:
     _, _, bits, signed = readers.quantizer.args
     with editor.before(node):
+        op = norm_fused.l1_batch_norm_relu_quantize
         args = [*arguments(node).values(), readers.relu, bits, signed]
-        fused = editor.call(norm_fused.l1_batch_norm_relu_quantize, *args, like=node, name=node.name)
+        fused = editor.call(op, *args, like=node, name=node.name)
         _stand_for(editor, readers.quantizer, fused, 0)
         _stand_for(editor, readers.absmax, fused, 1)
         for reader in readers.xhats:

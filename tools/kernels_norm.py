@@ -162,6 +162,4 @@ def _layer_norm_from_float(rows: int, features: int) -> Comparison:
         run_forward(*given)
         run_backward(*back)
 
-    return Comparison(
-        "layer_norm_from_float", f"{rows}x{features}", ours, _layer_norm_peers(x, g)
-    )
+    return Comparison("layer_norm_from_float", f"{rows}x{features}", ours, _layer_norm_peers(x, g))

@@ -121,10 +121,10 @@ class ColumnSums:
         self.periods = Periods.of(g.shape, self.terms.count, self.terms.dot.depth)
         periods = self.periods
         partial = [nest.scratch(periods.tasks * periods.width, "int32") for _ in range(3)]
+        blocks = periods.width // self.terms.count
         if periods.steps:
-            with periods.parallel() as (task, begin, steps):
-                with nest.serial(periods.width // self.terms.count, "block") as block:
-                    self._block(g, partial, task, block * self.terms.count, (begin, steps))
+            with periods.parallel() as (task, *steps), nest.serial(blocks, "block") as block:
+                self._block(g, partial, task, block * self.terms.count, steps)
         self.sums = [nest.scratch(periods.channels, "int64") for _ in range(3)]
         for result, parts in zip(self.sums, partial, strict=True):
             periods.fold_into(result, parts, lambda a, b: a + _long(b), nest.zero("int64"))
@@ -136,7 +136,7 @@ class ColumnSums:
         partial: Sequence[Array],
         task: Expr,
         first: Expr,
-        steps: tuple[Expr, Expr],
+        steps: Sequence[Expr],
     ) -> None:
         """One vector of lanes of a period, over all steps of a task."""
         width, depth = self.periods.width, self.terms.dot.depth
