@@ -85,8 +85,9 @@ class Terms:
         """
         if len(rows) == 2:
             return self._unpack(rows[0], rows[1], 1)
-        low, high = zip(self._unpack(*rows[:2], 1), self._unpack(*rows[2:], 1), strict=True)
-        return [*self._unpack(*low, 2), *self._unpack(*high, 2)]
+        first, second, third, fourth = rows
+        halves = zip(self._unpack(first, second, 1), self._unpack(third, fourth, 1), strict=True)
+        return [vector for a, b in halves for vector in self._unpack(a, b, 2)]
 
     @property
     def columns(self) -> int:
