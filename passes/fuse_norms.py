@@ -105,15 +105,17 @@ def _quantized_only(node: Node) -> _Readers | None:
 def _stand_for(editor: Editor, old: Node, call: Node, index: int) -> None:
     """Put output `index` of `call` in the place of `old`, with its name and metadata."""
     meta = {key: value for key, value in old.meta.items() if key != "val"}
-    new = editor.call(operator.getitem, call, index, like=old, name=old.name, **meta)
+    new = editor.call(operator.getitem, call, index, like=old, **meta)
+    old.name, new.name = new.name, old.name
     old.replace_all_uses_with(new)
 
 
 def _fuse_batch_norm(editor: Editor, node: Node, readers: _Readers) -> None:
     _, _, bits, signed = readers.quantizer.args
     with editor.before(node):
+        op = norm_fused.l1_batch_norm_relu_quantize
         args = [*arguments(node).values(), readers.relu, bits, signed]
-        fused = editor.call(norm_fused.l1_batch_norm_relu_quantize, *args, like=node, name=node.name)
+        fused = editor.call(op, *args, like=node, name=node.name)
         _stand_for(editor, readers.quantizer, fused, 0)
         _stand_for(editor, readers.absmax, fused, 1)
         for reader in readers.xhats:
@@ -150,9 +152,6 @@ def _fuse_layer_norm(editor: Editor, node: Node) -> None:
         for old, index in places:
             if old is not None:
                 _stand_for(editor, old, fused, index)
-        # kept for expose_absmax, which looks for what is not finite
-        absmax = editor.item(fused, 3, name=r.name)
-        absmax.meta.update({key: r.meta[key] for key in ("role", "module") if key in r.meta})
 
 
 def _read_packed(editor: Editor, node: Node) -> None:
@@ -166,5 +165,6 @@ def _read_packed(editor: Editor, node: Node) -> None:
     with editor.before(node):
         meta = {key: value for key, value in node.meta.items() if key != "val"}
         op = PACKED_BACKWARDS[node.target]
-        new = editor.call(op, *given.values(), like=node, name=node.name, **meta)
+        new = editor.call(op, *given.values(), like=node, **meta)
+    node.name, new.name = new.name, node.name
     node.replace_all_uses_with(new)

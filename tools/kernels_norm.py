@@ -12,7 +12,7 @@ import torch
 from kernel_timing import Comparison, Run, compiled, traced
 from torch import Tensor, nn
 
-from sqcompile.ops import norm, pack, quantize
+from sqcompile.ops import norm, norm_fused, pack, quantize
 from sqcompile.ops.norm import fraction_bits
 
 BATCH_NORMS = (
@@ -56,7 +56,7 @@ def _batch_norm(n: int, c: int, h: int, w: int) -> Comparison:
     bits = fraction_bits(n * h * w, 2**16)
 
     def forward(x: Tensor, scale: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor) -> object:
-        return norm.l1_batch_norm_relu_quantize(
+        return norm_fused.l1_batch_norm_relu_quantize(
             x, scale, bias, gamma, beta, EPS, bits, BITS, STEP, True, 4, False
         )
 
@@ -65,8 +65,7 @@ def _batch_norm(n: int, c: int, h: int, w: int) -> Comparison:
     _, _, xhat, _, coefficient, _, _ = run_forward(*given)
 
     def backward(g: Tensor, g_scale: Tensor, xhat: Tensor, c: Tensor, gamma: Tensor) -> object:
-        kept = pack.unpack_int4(xhat, list(shape), True)
-        return norm.l1_batch_norm_backward(g, g_scale, kept, c, gamma, STEP)
+        return norm_fused.l1_batch_norm_packed_backward(g, g_scale, xhat, c, gamma, STEP)
 
     back = (g, g_scale, xhat, coefficient, gamma)
     run_backward = compiled(traced(backward, *back))
@@ -117,9 +116,8 @@ def _layer_norm(rows: int, features: int) -> Comparison:
     def backward(
         h: Tensor, h_scale: Tensor, g: Tensor, g_scale: Tensor, packed: Tensor, c: Tensor
     ) -> object:
-        xhat = pack.unpack_int4(packed, list(shape), True)
-        dx = norm.l1_layer_norm_backward(h, h_scale, xhat, c, STEP)
-        return dx, norm.l1_layer_norm_affine_backward(g, g_scale, xhat, STEP)
+        dx = norm_fused.l1_layer_norm_packed_backward(h, h_scale, packed, c, STEP)
+        return dx, norm_fused.l1_layer_norm_affine_packed_backward(g, g_scale, packed, STEP)
 
     back = (h, h_scale, g, g_scale, packed, coefficient)
     run_backward = compiled(traced(backward, *back))
@@ -141,15 +139,11 @@ def _layer_norm_from_float(rows: int, features: int) -> Comparison:
     bits = fraction_bits(features, 127)
 
     def forward(x: Tensor, gamma: Tensor, beta: Tensor) -> object:
-        r = quantize.absmax(x, None, [1])
-        q = quantize.quantize(x, r, 8, True)
-        scale = quantize.quant_scale(r, 8, True, 1)
-        y, xhat, coefficient = norm.l1_layer_norm(q, scale, gamma, beta, EPS, bits, BITS, STEP)
-        return y, pack.pack_int4(xhat), coefficient
+        return norm_fused.quantize_l1_layer_norm(x, 8, gamma, beta, EPS, bits, BITS, STEP)
 
     given = (x, gamma, beta)
     run_forward = compiled(traced(forward, *given))
-    _, packed, coefficient = run_forward(*given)
+    _, packed, coefficient, _ = run_forward(*given)
 
     def gradient(g: Tensor, axis: int, rng: Tensor) -> tuple[Tensor, Tensor]:
         r = quantize.absmax(g, None, [axis])
@@ -157,9 +151,9 @@ def _layer_norm_from_float(rows: int, features: int) -> Comparison:
         return q, quantize.quant_scale(r, 8, True, 1)
 
     def backward(g: Tensor, gamma: Tensor, rng: Tensor, packed: Tensor, c: Tensor) -> object:
-        xhat = pack.unpack_int4(packed, list(shape), True)
-        dx = norm.l1_layer_norm_backward(*gradient(g * gamma, 1, rng), xhat, c, STEP)
-        return dx, norm.l1_layer_norm_affine_backward(*gradient(g, 0, rng), xhat, STEP)
+        dx = norm_fused.l1_layer_norm_packed_backward(*gradient(g * gamma, 1, rng), packed, c, STEP)
+        sums = norm_fused.l1_layer_norm_affine_packed_backward(*gradient(g, 0, rng), packed, STEP)
+        return dx, sums
 
     back = (g, gamma, rng, packed, coefficient)
     run_backward = compiled(traced(backward, *back))

@@ -12,7 +12,7 @@ from math import prod
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
-from sqcompile.backends.cpu.channels import Periods, Total, group_size, zeros
+from sqcompile.backends.cpu.channels import Periods, Total, zeros
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
 from sqcompile.backends.cpu.norm import (
     Spread,
@@ -106,25 +106,22 @@ class Normalizer:
         """The sum and the fixed-point mean of every channel."""
         periods, x, extremes = self.periods, self.x, self.extremes
         partial = _integers(periods.tasks * periods.width)
-        size = group_size(periods.width, 4)
-        if periods.steps:
-            with periods.parallel() as (task, begin, steps):
-                with nest.serial(periods.width // (LANES * size), "group") as group:
-                    first = group * (LANES * size)
-                    sums = [Total(x.dtype) for _ in range(size)]
-                    ends = [extremes.open() if extremes else [] for _ in range(size)]
-                    with nest.serial(steps, "step") as step:
-                        start = (begin + step) * periods.width + first
-                        for v in range(size):
-                            value = _load(x, start + v * LANES)
-                            sums[v].add(value)
-                            if extremes:
-                                extremes.add(ends[v], value)
-                    for v in range(size):
-                        at = task * periods.width + first + v * LANES
-                        partial.store(nest.ramp(at), sums[v].result())
-                        if extremes:
-                            extremes.close(ends[v], at)
+
+        def start(_: Expr) -> tuple[Total, list[Array]]:
+            return Total(x.dtype), extremes.open() if extremes else []
+
+        def add(slots: tuple[Total, list[Array]], at: Expr) -> None:
+            value = _load(x, at)
+            slots[0].add(value)
+            if extremes:
+                extremes.add(slots[1], value)
+
+        def end(slots: tuple[Total, list[Array]], at: Expr) -> None:
+            partial.store(nest.ramp(at), slots[0].result())
+            if extremes:
+                extremes.close(slots[1], at)
+
+        periods.accumulate(4, start, add, end)
         total, mean = _integers(periods.channels), _integers(periods.channels)
         periods.fold_into(total, partial, lambda a, b: a + b, nest.zero("int64"))
         if extremes:
@@ -144,30 +141,25 @@ class Normalizer:
         with nest.serial(periods.channels, "c") as c:
             limit.store(c, nest.cast(threshold(mean[c], self.spec["frac_bits"]), dtype))
         limits = periods.spread(limit)
-        size = group_size(periods.width, 4)
         partial, counts = (_integers(periods.tasks * periods.width) for _ in range(2))
-        if periods.steps:
-            with periods.parallel() as (task, begin, steps):
-                with nest.serial(periods.width // (LANES * size), "group") as group:
-                    first = group * (LANES * size)
-                    sums = [Total(x.dtype) for _ in range(size)]
-                    numbers = [Total("int8") for _ in range(size)]
-                    bounds = [nest.scratch(LANES, dtype) for _ in range(size)]
-                    for v in range(size):
-                        at = nest.ramp(first + v * LANES)
-                        bounds[v].store(nest.ramp(0), limits[at])
-                    with nest.serial(steps, "step") as step:
-                        start = (begin + step) * periods.width + first
-                        for v in range(size):
-                            value = _load(x, start + v * LANES)
-                            greater = value > bounds[v][nest.ramp(0)]
-                            sums[v].add(nest.select(greater, value, zeros(dtype)))
-                            one = nest.splat(nest.const(1, "int32"))
-                            numbers[v].add(nest.select(greater, one, zeros("int32")))
-                    for v in range(size):
-                        at = nest.ramp(task * periods.width + first + v * LANES)
-                        partial.store(at, sums[v].result())
-                        counts.store(at, numbers[v].result())
+        one, zero = nest.splat(nest.const(1, "int32")), zeros("int32")
+
+        def start(place: Expr) -> tuple[Total, Total, Array]:
+            bound = nest.scratch(LANES, dtype)
+            bound.store(nest.ramp(0), limits[nest.ramp(place)])
+            return Total(x.dtype), Total("int8"), bound
+
+        def add(slots: tuple[Total, Total, Array], at: Expr) -> None:
+            value, (kept, number, bound) = _load(x, at), slots
+            greater = value > bound[nest.ramp(0)]
+            kept.add(nest.select(greater, value, zeros(dtype)))
+            number.add(nest.select(greater, one, zero))
+
+        def end(slots: tuple[Total, Total, Array], at: Expr) -> None:
+            partial.store(nest.ramp(at), slots[0].result())
+            counts.store(nest.ramp(at), slots[1].result())
+
+        periods.accumulate(4, start, add, end)
         above, number = (_integers(periods.channels) for _ in range(2))
         for result, parts in ((above, partial), (number, counts)):
             periods.fold_into(result, parts, lambda a, b: a + b, nest.zero("int64"))
@@ -258,25 +250,13 @@ class Forms:
         self.fits = normal.fits() if dtype == "int32" else None
 
     def vectors(self, emit: Callable[[Elements, Expr, Expr], None]) -> None:
-        """emit(elements, index, first) for the index-th vector of 16 elements, which stands at
-        `first` in its period."""
-        periods = self.normal.periods
-        count = periods.width // LANES
-        if not periods.steps:
+        """emit(elements, index, place) as `Periods.vectors`."""
+        if self.narrow is None:
+            self.normal.periods.vectors(lambda *at: emit(self.general, *at))
             return
-        with periods.parallel() as (_, begin, steps):
-
-            def loop(elements: Elements) -> None:
-                with nest.serial(steps, "step") as step, nest.serial(count, "v") as v:
-                    emit(elements, (begin + step) * count + v, v * LANES)
-
-            if self.narrow is None:
-                loop(self.general)
-                return
-            with nest.when(self.fits):
-                loop(self.narrow)
-            with nest.when(tirx.Not(self.fits)):
-                loop(self.general)
+        for condition, elements in ((self.fits, self.narrow), (tirx.Not(self.fits), self.general)):
+            with nest.when(condition):
+                self.normal.periods.vectors(lambda *at, e=elements: emit(e, *at))
 
 
 @KERNELS.kernel("sq::l1_batch_norm")

@@ -41,12 +41,10 @@ def l1_batch_norm_backward(spec: KernelSpec) -> object:
             dbeta.store(c, to_float(total[0]) * worth)
         spread = [periods.spread(array) for array in constants]
 
-        if periods.steps:
-            with periods.parallel() as (_, begin, steps):
-                with nest.serial(steps, "step") as step:
-                    start = (begin + step) * periods.width
-                    with nest.serial(periods.width // LANES, "v") as v:
-                        vector(g, xhat, dx, start + v * LANES, [a[nest.ramp(v * LANES)] for a in spread])
+        def one(index: Expr, place: Expr) -> None:
+            vector(g, xhat, dx, index * LANES, [a[nest.ramp(place)] for a in spread])
+
+        periods.vectors(one)
         with periods.leftover() as (i, c):
             above, below, factor = (array[c] for array in constants)
             part = nest.select(xhat.scalar(i) >= nest.zero("int32"), above, below)

@@ -39,7 +39,8 @@ class _Fused:
         with nest.serial(self.normal.periods.channels, "c") as c:
             for extreme in self.normal.extremes.result:
                 y, _ = self.values(self.general, extreme[c], self.general.channels, c)
-                magnitude = tirx.bitwise_and(nest.bits_of(y, "int32"), nest.const(2**31 - 1, "int32"))
+                bits = nest.bits_of(y, "int32")
+                magnitude = tirx.bitwise_and(bits, nest.const(0x7FFFFFFF, "int32"))
                 best.store(0, tirx.max(best[0], magnitude))
         self.r.store(0, nest.bits_of(best[0], "float32"))
         scale = steps_per_unit(self.spec["out_bits"], self.spec["signed"], self.r[0])

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import gcd, prod
+from typing import Any
 
 from tvm import tirx
 
@@ -79,6 +80,41 @@ class Periods:
             begin = tirx.floordiv(task * self.steps, self.tasks)
             yield task, begin, tirx.floordiv((task + 1) * self.steps, self.tasks) - begin
 
+    def accumulate(
+        self,
+        arrays: int,
+        start: Callable[[Expr], Any],
+        add: Callable[[Any, Expr], None],
+        end: Callable[[Any, Expr], None],
+    ) -> None:
+        """Vectors of a period stay in registers while a task goes through its steps.
+
+        start(i) makes the (at most `arrays`) accumulators of the vector at element i of a period,
+        add(slots, at) adds elements at..at+15, and end(slots, at) puts the result at `at` of an
+        array [tasks][width].
+        """
+        if not self.steps:
+            return
+        size = group_size(self.width, arrays)
+        groups = self.width // (LANES * size)
+        with self.parallel() as (task, begin, steps), nest.serial(groups, "group") as group:
+            places = [group * (LANES * size) + v * LANES for v in range(size)]
+            slots = [start(place) for place in places]
+            with nest.serial(steps, "step") as step:
+                for one, place in zip(slots, places, strict=True):
+                    add(one, (begin + step) * self.width + place)
+            for one, place in zip(slots, places, strict=True):
+                end(one, task * self.width + place)
+
+    def vectors(self, emit: Callable[[Expr, Expr], None]) -> None:
+        """emit(index, place) for the index-th vector of 16 elements, which stands at `place` in
+        its period; in memory order."""
+        count = self.width // LANES
+        if not self.steps:
+            return
+        with self.parallel() as (_, begin, steps), nest.loops([steps, count], "v") as (step, v):
+            emit((begin + step) * count + v, v * LANES)
+
     def spread(self, source: Array) -> Array:
         """A per-channel array repeated over a period."""
         wide = nest.scratch(self.width, source.dtype)
@@ -92,9 +128,9 @@ class Periods:
         """result[c] = join of `start` and all lanes of channel c of partial [tasks][width]."""
         with nest.serial(self.channels, "c") as c:
             result.store(c, start)
-        with nest.serial(self.tasks * self.fold, "part") as part:
-            with nest.serial(self.channels, "c") as c:
-                result.store(c, join(result[c], partial[part * self.channels + c]))
+        parts = self.tasks * self.fold
+        with nest.serial(parts, "part") as part, nest.serial(self.channels, "c") as c:
+            result.store(c, join(result[c], partial[part * self.channels + c]))
 
     @contextmanager
     def leftover(self) -> Iterator[tuple[Expr, Expr]]:

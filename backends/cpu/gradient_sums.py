@@ -85,8 +85,9 @@ class Terms:
         """
         if len(rows) == 2:
             return self._unpack(rows[0], rows[1], 1)
-        low, high = zip(self._unpack(*rows[:2], 1), self._unpack(*rows[2:], 1), strict=True)
-        return [*self._unpack(*low, 2), *self._unpack(*high, 2)]
+        first, second, third, fourth = rows
+        halves = zip(self._unpack(first, second, 1), self._unpack(third, fourth, 1), strict=True)
+        return [vector for a, b in halves for vector in self._unpack(a, b, 2)]
 
     @property
     def columns(self) -> int:
@@ -121,10 +122,10 @@ class ColumnSums:
         self.periods = Periods.of(g.shape, self.terms.count, self.terms.dot.depth)
         periods = self.periods
         partial = [nest.scratch(periods.tasks * periods.width, "int32") for _ in range(3)]
+        blocks = periods.width // self.terms.count
         if periods.steps:
-            with periods.parallel() as (task, begin, steps):
-                with nest.serial(periods.width // self.terms.count, "block") as block:
-                    self._block(g, partial, task, block * self.terms.count, (begin, steps))
+            with periods.parallel() as (task, *steps), nest.serial(blocks, "block") as block:
+                self._block(g, partial, task, block * self.terms.count, steps)
         self.sums = [nest.scratch(periods.channels, "int64") for _ in range(3)]
         for result, parts in zip(self.sums, partial, strict=True):
             periods.fold_into(result, parts, lambda a, b: a + _long(b), nest.zero("int64"))
@@ -136,7 +137,7 @@ class ColumnSums:
         partial: Sequence[Array],
         task: Expr,
         first: Expr,
-        steps: tuple[Expr, Expr],
+        steps: Sequence[Expr],
     ) -> None:
         """One vector of lanes of a period, over all steps of a task."""
         width, depth = self.periods.width, self.terms.dot.depth

@@ -85,9 +85,7 @@ class RowStatistics:
         def sum_vector(slots: Sequence[Array], i: Expr) -> None:
             add(slots[0], load(i))
 
-        (total,) = row_sums(
-            length, 1, sum_vector, lambda i: [nest.cast(x[start + i], "int32")]
-        )
+        (total,) = row_sums(length, 1, sum_vector, lambda i: [nest.cast(x[start + i], "int32")])
         self.mean = held(rounded_mean(total, length, frac_bits), "int64")
         limit = held(nest.cast(threshold(self.mean, frac_bits), "int32"), "int32")
         zero, one = nest.zero("int32"), nest.const(1, "int32")
@@ -112,9 +110,15 @@ class Row:
     """The elements of one normalised row of int8 from `start` on."""
 
     def __init__(
-        self, spec: KernelSpec, x: Array, start: Expr, scale: Expr, affine_of: Sequence[Array | None]
+        self,
+        spec: KernelSpec,
+        x: Array,
+        start: Expr,
+        scale: Expr,
+        gamma: Array | None,
+        beta: Array | None,
     ) -> None:
-        self.spec, self.x, self.start, self.affine = spec, x, start, affine_of
+        self.spec, self.x, self.start, self.affine = spec, x, start, (gamma, beta)
         length = spec.tensor("x").shape[1]
         row = RowStatistics(spec, x, start, length)
         self.spread = Spread.of(spec, row.mean, row.deviation, length, held(scale))
@@ -137,7 +141,7 @@ def l1_layer_norm(spec: KernelSpec) -> object:
         rows, length = x.shape
         with nest.parallel(rows, x.size * 4, "m") as m:
             start = m * length
-            row = Row(spec, x, start, scale[m], (f.get("gamma"), f.get("beta")))
+            row = Row(spec, x, start, scale[m], f.get("gamma"), f.get("beta"))
             coefficient.store(m, row.spread.coefficient)
 
             def one(i: Expr) -> None:
@@ -173,7 +177,8 @@ def l1_layer_norm_backward(spec: KernelSpec) -> object:
                 lambda i: terms_of.scalar(h, start + i),
             )
             factor = held(f["h_scale"][m] * f["coefficient"][m])
-            parts = InputGradient.of(spec, held_sums(terms_of.results(sums, length)), length, factor)
+            totals = held_sums(terms_of.results(sums, length))
+            parts = InputGradient.of(spec, totals, length, factor)
             constants = [parts.above, parts.below, parts.factor]
             with nest.serial(length // LANES, "v") as v:
                 wide = [nest.splat(one) for one in constants]

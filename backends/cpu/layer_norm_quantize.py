@@ -19,7 +19,7 @@ TASKS = 64
 
 
 def _packs(spec: KernelSpec) -> bool:
-    return spec["bits"] <= PACKED_BITS
+    return bool(spec["bits"] <= PACKED_BITS)
 
 
 def _limit(spec: KernelSpec) -> str:
@@ -37,7 +37,8 @@ def _absmax(x: Array, start: Expr, length: int) -> Expr:
         lanes.store(lane, nest.zero("int32"))
     with nest.serial(length // LANES, "v") as v, nest.lanes() as lane:
         lanes.store(lane, tirx.max(lanes[lane], magnitude(x[start + v * LANES + lane])))
-    best.store(0, tirx.call_llvm_pure_intrin("int32", "llvm.vector.reduce.smax", lanes[nest.ramp(0)]))
+    largest = tirx.call_llvm_pure_intrin("int32", "llvm.vector.reduce.smax", lanes[nest.ramp(0)])
+    best.store(0, largest)
     with nest.serial(length, "i", length - length % LANES) as i:
         best.store(0, tirx.max(best[0], magnitude(x[start + i])))
     return held(nest.bits_of(best[0], "float32"))
@@ -67,15 +68,13 @@ def quantize_l1_layer_norm(spec: KernelSpec) -> object:
                     q.store(i, nest.cast(rounded(nest.fence(x[start + i] * steps)), "int8"))
 
                 nest.vectors(length, quantize)
-                row = Row(spec, q, 0, scale, (f.get("gamma"), f.get("beta")))
+                row = Row(spec, q, 0, scale, f.get("gamma"), f.get("beta"))
                 coefficient.store(m, row.spread.coefficient)
                 _write(row, y, xhat if _packs(spec) else None, xhat, start, length)
     return f.result
 
 
-def _write(
-    row: Row, y: Array, packed: Array | None, xhat: Array, start: Expr, length: int
-) -> None:
+def _write(row: Row, y: Array, packed: Array | None, xhat: Array, start: Expr, length: int) -> None:
     """y and xhat of a row, in vectors and then in pairs."""
 
     def one(i: Expr) -> Expr:
