@@ -86,7 +86,11 @@ def _by_block(call: _Call) -> None:
     with nest.parallel(-(-rows // step), work, "strip") as task:
         first, own = task * step, tirx.min(step, rows - task * step)
         _transform(made, call.strip(), (first, own), inputs, plane, first)
-    with nest.parallel(filters.blocks, work * filters.columns, "block") as block:
+    call.epilogue.prepare(filters.blocks)
+    with (
+        nest.parallel(filters.blocks, work * filters.columns, "block") as block,
+        call.epilogue.task(block),
+    ):
         weights = nest.scratch(filters.block, "int8")
         corrections = nest.scratch(4 * filters.width, "int32")
         call.packer().pack(block, weights, 0, corrections, 0)
@@ -95,6 +99,7 @@ def _by_block(call: _Call) -> None:
         operands = Operands(inputs, 0, rows, weights, 0, corrections, 0, column)
         with nest.serial(made.groups(rows), "group") as group:
             products.group(group, operands)
+    call.epilogue.finish(filters.blocks)
 
 
 def _by_chunk(call: _Call) -> None:
@@ -108,7 +113,9 @@ def _by_chunk(call: _Call) -> None:
         start = block * (4 * filters.width)
         call.packer().pack(block, weights, block * filters.block, corrections, start)
     work = made.image.line * made.tile_rows * len(POSITIONS) * filters.columns
-    with nest.parallel(-(-made.tile_rows // rows), work, "chunk") as chunk:
+    tasks = -(-made.tile_rows // rows)
+    call.epilogue.prepare(tasks)
+    with nest.parallel(tasks, work, "chunk") as chunk, call.epilogue.task(chunk):
         inputs = nest.workspace(plane * len(POSITIONS), "uint8")
         first = chunk * rows
         own = tirx.min(rows, made.tile_rows - first)
@@ -120,6 +127,7 @@ def _by_chunk(call: _Call) -> None:
             at = block * (4 * filters.width)
             operands = Operands(inputs, first, own, weights, start, corrections, at, column)
             products.group(group, operands)
+    call.epilogue.finish(tasks)
 
 
 def generate(spec: KernelSpec) -> object:
