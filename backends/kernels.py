@@ -39,6 +39,8 @@ class TensorSpec:
 RANGES = "ranges"
 """Attribute of a product's spec, beside the arguments of its op: ((lowest, highest), (lowest,
 highest)) of the integers of its two operands, before shifts, as the passes assigned them."""
+FUSED = "fused::"
+"""Namespace of a group of elementwise ops in one kernel: "fused::add+relu"."""
 _FULL = {"int8": (-127, 127), "uint8": (0, 255)}
 
 Operand = TensorSpec | None | tuple[TensorSpec, ...]
@@ -95,7 +97,7 @@ class KernelSpec:
     @property
     def short_name(self) -> str:
         """The op without its namespace and overload: sq::quantize -> quantize."""
-        return self.op.split("::")[-1].split(".")[0].lstrip("_")
+        return self.op.split("::")[-1].split(".")[0].lstrip("_").replace("+", "_")[:64]
 
     @property
     def digest(self) -> str:
@@ -127,6 +129,8 @@ class KernelTable:
     def __init__(self, target: str) -> None:
         self.target = target
         self._kernels: dict[str, Kernel] = {}
+        self._elementwise: set[str] = set()
+        self._group: Generator | None = None
 
     def kernel(
         self, *ops: str, run_time: Sequence[str] = (), limit: Limit = no_limit
@@ -147,10 +151,26 @@ class KernelTable:
 
         return register
 
+    def elementwise(self, *ops: str, limit: Limit = no_limit) -> Callable[[Generator], Generator]:
+        """Register a generator for ops that may also stand in a group."""
+        self._elementwise.update(ops)
+        return self.kernel(*ops, limit=limit)
+
+    def group(self, generate: Generator) -> Generator:
+        """Register the generator of groups, whose specs `fusion.Plan` makes."""
+        self._group = generate
+        return generate
+
+    def fusible(self, spec: KernelSpec) -> bool:
+        """Whether a call may become part of a group."""
+        return self._group is not None and spec.op in self._elementwise
+
     def __contains__(self, op: str) -> bool:
         return op in self._kernels
 
     def __getitem__(self, op: str) -> Kernel:
+        if op.startswith(FUSED) and self._group is not None:
+            return Kernel(self._group)
         return self._kernels[op]
 
     def __iter__(self) -> Iterator[str]:

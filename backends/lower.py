@@ -2,11 +2,12 @@
 
 The translation is an allow-list: a node whose op has no kernel is an error, and `unsupported`
 tells all of them before anything is lowered. Tensors are contiguous in their logical shape, so
-ops that only rename axes cost nothing, and those that reorder elements are copies.
+ops that only rename axes cost nothing, and those that reorder elements are copies. Elementwise
+ops that hang together become one kernel (`sqcompile.backends.fusion`).
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import getitem
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ import tvm
 from torch import fx
 from tvm import relax
 
+from sqcompile.backends import views
+from sqcompile.backends.fusion import Group, Plan
 from sqcompile.backends.kernels import (
     Kernel,
     KernelSpec,
@@ -28,23 +31,6 @@ from sqcompile.backends.kernels import (
 )
 from sqcompile.backends.targets import Target
 
-_VIEWS = {
-    "aten::view.default",
-    "aten::reshape.default",
-    "aten::_unsafe_view.default",
-    "aten::unsqueeze.default",
-    "aten::squeeze.default",
-    "aten::squeeze.dim",
-    "aten::squeeze.dims",
-    "aten::detach.default",
-    "aten::alias.default",
-    "aten::clone.default",
-    "aten::lift_fresh_copy.default",
-}
-"""Ops whose result has the elements of their argument in the same order."""
-_REORDERED = {"aten::permute.default": "dims", "aten::transpose.int": "", "aten::t.default": ""}
-_SAME_WHEN_FULL = {"aten::expand.default", "aten::slice.Tensor", "aten::_to_copy.default"}
-_MAYBE_VIEWS = _VIEWS | set(_REORDERED) | _SAME_WHEN_FULL
 _COPY = "aten::clone.default"
 
 
@@ -98,40 +84,14 @@ def _refusal(node: fx.Node, target: Target) -> str:
     name = op_name(node.target)
     if not isinstance(node.target, torch._ops.OpOverload):
         return "not an operator call"
-    if name not in target.kernels and name not in _MAYBE_VIEWS:
+    if name not in target.kernels and name not in views.ALWAYS | views.SOMETIMES:
         return f"no kernel for target '{target.name}'"
     spec, _ = spec_of(node)
-    if _is_view(spec):
+    if views.is_view(spec):
         return ""
     if name not in target.kernels:
         return f"no kernel for target '{target.name}'"
     return target.kernels[name].limit(spec)
-
-
-def _is_view(spec: KernelSpec) -> bool:
-    """Whether the result is the argument under another shape."""
-    if spec.op in _VIEWS:
-        return True
-    if spec.op not in _REORDERED and spec.op not in _SAME_WHEN_FULL:
-        return False
-    source, result = spec.tensor("self"), spec.outputs[0]
-    if spec.op in _SAME_WHEN_FULL:
-        return bool(source == result)
-    return _order(spec, source.shape) == [d for d, n in enumerate(source.shape) if n != 1]
-
-
-def _order(spec: KernelSpec, shape: tuple[int, ...]) -> list[int]:
-    """The axes longer than 1 in the order in which a permutation leaves them."""
-    rank = len(shape)
-    axes = list(range(rank))
-    if spec.op == "aten::permute.default":
-        axes = [d % rank for d in spec["dims"]]
-    elif spec.op == "aten::t.default":
-        axes.reverse()
-    elif rank:
-        a, b = spec["dim0"] % rank, spec["dim1"] % rank
-        axes[a], axes[b] = axes[b], axes[a]
-    return [axis for axis in axes if shape[axis] != 1]
 
 
 def lower(graphs: Mapping[str, fx.GraphModule], target: Target) -> Lowered:
@@ -200,42 +160,64 @@ class _Lowering:
 
 
 class _Body:
-    """The translation of one graph: the Relax value of each node and the memory it stands on."""
+    """The translation of one graph: the Relax value of each node. Views are made when they are
+    read: groups of nodes read what is behind them."""
 
     def __init__(self, lowering: _Lowering, name: str, graph: fx.GraphModule) -> None:
         self.lowering, self.name, self.graph = lowering, name, graph
+        self.plan = Plan(graph.graph, lowering.target.kernels.fusible)
         self.values: dict[fx.Node, Any] = {}
-        self.roots: dict[fx.Node, Any] = {}
 
     def translate(self, parameters: list[Any]) -> None:
-        """Translate every node but the output."""
+        """Translate every step."""
         left = iter(parameters)
         for node in self.graph.graph.nodes:
-            self.roots[node] = node
             if node.op == "placeholder":
                 self.values[node] = next(left)
             elif node.op == "get_attr":
                 constant = getattr(self.graph, str(node.target)).detach().contiguous()
                 self.values[node] = relax.const(constant.numpy(), str(constant.dtype)[6:])
-            elif node.op == "call_function":
-                self.values[node] = self._call(node)
+        for step in self.plan.steps:
+            if isinstance(step, Group):
+                self._group(step)
+            else:
+                spec, nodes = self.plan.specs[step]
+                self.values[step] = self._call(spec, nodes, step.name)
 
-    def _call(self, node: fx.Node) -> Any:
-        if node.target is getitem:
-            source, index = node.args
-            assert isinstance(source, fx.Node)
-            self.roots[node] = (source, index)
-            return self.lowering.builder.emit(relax.TupleGetItem(self.values[source], index))
-        spec, nodes = spec_of(node)
-        if _is_view(spec):
-            self.roots[node] = self.roots[nodes[0]]
-            value = self.values[nodes[0]]
-            if spec.tensor("self").shape == spec.outputs[0].shape:
-                return value
-            shape = relax.ShapeExpr(spec.outputs[0].shape)
-            return self.lowering.builder.emit(relax.op.reshape(value, shape))
-        arguments = [self.values[one] for one in nodes]
-        return self.lowering.call(spec, arguments, f"{self.name}/{node.name}")
+    def _group(self, group: Group) -> None:
+        label = "+".join(node.name for node in group.nodes)
+        value = self._call(group.spec, group.inputs, label)
+        several = len(group.results) > 1
+        for index, node in enumerate(group.results):
+            self.values[node] = self._item(value, index) if several else value
+
+    def _call(self, spec: KernelSpec, nodes: Sequence[fx.Node], label: str) -> Any:
+        arguments = [self.value(one) for one in nodes]
+        return self.lowering.call(spec, arguments, f"{self.name}/{label}")
+
+    def _item(self, value: Any, index: Any) -> Any:
+        return self.lowering.builder.emit(relax.TupleGetItem(value, index))
+
+    def value(self, node: fx.Node) -> Any:
+        """The Relax value of a node; a view or an item is emitted when it is first read."""
+        if node not in self.values:
+            if node.target is getitem:
+                source, index = node.args
+                assert isinstance(source, fx.Node)
+                self.values[node] = self._item(self.value(source), index)
+            else:
+                spec, nodes = self.plan.specs[node]
+                value = self.value(nodes[0])
+                if spec.tensor("self").shape != spec.outputs[0].shape:
+                    shape = relax.ShapeExpr(spec.outputs[0].shape)
+                    value = self.lowering.builder.emit(relax.op.reshape(value, shape))
+                self.values[node] = value
+        return self.values[node]
+
+    def _root(self, node: fx.Node) -> Any:
+        """What two values of one memory have in common."""
+        root = self.plan.memory[node]
+        return root.args if root.target is getitem else root
 
     def outputs(self) -> list[Any]:
         """The returned values, copied where they would share memory."""
@@ -243,7 +225,7 @@ class _Body:
         (output,) = self.graph.graph.find_nodes(op="output")
         returned = []
         for node in _flat(output.args[0]):
-            value, root = self.values[node], self.roots[node]
+            value, root = self.value(node), self._root(node)
             if root in taken:
                 (fake,) = node_outputs(node)
                 one = tensor_spec(fake)

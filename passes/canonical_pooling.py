@@ -8,9 +8,15 @@ import torch
 from torch.fx import Node
 
 from sqcompile.ops import pool
+from sqcompile.passes.channels_last import TO_LAST, permuted_first, permuted_last
 from sqcompile.passes.editing import Editor, arguments, is_call, replace, shape, value
 
 aten = torch.ops.aten
+
+
+def _last_shape(node: Node) -> list[int]:
+    """The shape of an image (N, C, H, W), channels last."""
+    return [shape(node)[axis] for axis in TO_LAST]
 
 
 def _pair(values: Any, default: Any = None) -> list[int]:
@@ -22,13 +28,12 @@ def _max_pool(editor: Editor, node: Node) -> None:
     geometry = _max_geometry(node)
     if geometry is None:
         return
-    pooled = editor.call(
-        pool.max_pool2d, arguments(node)["self"], *geometry[:4], geometry[4], like=node
-    )
+    x = permuted_last(editor, arguments(node)["self"], node)
+    pooled = editor.call(pool.max_pool2d, x, *geometry[:4], geometry[4], like=node)
     tap = editor.item(pooled, 1, name="tap")
     for item in list(node.users):
         if item.args[1] == 0:
-            replace(item, editor.item(pooled, 0))
+            replace(item, permuted_first(editor, editor.item(pooled, 0), node))
             continue
         for user in list(item.users):
             if is_call(user, aten.max_pool2d_with_indices_backward.default):
@@ -51,13 +56,13 @@ def _max_pool_backward(editor: Editor, node: Node, tap: Node) -> None:
     assert geometry is not None
     new = editor.call(
         pool.max_pool2d_backward,
-        given["grad_output"],
+        permuted_last(editor, given["grad_output"], node),
         tap,
-        shape(given["self"]),
+        _last_shape(given["self"]),
         *geometry[:4],
         like=node,
     )
-    replace(node, new)
+    replace(node, permuted_first(editor, new, node))
 
 
 def _average_geometry(node: Node) -> tuple[list[int], list[int], list[int]] | None:
@@ -75,8 +80,9 @@ def _average_geometry(node: Node) -> tuple[list[int], list[int], list[int]] | No
 def _avg_pool(editor: Editor, node: Node) -> None:
     geometry = _average_geometry(node)
     if geometry is not None:
-        x = arguments(node)["self"]
-        replace(node, editor.call(pool.avg_pool2d, x, *geometry, like=node))
+        x = permuted_last(editor, arguments(node)["self"], node)
+        y = editor.call(pool.avg_pool2d, x, *geometry, like=node)
+        replace(node, permuted_first(editor, y, node))
 
 
 def _avg_pool_backward(editor: Editor, node: Node) -> None:
@@ -85,12 +91,12 @@ def _avg_pool_backward(editor: Editor, node: Node) -> None:
         given = arguments(node)
         new = editor.call(
             pool.avg_pool2d_backward,
-            given["grad_output"],
-            shape(given["self"]),
+            permuted_last(editor, given["grad_output"], node),
+            _last_shape(given["self"]),
             *geometry,
             like=node,
         )
-        replace(node, new)
+        replace(node, permuted_first(editor, new, node))
 
 
 POOLING: dict[object, Callable[[Editor, Node], None]] = {

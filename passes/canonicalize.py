@@ -9,6 +9,7 @@ from sqcompile.ops.product_float import conv, conv_input_grad, conv_weight_grad,
 from sqcompile.ops.reduce import ordered_sum
 from sqcompile.passes.canonical_forms import FORMS
 from sqcompile.passes.canonical_pooling import POOLING
+from sqcompile.passes.channels_last import permuted_first, permuted_last
 from sqcompile.passes.editing import (
     Editor,
     arguments,
@@ -27,7 +28,8 @@ aten = torch.ops.aten
 def canonicalize(module: GraphModule) -> GraphModule:
     """After this pass every product is sq.matmul, sq.conv, sq.conv_input_grad or
     sq.conv_weight_grad on root tensors (no alias, no transposed view), the gradient first in a
-    backward product; convolution_backward is apart; every float sum is sq.ordered_sum; every
+    backward product; convolutions and pooling read and give images channels last, with permutes
+    around them; convolution_backward is apart; every float sum is sq.ordered_sum; every
     ReLU-like backward is a mask of forward values times the gradient; pooling is ours.
     What has no rule here stays as it is and is reported before lowering if no target runs it.
     """
@@ -104,6 +106,16 @@ def _transposed(editor: Editor, node: Node) -> None:
 def _t(editor: Editor, node: Node) -> None:
     if _swaps_last_axes(node):
         _transposed(editor, node)
+    elif is_call(node, aten.permute.default):
+        _permute(node)
+
+
+def _permute(node: Node) -> None:
+    """A permute that leaves every axis where it is goes."""
+    source, axes = node.args
+    assert isinstance(source, Node) and isinstance(axes, (list, tuple))
+    if [int(axis) % len(axes) for axis in axes] == list(range(len(axes))):  # type: ignore[arg-type]
+        replace(node, source)
 
 
 def _convolution(editor: Editor, node: Node) -> None:
@@ -111,10 +123,9 @@ def _convolution(editor: Editor, node: Node) -> None:
     if given["transposed"] or value(given["input"]).dim() != 4:
         return
     geometry = (given["stride"], given["padding"], given["dilation"], given["groups"])
-    replace(
-        node,
-        editor.call(conv, given["input"], given["weight"], given["bias"], *geometry, like=node),
-    )
+    x = permuted_last(editor, given["input"], node)
+    y = editor.call(conv, x, given["weight"], given["bias"], *geometry, like=node)
+    replace(node, permuted_first(editor, y, node))
 
 
 def _convolution_backward(editor: Editor, node: Node) -> None:
@@ -123,15 +134,17 @@ def _convolution_backward(editor: Editor, node: Node) -> None:
     if given["transposed"] or value(x).dim() != 4:
         return
     geometry = (given["stride"], given["padding"], given["dilation"], given["groups"])
+    g, x = permuted_last(editor, g, node), permuted_last(editor, x, node)
 
     def input_grad() -> Node:
-        return editor.call(conv_input_grad, g, w, shape(x), *geometry, like=node)
+        dx = editor.call(conv_input_grad, g, w, shape(x), *geometry, like=node)
+        return permuted_first(editor, dx, node)
 
     def weight_grad() -> Node:
         return editor.call(conv_weight_grad, g, x, shape(w), *geometry, like=node)
 
     def bias_grad() -> Node:
-        return editor.call(ordered_sum, g, [0, 2, 3], False, like=node)
+        return editor.call(ordered_sum, g, [0, 1, 2], False, like=node)
 
     parts = (input_grad, weight_grad, bias_grad)
     for item in list(node.users):

@@ -38,9 +38,9 @@ def _matmul(node: Node, position: int) -> Contraction:
     return Contraction((inner,), (*batch, (free, result)))
 
 
-_CONV = (Contraction((1,), ()), Contraction((1, 2, 3), ((0, 1),)))
-_INPUT_GRAD = (Contraction((1,), ((0, 0),)), Contraction((0,), ()))
-_WEIGHT_GRAD = (Contraction((0, 2, 3), ((1, 0),)), Contraction((0,), ()))
+_CONV = (Contraction((3,), ()), Contraction((1, 2, 3), ((0, 3),)))
+_INPUT_GRAD = (Contraction((3,), ((0, 0),)), Contraction((0,), ()))
+_WEIGHT_GRAD = (Contraction((0, 1, 2), ((3, 0),)), Contraction((0,), ()))
 
 FLOAT_PRODUCTS = (
     product_float.matmul,
@@ -79,7 +79,7 @@ def _per_input_weight(node: Node) -> int:
 
 def _per_pixel(node: Node) -> int:
     sizes = shape(arguments(node)["g"])
-    return sizes[0] * prod(sizes[2:])
+    return prod(sizes[:3])
 
 
 @dataclass(frozen=True)
@@ -94,27 +94,19 @@ def _kernel_size(node: Node) -> int:
     return prod(shape(arguments(node)["w"])[2:])
 
 
-REDUCTIONS: dict[object, Reduction] = {}
-for _plain, _fused, _rule in (
-    (
-        product.shift_matmul,
-        product.shift_matmul_dequantize,
-        Reduction(_matmul_length, lambda _: 1),
-    ),
-    (
-        conv.conv_fprop,
-        conv.conv_fprop_dequantize,
-        Reduction(_per_output_weight, _kernel_size),
-    ),
-    (
-        conv.conv_dgrad,
-        conv.conv_dgrad_dequantize,
-        Reduction(_per_input_weight, _kernel_size),
-    ),
-    (
-        conv.conv_wgrad,
-        conv.conv_wgrad_dequantize,
-        Reduction(_per_pixel, lambda node: shape(arguments(node)["g"])[3]),
-    ),
-):
-    REDUCTIONS[target_of(_plain)] = REDUCTIONS[target_of(_fused)] = _rule
+_MATMUL = Reduction(_matmul_length, lambda _: 1)
+_FPROP = Reduction(_per_output_weight, _kernel_size)
+_DGRAD = Reduction(_per_input_weight, _kernel_size)
+_WGRAD = Reduction(_per_pixel, lambda node: shape(arguments(node)["g"])[2])
+
+REDUCTIONS: dict[object, Reduction] = {
+    target_of(product.shift_matmul): _MATMUL,
+    target_of(product.shift_matmul_dequantize): _MATMUL,
+    target_of(product.shift_matmul_dequantize_absmax): _MATMUL,
+    target_of(conv.conv_fprop): _FPROP,
+    target_of(conv.conv_fprop_dequantize): _FPROP,
+    target_of(conv.conv_dgrad): _DGRAD,
+    target_of(conv.conv_dgrad_dequantize): _DGRAD,
+    target_of(conv.conv_wgrad): _WGRAD,
+    target_of(conv.conv_wgrad_dequantize): _WGRAD,
+}

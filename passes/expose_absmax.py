@@ -1,20 +1,36 @@
 """Make every absmax an output, so that the runtime can look for NaN and infinity."""
 
-from torch.fx import GraphModule
+import operator
 
-from sqcompile.ops.quantize import absmax
-from sqcompile.passes.editing import calls, copy_graph, finish
+from torch.fx import GraphModule, Node
+
+from sqcompile.ops.norm_fused import l1_batch_norm_relu_quantize, quantize_l1_layer_norm
+from sqcompile.ops.product import shift_matmul_dequantize_absmax
+from sqcompile.ops.quantize import absmax, shift_quantize
+from sqcompile.passes.editing import Editor, calls, copy_graph, finish
 from sqcompile.passes.printing import source_line
+
+_PLACES = {
+    absmax.target: None,
+    shift_quantize.target: 4,
+    shift_matmul_dequantize_absmax.target: 1,
+    l1_batch_norm_relu_quantize.target: 1,
+    quantize_l1_layer_norm.target: 3,
+}
+"""The output of an op that is an absmax; None where it is the only one."""
 
 
 def expose_absmax(module: GraphModule) -> tuple[GraphModule, list[str]]:
-    """(graph, descriptions): after this pass the graph also returns every sq.absmax, in order; a
-    description gives the user's source line, the node that was measured, its module and role. A
-    NaN or an infinity in a quantised tensor shows in its absmax."""
+    """(graph, descriptions): after this pass the graph also returns every sq.absmax, and those
+    of ops that measure one themselves, in order; a description gives the user's source line, the
+    node that was measured, its module and role. A NaN or an infinity in a quantised tensor shows
+    in its absmax."""
     graph = copy_graph(module)
-    nodes = calls(graph, absmax)
+    editor = Editor(graph)
+    nodes = calls(graph, *_PLACES)
+    measured = [_absmax_of(editor, node) for node in nodes]
     output = graph.graph.output_node()
-    output.args = ((*output.args[0], *nodes),)  # type: ignore[misc]
+    output.args = ((*output.args[0], *measured),)  # type: ignore[misc]
     described = []
     for node in nodes:
         place = " ".join(
@@ -22,3 +38,14 @@ def expose_absmax(module: GraphModule) -> tuple[GraphModule, list[str]]:
         )
         described.append(f"{source_line(node)}\n  graph node {node.args[0]} ({place})".strip())
     return finish(graph), described
+
+
+def _absmax_of(editor: Editor, node: Node) -> Node:
+    place = _PLACES[node.target]  # type: ignore[index]
+    if place is None:
+        return node
+    for user in node.users:
+        if user.target is operator.getitem and user.args[1] == place:
+            return user
+    with editor.after(node):
+        return editor.item(node, place)

@@ -3,8 +3,17 @@
 import torch
 from torch.fx import GraphModule, Node
 
-from sqcompile.ops import conv, product
-from sqcompile.passes.editing import Editor, calls, copy_graph, finish, is_call, replace, target_of
+from sqcompile.ops import conv, product, quantize
+from sqcompile.passes.editing import (
+    Editor,
+    calls,
+    copy_graph,
+    finish,
+    is_call,
+    replace,
+    shape,
+    target_of,
+)
 
 aten = torch.ops.aten
 
@@ -16,9 +25,16 @@ FUSED = {
 }
 
 
+MEASURED = {
+    target_of(product.shift_matmul_dequantize): product.shift_matmul_dequantize_absmax,
+}
+"""The form of a fused product that gives the absmax of its result as well."""
+
+
 def fuse_epilogues(module: GraphModule) -> GraphModule:
     """After this pass a product whose accumulators only one dequantise reads is one op with it,
-    and with the ReLU behind it when that is the only reader. Values do not change."""
+    and with the ReLU behind it when that is the only reader; a matrix product whose result is
+    measured whole by one absmax measures it itself. Values do not change."""
     graph = copy_graph(module)
     editor = Editor(graph)
     for node in calls(graph, product.dequantize):
@@ -43,7 +59,24 @@ def fuse_epilogues(module: GraphModule) -> GraphModule:
         if relu is not None:
             graph.graph.erase_node(node)
         graph.graph.erase_node(acc)
+        _measure(editor, fused)
     return finish(graph)
+
+
+def _measure(editor: Editor, fused: Node) -> None:
+    """Take the absmax over all of a product's result from the product."""
+    whole = (fused, None, list(range(len(shape(fused)))))
+    absmaxes = [n for n in fused.users if is_call(n, quantize.absmax) and n.args == whole]
+    if fused.target not in MEASURED or not absmaxes:
+        return
+    with editor.before(fused):
+        both = editor.call(
+            MEASURED[fused.target], *fused.args, like=fused, sq=fused.meta["sq"], name=fused.name
+        )
+        y, r = editor.item(both, 0), editor.item(both, 1)
+    for one in absmaxes:
+        replace(one, r)
+    replace(fused, y)
 
 
 def _only_relu(node: Node) -> Node | None:

@@ -11,6 +11,7 @@ from sqcompile.passes.editing import copy_graph, finish, tainted
 aten = torch.ops.aten
 _VIEWS = {
     aten.view.default,
+    aten.reshape.default,
     aten.permute.default,
     aten.expand.default,
     aten.unsqueeze.default,

@@ -10,8 +10,11 @@ from torch.fx import GraphModule
 from sqcompile.passes.assign_precision import assign_precision
 from sqcompile.passes.bound_accumulators import bound_accumulators
 from sqcompile.passes.canonicalize import canonicalize
+from sqcompile.passes.channels_last import channels_last
 from sqcompile.passes.fold_weight_scales import fold_weight_scales
 from sqcompile.passes.fuse_epilogues import fuse_epilogues
+from sqcompile.passes.fuse_norms import fuse_norms
+from sqcompile.passes.fuse_quantizers import fuse_quantizers
 from sqcompile.passes.pack_saved import pack_saved
 from sqcompile.passes.printing import text
 from sqcompile.passes.quantize_norms import quantize_norms
@@ -45,6 +48,8 @@ def integer_training(recipe: Recipe) -> list[Pass]:
     return [
         # every product is sq.matmul / conv / conv_input_grad / conv_weight_grad on roots
         Pass("canonicalize", canonicalize),
+        # images stay channels last from one product to the next
+        Pass("channels_last", channels_last),
         # every operand of a product has bits, sign and scale axes in meta["sq"]
         Pass(
             "assign_precision",
@@ -59,8 +64,12 @@ def integer_training(recipe: Recipe) -> list[Pass]:
         Pass("quantize_norms", partial(quantize_norms, recipe=recipe), "norms read integers"),
         # a tensor quantised the same way twice is quantised once
         Pass("share_quantized", share_quantized, "no dangling quantiser"),
+        # a gradient's ShiftQuant is one op, read as often as it must be
+        Pass("fuse_quantizers", fuse_quantizers),
         # what backward keeps is packed
         Pass("pack_saved", pack_saved),
+        # a norm quantises and packs what it gives, and reads packed what it saved
+        Pass("fuse_norms", fuse_norms),
         # a product writes float32 itself where nothing else reads its accumulators
         Pass("fuse_epilogues", fuse_epilogues),
         # |partial sum| < 2^31 is proven, or the reduction is split

@@ -59,7 +59,7 @@ class _Norms:
 
     def batch_norm(self, node: Node) -> None:
         given = arguments(node)
-        x, channels = given["x"], shape(given["x"])[1]
+        x, channels = given["x"], shape(given["x"])[-1]
         path = compat.module_path(node)
         node.meta["module"] = path
         read = self._accumulators(x) if self.recipe.norm_reads_accumulators else None
@@ -106,7 +106,7 @@ class _Norms:
 
     def batch_norm_backward(self, node: Node) -> None:
         given = arguments(node)
-        g, channels = given["g"], shape(given["g"])[1]
+        g, channels = given["g"], shape(given["g"])[-1]
         node.meta["module"] = compat.module_path(node)
         q, scale = self._stochastic(g, self._statistics_axes(g), "g", node)
         new = self.editor.call(
@@ -162,7 +162,7 @@ class _Norms:
         if len(scales) != 1 or not isinstance(scales[0], Node):
             return None
         scale = scales[0]
-        if any(size != 1 for axis, size in enumerate(shape(scale)) if axis != 1):
+        if any(size != 1 for size in shape(scale)[:-1]):
             return None
         assert bias is None or isinstance(bias, Node)
         return acc, scale, bias
@@ -171,7 +171,7 @@ class _Norms:
         every = list(range(len(shape(x))))
         if self.recipe.norm_granularity == "tensor":
             return every
-        return [axis for axis in every if axis != 1]
+        return every[:-1]
 
     def _nearest(self, x: Node, axes: list[int], node: Node) -> tuple[Node, Node]:
         bits = self.recipe.norm_input_bits

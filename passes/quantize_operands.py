@@ -171,7 +171,7 @@ def _bias(editor: Editor, node: Node) -> Node | None:
         return None
     assert isinstance(bias, Node)
     layout = [1] * len(shape(node))
-    layout[1 if value(node).dim() == 4 else -1] = shape(bias)[0]
+    layout[-1] = shape(bias)[0]
     return editor.call(aten.view.default, bias, layout, like=node)
 
 

@@ -10,7 +10,13 @@ from sqcompile.ops.table import find
 from sqcompile.passes.editing import copy_graph, finish, replace
 
 aten = torch.ops.aten
-_SHAPING = {aten.view.default, aten.permute.default, aten.expand.default, operator.getitem}
+_SHAPING = {
+    aten.view.default,
+    aten.reshape.default,
+    aten.permute.default,
+    aten.expand.default,
+    operator.getitem,
+}
 _FROM_SCALES = {aten.mul.Tensor}
 _PURE = {
     entry.target

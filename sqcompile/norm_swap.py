@@ -33,11 +33,11 @@ def l1_batch_norm(
     """
     if not training and running_mean is not None and running_var is not None:
         return _with_running(x, running_mean, running_var, weight, bias, eps)
-    y, _, _, mean, var = batch_norm(x, weight, bias, eps)
+    y, _, _, mean, var = batch_norm(x.movedim(1, -1), weight, bias, eps)
     if running_mean is not None and running_var is not None:
         running_mean.copy_(ema(running_mean, mean.detach(), momentum))
         running_var.copy_(ema(running_var, var.detach(), momentum))
-    return y
+    return y.movedim(-1, 1)
 
 
 def _with_running(
@@ -48,11 +48,10 @@ def _with_running(
     bias: Tensor | None,
     eps: float,
 ) -> Tensor:
-    shape = [1, -1, *[1] * (x.dim() - 2)]
     spread = var.sqrt() + eps
     factor = spread.reciprocal() if weight is None else weight / spread
-    y = (x - mean.view(shape)) * factor.view(shape)
-    return y if bias is None else y + bias.view(shape)
+    y = (x.movedim(1, -1) - mean) * factor
+    return (y if bias is None else y + bias).movedim(-1, 1)
 
 
 def l1_layer_norm(

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # the modules beside t
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout, not installed
 
 from kernel_peak import dot_peak
-from kernel_timing import Comparison, Row, measure
+from kernel_timing import MADE, Comparison, Row, compile_seconds, keep_memory, measure
 
 import sqcompile  # before torch: OpenMP's workers sleep when they wait
 from sqcompile.runtime import threads
@@ -40,6 +40,10 @@ FAMILIES = {
     "conv_wgrad": "kernels_conv",
     "l1_batch_norm": "kernels_norm",
     "l1_layer_norm": "kernels_norm",
+    "elementwise": "kernels_elementwise",
+    "ordered_sum": "kernels_elementwise",
+    "pool": "kernels_elementwise",
+    "copy": "kernels_elementwise",
 }
 """The module that has a family's comparisons: `comparisons(family)` yields them."""
 
@@ -68,13 +72,17 @@ def _chosen(_: click.Context, __: click.Parameter, value: str | None) -> list[st
 @click.option("--only", callback=_chosen, metavar="FAMILY,...", help=", ".join(FAMILIES))
 @click.option("--threads", "counts", default="1,2", show_default=True, metavar="N,...")
 @click.option("--rounds", default=10, show_default=True, help="Turns; the best one counts.")
-def main(json_file: Path | None, only: list[str], counts: str, rounds: int) -> None:
+@click.option("--compile-times", is_flag=True, help="Compile every kernel once more, alone.")
+def main(
+    json_file: Path | None, only: list[str], counts: str, rounds: int, compile_times: bool
+) -> None:
     """Measure, print a table, and write the rows."""
     numbers = [int(one) for one in counts.split(",")]
+    kept = "" if keep_memory() else "; malloc gives memory back, peers pay page faults"
     peak = dot_peak()
     measured: list[Row] = []
-    console = Console(width=120, highlight=False)
-    console.print(f"sqcompile {sqcompile.__version__}; {peak}")
+    console = Console(width=140, highlight=False)
+    console.print(f"sqcompile {sqcompile.__version__}; {peak}{kept}")
     for row in rows_of(only, numbers, rounds):
         measured.append(row)
         share = row.operations / row.ours / 1e6 / peak.gops / row.threads
@@ -84,6 +92,8 @@ def main(json_file: Path | None, only: list[str], counts: str, rounds: int) -> N
             f"{row.peer_name + ' ' + row.peer_form:24} {row.peer:9.3f} ms  {row.ratio:5.2f}x {at}"
         )
     console.print(_means(measured))
+    if compile_times:
+        console.print(_compile_times())
     if json_file is not None:
         json_file.write_text(json.dumps([_entry(row, peak.gops) for row in measured], indent=1))
     threads.set_num_threads(max(numbers))
@@ -94,6 +104,15 @@ def _entry(row: Row, gops: float) -> dict[str, object]:
     if row.operations:
         entry["share_of_peak"] = row.operations / row.ours / 1e6 / gops / row.threads
     return entry
+
+
+def _compile_times() -> Table:
+    times = sorted(((compile_seconds(one), one) for one in MADE.values()), key=lambda p: -p[0])
+    table = Table("kernel", "seconds", title=f"the slowest of {len(times)} kernels to compile")
+    for seconds, record in times[:10]:
+        operands = ", ".join(str(one) for _, one in record.spec.tensors())
+        table.add_row(f"{record.op} {operands}", f"{seconds:.2f}")
+    return table
 
 
 def _means(measured: Sequence[Row]) -> Table:

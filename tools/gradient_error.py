@@ -91,8 +91,8 @@ def recorder(path: str, layers: dict[int, Layer], numbers: Iterator[int]) -> Cal
 
         def keep(g: Tensor) -> None:
             if isinstance(module, nn.Conv2d):
-                geometry = window(path, module)
-                layers[number] = Layer(path, g.contiguous(), x.contiguous(), w, geometry)
+                images = (v.permute(0, 2, 3, 1).contiguous() for v in (g, x))
+                layers[number] = Layer(path, *images, w, window(path, module))
             else:
                 rows = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
                 layers[number] = Layer(path, rows[0], rows[1], w, None)

@@ -45,8 +45,8 @@ def schemes_of(role: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Layer:
-    """One call of one layer: float32 operands and the geometry of a convolution (None: linear,
-    with tokens in rows)."""
+    """One call of one layer: float32 operands, images channels last, and the geometry of a
+    convolution (None: linear, with tokens in rows)."""
 
     path: str
     g: Tensor
@@ -56,9 +56,8 @@ class Layer:
 
     def axes(self, role: str) -> tuple[list[int], list[int]]:
         """(reduced axes, free axes) of g in the product that gives dX or dW."""
-        if role == "dW":
-            return [axis for axis in range(self.g.dim()) if axis != 1], [1]
-        return [1], [0]
+        *others, channel = range(self.g.dim())
+        return (others, [channel]) if role == "dW" else ([channel], [0])
 
     def product(self, role: str, g: Tensor, other: Tensor) -> Tensor:
         """float32 dX from g and the weight, or dW from g and the input: its rounding, 1e-7, is far
@@ -105,7 +104,7 @@ def quantized(
     rng = torch.tensor([0, draw, 0, 0])
     stream = stream_id(layer.path, role, "gradient", 0)
     value: Tensor
-    float_scales = {"per tensor": [], "per channel": [1], "per token": reduced}
+    float_scales = {"per tensor": [], "per channel": [g.dim() - 1], "per token": reduced}
     if scheme in float_scales:
         r = absmax(g, None, free_of(g, float_scales[scheme]))
         q = quantize_stochastic(g, r, None, None, rng, bits, stream)
@@ -133,7 +132,7 @@ def operands(layer: Layer, role: str, precision: Precision) -> tuple[Tensor, Ten
         r = absmax(layer.w, None, reduced)
         scale = quant_scale(r, precision.weight_bits, True, 1)
         integers = quantize(layer.w, r, precision.weight_bits, True)
-        return layer.g * scale.view(1, -1, *[1] * (layer.g.dim() - 2)), integers.float()
+        return layer.g * scale.view(-1), integers.float()
     signed = bool((layer.x < 0).any())
     r = absmax(layer.x, None, list(range(layer.x.dim())))
     return layer.g, quantize(layer.x, r, precision.activation_bits, signed).float()

@@ -1,33 +1,16 @@
-"""The CPU target: its kernels, and how they become object code."""
+"""The CPU target: its kernels, and how they become object code.
 
-from sqcompile.backends.cpu import (
-    conv,
-    copies,
-    elementwise,
-    epilogue,
-    norm,
-    pack,
-    philox,
-    pool,
-    products,
-    quantize,
-    reduce,
-)
+Every module of this folder is imported here, because the modules register their kernels when
+they are.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
 from sqcompile.backends.cpu.build import llvm_target as compiled_for
 from sqcompile.backends.cpu.table import KERNELS
 
-__all__ = [
-    "KERNELS",
-    "compiled_for",
-    "conv",
-    "copies",
-    "elementwise",
-    "epilogue",
-    "norm",
-    "pack",
-    "philox",
-    "pool",
-    "products",
-    "quantize",
-    "reduce",
-]
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["KERNELS", "compiled_for"]

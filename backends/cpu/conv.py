@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sqcompile.backends.cpu import conv_depthwise
+from sqcompile.backends.cpu import conv_depthwise, winograd
 from sqcompile.backends.cpu.conv_dgrad import dgrad
 from sqcompile.backends.cpu.conv_fprop import fprop
 from sqcompile.backends.cpu.conv_wgrad import wgrad
@@ -26,10 +26,12 @@ def _any(spec: KernelSpec) -> bool:
 
 FPROP = (
     Algorithm("depthwise", conv_depthwise.fits, conv_depthwise.fprop),
+    Algorithm("winograd", winograd.fits, winograd.generate),
     Algorithm("direct", _any, fprop),
 )
 DGRAD = (
     Algorithm("depthwise", conv_depthwise.fits, conv_depthwise.dgrad),
+    Algorithm("winograd", winograd.fits, winograd.generate),
     Algorithm("direct", _any, dgrad),
 )
 WGRAD = (

@@ -3,33 +3,18 @@
 from collections.abc import Sequence
 
 from sqcompile.backends.cpu import nest
-from sqcompile.backends.cpu.nest import Array, Expr
-from sqcompile.backends.cpu.sweep import broadcast, contiguous, sweep
+from sqcompile.backends.cpu.nest import Array
+from sqcompile.backends.cpu.stream import stream
+from sqcompile.backends.cpu.strided import copy
+from sqcompile.backends.cpu.sweep import contiguous
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
-
-
-def _copy(
-    source: Array,
-    out: Array,
-    extents: Sequence[int],
-    read: Sequence[int],
-    write: Sequence[int],
-    begin: int = 0,
-    put: int = 0,
-) -> None:
-    """out[put + i . write] = source[begin + i . read] for every i below extents."""
-
-    def one(at: list[Expr]) -> None:
-        out.store(at[0] + put if put else at[0], source[at[1] + begin if begin else at[1]])
-
-    sweep(extents, [write, read], one)
 
 
 def _gather(spec: KernelSpec, name: str, read: Sequence[int], begin: int = 0) -> object:
     with nest.function(spec) as f:
         (out,) = f.outputs
-        _copy(f[name], out, out.shape, read, contiguous(out.shape), begin)
+        copy(f[name], out, out.shape, read, contiguous(out.shape), begin)
     return f.result
 
 
@@ -60,12 +45,6 @@ def transpose(spec: KernelSpec) -> object:
 def t(spec: KernelSpec) -> object:
     """Rows of the result in parallel."""
     return _gather(spec, "self", contiguous(spec.tensor("self").shape)[::-1])
-
-
-@KERNELS.kernel("aten::expand.default")
-def expand(spec: KernelSpec) -> object:
-    """Rows of the result in parallel."""
-    return _gather(spec, "self", broadcast(spec.outputs[0].shape, spec.tensor("self").shape))
 
 
 @KERNELS.kernel("aten::slice.Tensor")
@@ -99,16 +78,8 @@ def cat(spec: KernelSpec) -> object:
         axis, put = _axis(spec["dim"], len(out.shape)), 0
         for source in f.list("tensors"):
             if source.size:
-                _copy(source, out, source.shape, contiguous(source.shape), write, 0, put)
+                copy(source, out, source.shape, contiguous(source.shape), write, 0, put)
                 put += source.shape[axis] * write[axis]
-    return f.result
-
-
-@KERNELS.kernel("aten::full.default")
-def full(spec: KernelSpec) -> object:
-    """Chunks in parallel."""
-    with nest.function(spec) as f:
-        _fill(f.outputs[0], spec["fill_value"])
     return f.result
 
 
@@ -127,10 +98,10 @@ def constant_pad_nd(spec: KernelSpec) -> object:
         read, write = contiguous(source.shape), contiguous(out.shape)
         begin = sum(first * step for (first, _), step in zip(ends, read, strict=True))
         put = sum((e[0] + p) * step for e, p, step in zip(ends, front, write, strict=True))
-        _copy(source, out, [max(b - a, 0) for a, b in ends], read, write, begin, put)
+        copy(source, out, [max(b - a, 0) for a, b in ends], read, write, begin, put)
     return f.result
 
 
 def _fill(out: Array, value: float) -> None:
     constant = nest.const(value, out.dtype)
-    sweep([out.size], [[1]], lambda at: out.store(at[0], constant))
+    stream([out.size], [], [out], lambda elements, keep: [constant])

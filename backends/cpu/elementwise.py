@@ -1,23 +1,49 @@
-"""Ops of one rounding per element, with broadcasting: a table of what an element is.
+"""Ops of one rounding per element, with broadcasting, and groups of them: a table of what an
+element is.
 
-Scalar arguments are constants of the kernel. Loops run along the result's merged axes, in parallel
-over the outer ones. Every kernel is a single op, so no product meets a sum, except in `ema`,
-which fences it.
+Scalar arguments are constants of the kernel. In a group every value has a register of its own;
+float products are fenced where the group also adds, because LLVM would round the two once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
-from sqcompile.backends.cpu.nest import Expr
-from sqcompile.backends.cpu.sweep import broadcast, contiguous, sweep
+from sqcompile.backends.cpu.nest import Array, Expr
+from sqcompile.backends.cpu.stream import Keep, Read, stream
+from sqcompile.backends.cpu.sweep import broadcast
 from sqcompile.backends.cpu.table import KERNELS
-from sqcompile.backends.kernels import KernelSpec, TensorSpec
+from sqcompile.backends.fusion import Member, common_axes, split_strides
+from sqcompile.backends.kernels import KernelSpec, Limit, TensorSpec, no_limit
 
 Expression = Callable[..., Expr]
+Constants = Callable[[KernelSpec], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Element:
+    """What one element of an op is: `of(arguments)`, tensors and scalars converted to the dtype of
+    the result, or to the one that torch promotes the operands to; absent arguments are None and a
+    condition stays bool. `constants` follow the arguments. `multiplies` and `adds` say what LLVM
+    could contract."""
+
+    arguments: tuple[str, ...]
+    of: Expression
+    promoted: bool = False
+    multiplies: bool = False
+    adds: bool = False
+    constants: Constants = lambda spec: ()
+
+    def dtype(self, spec: KernelSpec) -> str:
+        """The dtype that `of` computes in."""
+        return _promoted(spec, self.arguments) if self.promoted else spec.outputs[0].dtype
+
+
+ELEMENTS: dict[str, Element] = {}
 
 
 def _promoted(spec: KernelSpec, arguments: tuple[str, ...]) -> str:
@@ -31,73 +57,127 @@ def _promoted(spec: KernelSpec, arguments: tuple[str, ...]) -> str:
     return str(torch.result_type(values[0], values[-1]))[6:]
 
 
-def _elementwise(
-    spec: KernelSpec, arguments: tuple[str, ...], expression: Expression, dtype: str
-) -> object:
-    """out[i] = expression(argument[i], ...): tensors converted to `dtype`, scalars constants of
-    it, absent arguments None; a condition stays bool."""
+class _Value:
+    """A member of a group at work: its constants made ahead, its element from operands."""
+
+    def __init__(self, spec: KernelSpec, fenced: bool) -> None:
+        self.element, self.fenced = ELEMENTS[spec.op], fenced
+        self.dtype = self.element.dtype(spec)
+        self.tensors = [name for name, _ in spec.tensors()]
+        self.scalars = {
+            name: self._constant(spec.get(name))
+            for name in self.element.arguments
+            if name not in self.tensors
+        }
+        self.more = [self._constant(value) for value in self.element.constants(spec)]
+
+    def _constant(self, value: Any) -> Expr:
+        if value is None:
+            return None
+        return nest.literal(value) if self.dtype == "float32" else nest.const(value, self.dtype)
+
+    def of(self, operands: Sequence[Expr]) -> Expr:
+        """The element, from those of the tensor arguments."""
+        given = self.scalars | {
+            name: self._converted(name, value)
+            for name, value in zip(self.tensors, operands, strict=True)
+        }
+        value = self.element.of(*(given[name] for name in self.element.arguments), *self.more)
+        return nest.fence(value) if self.fenced else value
+
+    def _converted(self, name: str, value: Expr) -> Expr:
+        same = nest.dtype_of(value) == self.dtype or name == "condition"
+        return value if same else nest.cast(value, self.dtype)
+
+
+def _pass(
+    f: nest.Function, members: Sequence[Member], inputs: Sequence[Array], results: Sequence[int]
+) -> None:
+    """All members in one pass; `results` are the numbers of the values that are stored."""
+    axes = common_axes([member.spec.outputs[0].shape for member in members])
+    assert axes is not None
+    used = [ELEMENTS[member.spec.op] for member in members]
+    adds = len(members) > 1 and any(element.adds for element in used)
+    values = [
+        _Value(m.spec, adds and e.multiplies and m.spec.outputs[0].dtype == "float32")
+        for m, e in zip(members, used, strict=True)
+    ]
+    numbers: dict[Read, int] = {}
+    places: list[list[int | None]] = []
+    for member in members:
+        places.append([])
+        shape = member.spec.outputs[0].shape
+        for number, (_, operand) in zip(member.operands, member.spec.tensors(), strict=True):
+            if number >= len(inputs):
+                places[-1].append(None)
+                continue
+            steps = split_strides(shape, broadcast(shape, operand.shape), axes)
+            read = Read(inputs[number], tuple(steps))
+            places[-1].append(numbers.setdefault(read, len(numbers)))
+
+    def compute(elements: Sequence[Expr], keep: Keep) -> list[Expr]:
+        known: dict[int, Expr] = {}
+        held = {index: keep(one) for index, one in enumerate(elements)} if len(members) > 1 else {}
+        for index, (member, value, reads) in enumerate(zip(members, values, places, strict=True)):
+            operands: list[Expr] = []
+            for position, (number, read) in enumerate(zip(member.operands, reads, strict=True)):
+                one = known[number] if read is None else held.get(read, elements[read])
+                # Two names for a value that meets itself: TVM takes x - x for 0, x == x for true.
+                again = len(members) > 1 and number in member.operands[:position]
+                operands.append(keep(one) if again else one)
+            one = value.of(operands)
+            known[len(inputs) + index] = keep(one) if len(members) > 1 else one
+        return [known[number] for number in results]
+
+    stream(axes, list(numbers), f.outputs, compute)
+
+
+def single(spec: KernelSpec) -> object:
+    """One pass, in vectors: see sqcompile.backends.cpu.stream."""
     with nest.function(spec) as f:
-        (out,) = f.outputs
-        present = {name: f[name] for name in arguments if name in f.tensors}
-
-        def constant(name: str) -> Expr:
-            value = spec.get(name)
-            if value is None:
-                return None
-            return nest.literal(value) if dtype == "float32" else nest.const(value, dtype)
-
-        def element(name: str, index: Expr) -> Expr:
-            value = present[name][index]
-            same = present[name].dtype == dtype or name == "condition"
-            return value if same else nest.cast(value, dtype)
-
-        def one(at: list[Expr]) -> None:
-            index = dict(zip(present, at[1:], strict=True))
-            chosen = [element(n, index[n]) if n in index else constant(n) for n in arguments]
-            out.store(at[0], expression(*chosen))
-
-        steps = [broadcast(out.shape, a.shape) for a in present.values()]
-        sweep(out.shape, [contiguous(out.shape), *steps], one)
+        inputs = [f[name] for name, _ in spec.tensors()]
+        _pass(f, [Member(spec, tuple(range(len(inputs))))], inputs, [len(inputs)])
     return f.result
 
 
-def _arithmetic(*arguments: str, of: Expression) -> Callable[[KernelSpec], object]:
-    """Computed in the dtype of the result."""
-
-    def generate(spec: KernelSpec) -> object:
-        """Along the result's merged axes, operands broadcast."""
-        return _elementwise(spec, arguments, of, spec.outputs[0].dtype)
-
-    return generate
+@KERNELS.group
+def group(spec: KernelSpec) -> object:
+    """One pass, in vectors, whatever the number of ops."""
+    with nest.function(spec) as f:
+        _pass(f, spec["members"], [f[name] for name, _ in spec.tensors()], spec["results"])
+    return f.result
 
 
-def _comparison(*arguments: str, of: Expression) -> Callable[[KernelSpec], object]:
-    """Computed in the dtype that torch promotes the operands to; the result is bool."""
-
-    def generate(spec: KernelSpec) -> object:
-        """Along the result's merged axes, operands broadcast."""
-        return _elementwise(spec, arguments, of, _promoted(spec, arguments))
-
-    return generate
+def _enter(*ops: str, limit: Limit = no_limit, **element: Any) -> None:
+    """Put ops that compute the same into the table."""
+    for op in ops:
+        ELEMENTS[op] = Element(**element)
+    KERNELS.elementwise(*ops, limit=limit)(single)
 
 
 def _zero(x: Expr) -> Expr:
     return nest.zero(nest.dtype_of(x))
 
 
+def _is_float(x: Expr) -> bool:
+    return "float" in nest.dtype_of(x)
+
+
+def _int32(x: Expr) -> Expr:
+    return nest.bits_of(x, "int32")
+
+
 def _negative(x: Expr) -> Expr:
     """-x; for floats a flipped sign bit, because 0 - x is not -x at zero."""
-    if "float" not in nest.dtype_of(x):
+    if not _is_float(x):
         return _zero(x) - x
-    flipped = tirx.bitwise_xor(nest.bits_of(x, "int32"), nest.const(-(2**31), "int32"))
-    return nest.bits_of(flipped, "float32")
+    return nest.bits_of(tirx.bitwise_xor(_int32(x), nest.const(-(2**31), "int32")), "float32")
 
 
 def _magnitude(x: Expr) -> Expr:
-    if "float" not in nest.dtype_of(x):
+    if not _is_float(x):
         return nest.select(x < _zero(x), _zero(x) - x, x)
-    cleared = tirx.bitwise_and(nest.bits_of(x, "int32"), nest.const(0x7FFFFFFF, "int32"))
-    return nest.bits_of(cleared, "float32")
+    return nest.bits_of(tirx.bitwise_and(_int32(x), nest.const(0x7FFFFFFF, "int32")), "float32")
 
 
 def _clamp(x: Expr, low: Expr, high: Expr) -> Expr:
@@ -111,14 +191,23 @@ def _hardtanh_backward(g: Expr, x: Expr, low: Expr, high: Expr) -> Expr:
 
 
 def _sign(x: Expr) -> Expr:
-    """1, 0 or -1; 0 for NaN, as in torch."""
-    dtype = nest.dtype_of(x)
-    zero, one = _zero(x), nest.const(1, dtype)
+    dtype, zero = nest.dtype_of(x), _zero(x)
+    one = nest.const(1, dtype)
     return nest.select(x > zero, one, nest.select(x < zero, nest.const(-1, dtype), zero))
 
 
 def _truth(x: Expr) -> Expr:
-    return x if nest.dtype_of(x) == "bool" else tirx.Not(tirx.EQ(x, _zero(x)))
+    """x != 0; by its bits for a float, because TVM's comparison is false for NaN."""
+    if nest.dtype_of(x) == "bool":
+        return x
+    bits = tirx.bitwise_and(_int32(x), nest.const(0x7FFFFFFF, "int32")) if _is_float(x) else x
+    return tirx.NE(bits, _zero(bits))
+
+
+def _not(condition: Expr) -> Expr:
+    """TVM would turn the negation of a comparison into another one, which NaN does not pass."""
+    flipped = tirx.bitwise_xor(nest.cast(condition, "uint8"), nest.const(1, "uint8"))
+    return tirx.NE(flipped, nest.zero("uint8"))
 
 
 def _scaled(spec: KernelSpec) -> str:
@@ -131,13 +220,17 @@ def _to_integers(spec: KernelSpec) -> str:
     return "float to integer conversion" if floats or "float64" in (source, result) else ""
 
 
+_PAIR = {"arguments": ("self", "other")}
+_ONE = {"arguments": ("self",)}
+
 for _name, _of in {"add": lambda a, b: a + b, "sub": lambda a, b: a - b}.items():
-    _generate = _arithmetic("self", "other", of=_of)
-    KERNELS.kernel(f"aten::{_name}.Tensor", f"aten::{_name}.Scalar", limit=_scaled)(_generate)
+    _enter(
+        f"aten::{_name}.Tensor", f"aten::{_name}.Scalar", limit=_scaled, of=_of, adds=True, **_PAIR
+    )
 
 for _name, _of in {"mul": lambda a, b: a * b, "div": lambda a, b: a / b}.items():
-    _generate = _arithmetic("self", "other", of=_of)
-    KERNELS.kernel(f"aten::{_name}.Tensor", f"aten::{_name}.Scalar")(_generate)
+    # A division by a power of two is a product to LLVM.
+    _enter(f"aten::{_name}.Tensor", f"aten::{_name}.Scalar", of=_of, multiplies=True, **_PAIR)
 
 for _name, _of in {
     "gt": lambda a, b: a > b,
@@ -145,69 +238,66 @@ for _name, _of in {
     "lt": lambda a, b: a < b,
     "le": lambda a, b: a <= b,
     "eq": tirx.EQ,
-    "ne": lambda a, b: tirx.Not(tirx.EQ(a, b)),
-    "logical_and": lambda a, b: tirx.And(_truth(a), _truth(b)),
-    "logical_or": lambda a, b: tirx.Or(_truth(a), _truth(b)),
+    "ne": lambda a, b: _not(tirx.EQ(a, b)),
 }.items():
-    _overloads = ("default",) if _name.startswith("logical") else ("Tensor", "Scalar")
-    _generate = _comparison("self", "other", of=_of)
-    KERNELS.kernel(*(f"aten::{_name}.{overload}" for overload in _overloads))(_generate)
+    _enter(f"aten::{_name}.Tensor", f"aten::{_name}.Scalar", of=_of, promoted=True, **_PAIR)
 
-KERNELS.kernel("aten::logical_not.default")(_comparison("self", of=lambda x: tirx.Not(_truth(x))))
-KERNELS.kernel("aten::sgn.default", "aten::sign.default")(_arithmetic("self", of=_sign))
-KERNELS.kernel("aten::neg.default")(_arithmetic("self", of=_negative))
-KERNELS.kernel("aten::abs.default")(_arithmetic("self", of=_magnitude))
-KERNELS.kernel("sq::sqrt")(_arithmetic("x", of=tirx.sqrt))
-KERNELS.kernel("aten::clone.default")(_arithmetic("self", of=lambda x: x))
-KERNELS.kernel("aten::_to_copy.default", limit=_to_integers)(_arithmetic("self", of=lambda x: x))
-KERNELS.kernel("aten::relu.default")(
-    _arithmetic("self", of=lambda x: nest.select(x < _zero(x), _zero(x), x))
+_enter(
+    "aten::logical_and.default",
+    of=lambda a, b: tirx.And(_truth(a), _truth(b)),
+    promoted=True,
+    **_PAIR,
 )
-KERNELS.kernel("aten::threshold_backward.default")(
-    _arithmetic(
-        "grad_output",
-        "self",
-        "threshold",
-        of=lambda g, x, limit: nest.select(x <= limit, _zero(g), g),
-    )
+_enter(
+    "aten::logical_or.default",
+    of=lambda a, b: tirx.Or(_truth(a), _truth(b)),
+    promoted=True,
+    **_PAIR,
 )
-KERNELS.kernel("aten::leaky_relu.default")(
-    _arithmetic(
-        "self", "negative_slope", of=lambda x, slope: nest.select(x > _zero(x), x, x * slope)
-    )
+_enter("aten::logical_not.default", of=lambda x: _not(_truth(x)), promoted=True, **_ONE)
+_enter("aten::sgn.default", "aten::sign.default", of=_sign, **_ONE)
+_enter("aten::neg.default", of=_negative, **_ONE)
+_enter("aten::abs.default", of=_magnitude, **_ONE)
+_enter("sq::sqrt", of=tirx.sqrt, arguments=("x",))
+_enter("aten::clone.default", "aten::expand.default", of=lambda x: x, **_ONE)
+_enter("aten::_to_copy.default", limit=_to_integers, of=lambda x: x, **_ONE)
+_enter("aten::full.default", of=lambda x: x, arguments=("fill_value",))
+_enter("aten::relu.default", of=lambda x: nest.select(x < _zero(x), _zero(x), x), **_ONE)
+_enter(
+    "aten::threshold_backward.default",
+    of=lambda g, x, limit: nest.select(x <= limit, _zero(g), g),
+    arguments=("grad_output", "self", "threshold"),
 )
-KERNELS.kernel("aten::leaky_relu_backward.default")(
-    _arithmetic(
-        "grad_output",
-        "self",
-        "negative_slope",
-        of=lambda g, x, slope: nest.select(x > _zero(x), g, g * slope),
-    )
+_enter(
+    "aten::leaky_relu.default",
+    of=lambda x, slope: nest.select(x > _zero(x), x, x * slope),
+    arguments=("self", "negative_slope"),
+    multiplies=True,
 )
-KERNELS.kernel("aten::hardtanh.default")(_arithmetic("self", "min_val", "max_val", of=_clamp))
-KERNELS.kernel("aten::hardtanh_backward.default")(
-    _arithmetic("grad_output", "self", "min_val", "max_val", of=_hardtanh_backward)
+_enter(
+    "aten::leaky_relu_backward.default",
+    of=lambda g, x, slope: nest.select(x > _zero(x), g, g * slope),
+    arguments=("grad_output", "self", "negative_slope"),
+    multiplies=True,
 )
-KERNELS.kernel("aten::clamp.default")(_arithmetic("self", "min", "max", of=_clamp))
-KERNELS.kernel("aten::reciprocal.default")(
-    _arithmetic("self", of=lambda x: nest.const(1, nest.dtype_of(x)) / x)
+_enter("aten::hardtanh.default", of=_clamp, arguments=("self", "min_val", "max_val"))
+_enter(
+    "aten::hardtanh_backward.default",
+    of=_hardtanh_backward,
+    arguments=("grad_output", "self", "min_val", "max_val"),
 )
-KERNELS.kernel("aten::where.self", "aten::where.ScalarOther")(
-    _arithmetic("condition", "self", "other", of=nest.select)
+_enter("aten::clamp.default", of=_clamp, arguments=("self", "min", "max"))
+_enter("aten::reciprocal.default", of=lambda x: nest.const(1, nest.dtype_of(x)) / x, **_ONE)
+_enter(
+    "aten::where.self",
+    "aten::where.ScalarOther",
+    of=nest.select,
+    arguments=("condition", "self", "other"),
 )
-
-
-@KERNELS.kernel("sq::ema")
-def ema(spec: KernelSpec) -> object:
-    """Elementwise, in vectors: two rounded products, one rounded sum."""
-    momentum = spec["momentum"]
-    with nest.function(spec) as f:
-        old, new, (out,) = f["old"], f["new"], f.outputs
-        kept, added = nest.literal(1.0 - momentum), nest.literal(momentum)
-
-        def one(at: list[Expr]) -> None:
-            i = at[0]
-            out.store(i, nest.fence(old[i] * kept) + nest.fence(new[i] * added))
-
-        sweep([out.size], [[1]], one, explicit=True)
-    return f.result
+_enter(
+    "sq::ema",
+    of=lambda old, new, kept, added: nest.fence(old * kept) + nest.fence(new * added),
+    arguments=("old", "new"),
+    constants=lambda spec: (1.0 - spec["momentum"], spec["momentum"]),
+    adds=True,
+)

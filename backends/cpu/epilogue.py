@@ -1,7 +1,10 @@
 """From accumulators to results: the accumulator itself, or one rounding to float32, the scales
 from left to right, the bias, ReLU."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import Array, Expr
@@ -11,37 +14,94 @@ from sqcompile.backends.kernels import KernelSpec
 
 
 class Epilogue:
-    """Writes the results of a product; scales and bias are broadcast to the result's shape."""
+    """Writes the results of a product; scales and bias are broadcast to the result's shape.
+
+    A second output, where there is one, takes the largest magnitude of all results: each task
+    keeps a vector of maxima, compared on the bits without the sign, where a NaN is the largest.
+    """
 
     def __init__(self, spec: KernelSpec, f: nest.Function) -> None:
-        (self.out,) = f.outputs
+        self.out, *absmax = f.outputs
         self.shape = self.out.shape
         self.scales, self.bias = f.list("scales"), f.get("bias")
         self.relu = bool(spec.get("relu", False))
         self.fenced = self.bias is not None and bool(self.scales)
+        self.absmax: Array | None = absmax[0] if absmax else None
+        self._maxima: Array | None = None
+        self._peaks: Array | None = None
+
+    def prepare(self, tasks: int) -> None:
+        """Before the tasks: memory for their maxima."""
+        if self.absmax is not None:
+            self._maxima = nest.scratch(tasks, "int32")
+
+    @contextmanager
+    def task(self, index: Expr) -> Iterator[None]:
+        """Around what a task writes."""
+        if self._maxima is None:
+            yield
+            return
+        lanes = nest.ramp(0)
+        self._peaks = nest.scratch(nest.LANES, "int32")
+        self._peaks.store(lanes, nest.splat(nest.zero("int32")))
+        yield
+        best = nest.scratch(1, "int32")
+        best.store(0, nest.zero("int32"))
+        with nest.serial(nest.LANES, "lane") as lane:
+            best.store(0, tirx.max(best[0], self._peaks[lane]))
+        self._maxima.store(index, best[0])
+
+    def finish(self, tasks: int) -> None:
+        """After the tasks: the largest of their maxima."""
+        if self.absmax is None:
+            return
+        best = nest.scratch(1, "int32")
+        best.store(0, nest.zero("int32"))
+        if self._maxima is not None:
+            with nest.serial(tasks, "task") as task:
+                best.store(0, tirx.max(best[0], self._maxima[task]))
+        self.absmax.store(0, nest.bits_of(best[0], "float32"))
+
+    def _seen(self, y: Expr, lanes: int) -> None:
+        """Take results into the maxima of the task."""
+        if self._peaks is None:
+            return
+        magnitude = nest.const(0x7FFFFFFF, "int32")
+        if lanes == 1:
+            bits = tirx.bitwise_and(nest.bits_of(y, "int32"), magnitude)
+            self._peaks.store(0, tirx.max(self._peaks[0], bits))
+            return
+        index = nest.ramp(0, lanes)
+        bits = tirx.reinterpret(f"int32x{lanes}", y)
+        bits = tirx.bitwise_and(bits, nest.splat(magnitude, lanes))
+        self._peaks.store(index, tirx.max(self._peaks[index], bits))
 
     def steps(self, operand: Array) -> list[int]:
         """The strides with which a scale or the bias is read as the result."""
         return broadcast(self.shape, operand.shape)
 
-    def value(self, acc: Expr, scales: Sequence[Expr], bias: Expr | None) -> Expr:
-        """One result."""
+    def value(self, acc: Expr, scales: Sequence[Expr], bias: Expr | None, lanes: int = 1) -> Expr:
+        """One result, or a vector of `lanes`."""
+        y = nest.cast(acc, self.out.dtype, lanes)
         if self.out.dtype != "float32":
-            return acc
-        y = nest.cast(acc, "float32")
+            return y
         for scale in scales:
             y = y * scale
         if bias is not None:
-            y = (nest.fence(y) if scales else y) + bias
+            y = (nest.fence(y, lanes) if scales else y) + bias
         if self.relu:
-            y = nest.select(y < nest.zero("float32"), nest.zero("float32"), y)
+            zero = nest.zero("float32")
+            zero = zero if lanes == 1 else nest.splat(zero, lanes)
+            y = nest.select(y < zero, zero, y)
         return y
 
     def element(self, acc: Expr, at: Sequence[Expr]) -> None:
         """The result at coordinates `at`."""
         scales = [a[nest.linear(at, self.steps(a))] for a in self.scales]
         bias = None if self.bias is None else self.bias[nest.linear(at, self.steps(self.bias))]
-        self.out.store(nest.linear(at, contiguous(self.shape)), self.value(acc, scales, bias))
+        index = nest.linear(at, contiguous(self.shape))
+        self.out.store(index, self.value(acc, scales, bias))
+        self._seen(self.out[index], 1)
 
     def vector(self, acc: Expr, at: Sequence[Expr], lanes: int) -> None:
         """`lanes` results along the last axis, the first at coordinates `at`, from a vector of
@@ -54,17 +114,11 @@ class Epilogue:
                 return operand[nest.ramp(first, lanes)]
             return nest.splat(operand[first], lanes)
 
-        y = acc
-        if self.out.dtype == "float32":
-            y = nest.cast(acc, "float32", lanes)
-            for scale in self.scales:
-                y = y * read(scale)
-            if self.bias is not None:
-                y = (nest.fence(y, lanes) if self.scales else y) + read(self.bias)
-            if self.relu:
-                zero = nest.splat(nest.zero("float32"), lanes)
-                y = nest.select(y < zero, zero, y)
-        self.out.store(nest.ramp(nest.linear(at, contiguous(self.shape)), lanes), y)
+        bias = None if self.bias is None else read(self.bias)
+        y = self.value(acc, [read(scale) for scale in self.scales], bias, lanes)
+        index = nest.ramp(nest.linear(at, contiguous(self.shape)), lanes)
+        self.out.store(index, y)
+        self._seen(self.out[index], lanes)
 
     def row(self, acc: Array, start: Expr, at: Sequence[Expr], length: Expr) -> None:
         """Results `at` (the coordinates of the first one), ... along the last axis, from

@@ -99,6 +99,11 @@ def _flat(buffer: Any, spec: TensorSpec) -> Array:
     return Array(flat, spec)
 
 
+def viewed(array: Array, spec: TensorSpec) -> Array:
+    """The memory of a tensor read and written as another dtype of the same size."""
+    return _flat(array.buffer, spec)
+
+
 def scratch(size: int, dtype: str) -> Array:
     """Uninitialised memory: a stack slot when small, a workspace of the runtime otherwise."""
     return Array(T.alloc_buffer((max(size, 1),), dtype), TensorSpec((size,), dtype))
@@ -152,6 +157,28 @@ def bits_of(value: Expr, dtype: str) -> Expr:
     return tirx.reinterpret(dtype, value)
 
 
+def bound(value: Expr) -> Expr:
+    """The value of a load as a variable: an expression is loaded again wherever it stands.
+
+    TVM puts integers that read no memory back where they stand: `kept` holds those.
+    """
+    return T.bind(value)
+
+
+def kept(values: Sequence[Expr], dtype: str, lanes: int) -> list[Expr]:
+    """Vectors, each computed once, in registers if they fit: without it a tree in which values
+    stand twice at every level is exponentially large."""
+    most = 1023 * 8 // (lanes * int("".join(filter(str.isdigit, dtype))))
+    found = []
+    for first in range(0, len(values), most):
+        part = values[first : first + most]
+        slots = scratch(len(part) * lanes, dtype)
+        for i, value in enumerate(part):
+            slots.store(ramp(i * lanes, lanes), value)
+        found += [slots[ramp(i * lanes, lanes)] for i in range(len(part))]
+    return found
+
+
 def fence(product: Expr, lanes: int = 1) -> Expr:
     """A float32 product (of `lanes` lanes) that LLVM must round before it adds something to it."""
     kind = "float32" if lanes == 1 else f"float32x{lanes}"
@@ -182,9 +209,9 @@ def parallel(extent: int, work: int, name: str = "i") -> Iterator[Expr]:
 
 
 @contextmanager
-def lanes(name: str = "lane") -> Iterator[Expr]:
-    """A loop over the LANES elements of an explicit vector."""
-    with T.vectorized(0, LANES) as i:
+def lanes(name: str = "lane", count: int = LANES) -> Iterator[Expr]:
+    """A loop over the elements of an explicit vector."""
+    with T.vectorized(0, count) as i:
         IRBuilder.name(name, i)
         yield i
 

@@ -1,115 +1,32 @@
-"""Reductions: maxima in any order, float sums in the one order of `sqcompile.ops.reduce`."""
+"""Float sums in the one order of `sqcompile.ops.reduce`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
 
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
+from sqcompile.backends.cpu.machine import machine
 from sqcompile.backends.cpu.nest import Array, Expr
-from sqcompile.backends.cpu.quantize import inverse
-from sqcompile.backends.cpu.sweep import broadcast, contiguous, merge, rows
+from sqcompile.backends.cpu.sweep import contiguous, in_vectors, merge
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.reduce import CHUNK
 
-SLICES = 64
-"""Parts of the first reduced axis that threads take when few results are kept."""
 COLUMNS = 64
-"""Results that one task of a column sum keeps in registers and cache."""
-
-
-@KERNELS.kernel("sq::absmax")
-def absmax(spec: KernelSpec) -> object:
-    """Maximum of the bits without the sign, as int32: exact in any order.
-
-    Parallel over the kept axes, or over slices of the first axis into partial maxima when those
-    are few; loops follow memory, so the innermost one is contiguous.
-    """
-    axes = spec["axes"]
-    with nest.function(spec) as f:
-        x, outer, (out,) = f["x"], f.get("outer"), f.outputs
-
-        def magnitude(at: list[Expr]) -> Expr:
-            value = x[at[0]] if outer is None else x[at[0]] * inverse(outer[at[1]])
-            bits = nest.bits_of(value, "int32")
-            return tirx.bitwise_and(bits, nest.const(0x7FFFFFFF, "int32"))
-
-        kept = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
-        read = [contiguous(x.shape)]
-        if outer is not None:
-            read.append(broadcast(x.shape, outer.shape))
-        _maxima(x.shape, kept, read, magnitude, out)
-    return f.result
-
-
-def _maxima(
-    shape: Sequence[int],
-    kept: Sequence[int],
-    read: list[list[int]],
-    magnitude: Callable[[list[Expr]], Expr],
-    out: Array,
-) -> None:
-    extents, steps = merge(shape, [*read, broadcast(shape, kept)])
-    *read, into = steps
-    reduced = [step == 0 for step in into]
-    head = extents[0]
-    if prod(extents) < nest.PARALLEL_WORK or not reduced[0]:
-        _maxima_of(extents, read, into, magnitude, out)
-        return
-    slices = min(SLICES, head)
-    partial = nest.scratch(slices * out.size, "int32")
-    with nest.parallel(slices, prod(extents), "slice") as part:
-        begin = tirx.floordiv(part * head, slices)
-        count = tirx.floordiv((part + 1) * head, slices) - begin
-        base = part * out.size
-        with nest.serial(out.size, "clear") as i:
-            partial.store(base + i, nest.zero("int32"))
-        with nest.serial(count, "first") as first:
-            starts = [(begin + first) * s[0] for s in read]
-            with nest.loops(extents[1:]) as inner:
-                at = [nest.linear(inner, s[1:], b) for s, b in zip(read, starts, strict=True)]
-                index = base + nest.linear(inner, into[1:])
-                partial.store(index, tirx.max(partial[index], magnitude(at)))
-    with nest.serial(out.size, "o") as o:
-        best = nest.scratch(1, "int32")
-        best.store(0, nest.zero("int32"))
-        with nest.serial(slices, "slice") as part:
-            best.store(0, tirx.max(best[0], partial[part * out.size + o]))
-        out.store(o, nest.bits_of(best[0], "float32"))
-
-
-def _maxima_of(
-    extents: list[int],
-    read: list[list[int]],
-    into: list[int],
-    magnitude: Callable[[list[Expr]], Expr],
-    out: Array,
-) -> None:
-    """Parallel over the leading kept axes; everything inside runs in memory order."""
-    split = 0
-    while split < len(into) and into[split]:
-        split += 1
-    inner_size = prod([n for n, step in zip(extents[split:], into[split:], strict=True) if step])
-    with rows(extents[:split], [*(s[:split] for s in read), into[:split]], prod(extents)) as starts:
-        *starts, place = starts
-        best = nest.scratch(inner_size, "int32")
-        with nest.serial(inner_size, "clear") as i:
-            best.store(i, nest.zero("int32"))
-        with nest.loops(extents[split:]) as inner:
-            at = [nest.linear(inner, s[split:], b) for s, b in zip(read, starts, strict=True)]
-            index = nest.linear(inner, into[split:])
-            best.store(index, tirx.max(best[index], magnitude(at)))
-        with nest.serial(inner_size, "o") as o:
-            out.store(place + o, nest.bits_of(best[o], "float32"))
+"""Results that one task of a column sum takes: rows of x are read in pieces of four lines."""
+TILE = 64
+"""Rows that a column sum takes for one vector of results before it goes to the next."""
 
 
 @KERNELS.kernel("sq::ordered_sum")
 def ordered_sum(spec: KernelSpec) -> object:
-    """Parallel over the kept elements.
+    """Chunks of CHUNK reduced elements in parallel, their sums then added in order.
 
-    When the reduced elements are innermost a task sums one result in vectors of 16 lanes, else
-    COLUMNS results side by side, 16 accumulators each.
+    A chunk's 16 lanes are registers. When what is kept is innermost, neighbouring results are
+    summed side by side: few of them (C) as C vectors that hold 16 rows, more in blocks of
+    COLUMNS, a vector of results for each lane. When what is reduced is innermost, one vector
+    holds the lanes of one result.
     """
     axes = sorted(spec["axes"])
     with nest.function(spec) as f:
@@ -118,106 +35,173 @@ def ordered_sum(spec: KernelSpec) -> object:
         others = [axis for axis in range(len(x.shape)) if axis not in axes]
         reduced, (read,) = merge([x.shape[a] for a in axes], [[own[a] for a in axes]])
         kept, (keep,) = merge([x.shape[a] for a in others], [[own[a] for a in others]])
-        work = x.size
-        if not x.size:
-            _zeros(out)
-        elif keep[-1] == 1 and kept[-1] > 1:
-            _column_sums(x, out, (reduced, read), (kept, keep), work)
+        if x.size:
+            _Sum(x, out, (reduced, read), (kept, keep)).run()
         else:
-            with nest.parallel(out.size, work, "o") as o:
-                start = nest.linear(nest.unravel(o, kept), keep)
-                _row_sum(x, out, o, start, reduced, read)
+            in_vectors(out.size, lambda at, lanes: _clear(out, at, lanes))
     return f.result
 
 
-def _zeros(out: Array) -> None:
-    with nest.serial(out.size, "o") as o:
-        out.store(o, nest.zero("float32"))
+def _clear(array: Array, at: Expr, lanes: int) -> None:
+    with nest.lanes(count=lanes) as lane:
+        array.store(at + lane, nest.zero("float32"))
 
 
-def _row_sum(
-    x: Array, out: Array, place: Expr, start: Expr, extents: list[int], read: list[int]
-) -> None:
-    """out[place] = the sum of the reduced elements, which begin at `start`."""
-    count, lanes = prod(extents), nest.LANES
-    acc = nest.scratch(lanes, "float32")
-    total = nest.scratch(1, "float32")
-    total.store(0, nest.zero("float32"))
-    in_vectors = read[-1] == 1 and extents[-1] % lanes == 0 or extents == [count] and read == [1]
+def _add(array: Array, at: Expr, value: Callable[[Expr], Expr], lanes: int) -> None:
+    with nest.lanes(count=lanes) as lane:
+        array.store(at + lane, array[at + lane] + value(lane))
 
-    def element(k: Expr) -> Expr:
-        return x[nest.linear(nest.unravel(k, extents), read, start)]
 
-    def chunk(first: Expr, size: int) -> None:
-        with nest.lanes() as lane:
-            acc.store(lane, nest.zero("float32"))
-        whole = size // lanes if in_vectors else 0
-        if whole:
-            with nest.serial(whole, "v") as v:
-                k = nest.unravel(first + v * lanes, extents)
-                at = nest.linear(k, read, start)
-                with nest.lanes() as lane:
-                    acc.store(lane, acc[lane] + x[at + lane])
-        if size % lanes or not whole:
-            with nest.serial(size - whole * lanes, "k") as k:
-                lane = tirx.floormod(k, lanes)
-                acc.store(lane, acc[lane] + element(first + whole * lanes + k))
-        half = lanes // 2
-        while half:
-            for lane in range(half):
-                acc.store(lane, acc[lane] + acc[half + lane])
+class _Sum:
+    """`width` neighbouring results at a time, of `inner`; `extents` and `read` walk what is
+    reduced, `outer` and `keep` the other results."""
+
+    def __init__(
+        self,
+        x: Array,
+        out: Array,
+        reduced: tuple[list[int], list[int]],
+        kept: tuple[list[int], list[int]],
+    ) -> None:
+        self.x, self.out = x, out
+        self.extents, self.read = reduced
+        self.count = prod(self.extents)
+        self.outer, self.keep = kept
+        self.inner = 1
+        if self.keep[-1] == 1 and self.outer[-1] > 1:
+            self.inner, self.outer, self.keep = self.outer[-1], self.outer[:-1], self.keep[:-1]
+        rows = self.extents == [self.count] and self.read == [self.inner]
+        # A vector of 16 elements is one register of AVX-512 and several smaller ones elsewhere.
+        registers = machine().registers * machine().lanes // nest.LANES
+        self.flat = rows and self.inner <= registers // 2
+        self.width = self.inner if self.flat else min(COLUMNS, self.inner)
+
+    def run(self) -> None:
+        """Sums of chunks, then sums of those."""
+        whole, rest = divmod(self.count, CHUNK)
+        chunks, blocks = whole + (rest > 0), -(-self.inner // self.width)
+        sums = self.out if chunks == 1 else nest.scratch(chunks * self.out.size, "float32")
+        with nest.parallel(prod(self.outer) * blocks * chunks, self.x.size, "task") as task:
+            chunk = tirx.floormod(task, chunks) if chunks > 1 else 0
+            place = tirx.floordiv(task, chunks)
+            row, first = tirx.floordiv(place, blocks), tirx.floormod(place, blocks) * self.width
+            if self.inner % self.width:
+                first = tirx.min(first, self.inner - self.width)
+            start = nest.linear(nest.unravel(row, self.outer), self.keep, first)
+            at = chunk * self.out.size + row * self.inner + first
+            if whole and rest:
+                with nest.when(chunk < whole):
+                    self._chunk(sums, at, start, chunk * CHUNK, CHUNK)
+                with nest.when(tirx.EQ(chunk, whole)):
+                    self._chunk(sums, at, start, whole * CHUNK, rest)
+            else:
+                self._chunk(sums, at, start, chunk * CHUNK, rest or CHUNK)
+        if chunks > 1:
+            in_vectors(self.out.size, lambda at, lanes: self._total(sums, at, lanes, chunks))
+
+    def _total(self, sums: Array, at: Expr, lanes: int, chunks: int) -> None:
+        total = nest.scratch(lanes, "float32")
+        _clear(total, 0, lanes)
+        with nest.serial(chunks, "chunk") as chunk:
+            _add(total, 0, lambda lane: sums[chunk * self.out.size + at + lane], lanes)
+        with nest.lanes(count=lanes) as lane:
+            self.out.store(at + lane, total[lane])
+
+    def _chunk(self, sums: Array, at: Expr, start: Expr, first: Expr, size: int) -> None:
+        """sums[at ...] = the sums of reduced elements first ... first + size - 1."""
+        if self.inner > 1 and not self.flat:
+            self._columns(sums, at, start, first, size)
+            return
+        held = nest.scratch(nest.LANES * self.width, "float32")
+        self._lanes(held, start, first, size)
+        half = nest.LANES // 2 * self.width
+        while half >= self.width:
+            with nest.serial(half, "i") as i:
+                held.store(i, held[i] + held[half + i])
             half //= 2
-        total.store(0, total[0] + acc[0])
+        with nest.serial(self.width, "c") as c:
+            sums.store(at + c, held[c])
 
-    if count // CHUNK:
-        with nest.serial(count // CHUNK, "chunk") as c:
-            chunk(c * CHUNK, CHUNK)
-    if count % CHUNK:
-        chunk(count - count % CHUNK, count % CHUNK)
-    out.store(place, total[0])
+    def _lanes(self, held: Array, start: Expr, first: Expr, size: int) -> None:
+        """held[lane, result] = the sums of the lanes of one chunk: 16 rows follow each other."""
+        lanes, width = nest.LANES, self.width
+        registers = [nest.scratch(lanes, "float32") for _ in range(width)]
+        for register in registers:
+            _clear(register, 0, lanes)
+        runs = self.flat or (self.extents[-1] % lanes == 0 and self.read[-1] == 1)
 
+        def place(k: Expr) -> Expr:
+            if self.flat:
+                return start + k * width
+            return nest.linear(nest.unravel(k, self.extents), self.read, start)
 
-def _column_sums(
-    x: Array,
-    out: Array,
-    reduced: tuple[list[int], list[int]],
-    kept: tuple[list[int], list[int]],
-    work: int,
-) -> None:
-    """Blocks of neighbouring results; the rows of x are read whole."""
-    (extents, read), (outer, keep) = reduced, kept
-    count, inner, lanes = prod(extents), outer[-1], nest.LANES
-    blocks = -(-inner // COLUMNS)
-    with nest.parallel(prod(outer[:-1]) * blocks, work, "task") as task:
-        first = tirx.floormod(task, blocks) * COLUMNS
-        row = tirx.floordiv(task, blocks)
-        start = nest.linear(nest.unravel(row, outer[:-1]), keep[:-1], first)
-        width = tirx.min(COLUMNS, inner - first) if inner % COLUMNS else COLUMNS
-        acc = nest.scratch(lanes * COLUMNS, "float32")
-        total = nest.scratch(COLUMNS, "float32")
-        with nest.serial(COLUMNS, "c") as c:
-            total.store(c, nest.zero("float32"))
+        if size // lanes:
+            with nest.serial(size // lanes, "step") as step:
+                k = first + step * lanes
+                for number, register in enumerate(registers):
+                    begin = place(k) + number * lanes if runs else 0
 
-        def chunk(begin: Expr, size: int) -> None:
-            with nest.serial(lanes * COLUMNS, "c") as c:
-                acc.store(c, nest.zero("float32"))
-            with nest.serial(size, "k") as k:
-                at = nest.linear(nest.unravel(begin + k, extents), read, start)
-                lane = tirx.floormod(k, lanes) * COLUMNS
-                with nest.serial(width, "c") as c:
-                    acc.store(lane + c, acc[lane + c] + x[at + c])
-            half = lanes // 2
+                    def element(lane: Expr) -> Expr:
+                        return self.x[begin + lane if runs else place(k + lane)]  # noqa: B023
+
+                    _add(register, 0, element, lanes)
+        for number, register in enumerate(registers):
+            with nest.lanes() as lane:
+                held.store(number * lanes + lane, register[lane])
+        if size % lanes:
+            last = first + (size - size % lanes)
+            with nest.serial(size % lanes, "row") as row, nest.serial(width, "c") as c:
+                i = row * width + c
+                held.store(i, held[i] + self.x[place(last + row) + c])
+
+    def _columns(self, sums: Array, at: Expr, start: Expr, first: Expr, size: int) -> None:
+        """Vectors of results: TILE rows for one, then for the next, so that a row's neighbouring
+        results are read while they are near; each keeps its lanes between the tiles."""
+        lanes = min(machine().lanes, 1 << (self.width.bit_length() - 1))
+        blocks, size_of = -(-self.width // lanes), nest.LANES * lanes
+        held = nest.scratch(blocks * size_of, "float32")
+        with nest.serial(blocks * nest.LANES, "clear") as i:
+            _clear(held, i * lanes, lanes)
+
+        def column(block: Expr) -> Expr:
+            step = block * lanes
+            return tirx.min(step, self.width - lanes) if self.width % lanes else step
+
+        def row(k: Expr) -> Expr:
+            return nest.linear(nest.unravel(first + k, self.extents), self.read, start)
+
+        def add(block: Expr, array: Array, slot: Expr, k: Expr) -> None:
+            begin = row(k) + column(block)
+            _add(array, slot, lambda lane: self.x[begin + lane], lanes)
+
+        def tile(block: Expr, begin: Expr, rows: int) -> None:
+            registers = [nest.scratch(lanes, "float32") for _ in range(nest.LANES)]
+            for number, register in enumerate(registers):
+                with nest.lanes(count=lanes) as lane:
+                    value = held[block * size_of + number * lanes + lane]
+                    register.store(lane, value)
+            with nest.serial(rows // nest.LANES, "step") as step:
+                for number, register in enumerate(registers):
+                    add(block, register, 0, begin + step * nest.LANES + number)
+            for number, register in enumerate(registers):
+                with nest.lanes(count=lanes) as lane:
+                    held.store(block * size_of + number * lanes + lane, register[lane])
+
+        whole = size // TILE
+        if whole:
+            with nest.serial(whole, "tile") as t, nest.serial(blocks, "block") as block:
+                tile(block, t * TILE, TILE)
+        if size % TILE:
+            with nest.serial(blocks, "block") as block, nest.serial(size % TILE, "k") as k:
+                number = tirx.floormod(k, nest.LANES)
+                add(block, held, block * size_of + number * lanes, whole * TILE + k)
+        with nest.serial(blocks, "block") as block:
+            half = nest.LANES // 2
             while half:
-                with nest.serial(half * COLUMNS, "c") as c:
-                    acc.store(c, acc[c] + acc[half * COLUMNS + c])
+                for number in range(half):
+                    base = block * size_of + number * lanes
+                    other = base + half * lanes
+                    _add(held, base, lambda lane: held[other + lane], lanes)  # noqa: B023
                 half //= 2
-            with nest.serial(COLUMNS, "c") as c:
-                total.store(c, total[c] + acc[c])
-
-        if count // CHUNK:
-            with nest.serial(count // CHUNK, "chunk") as number:
-                chunk(number * CHUNK, CHUNK)
-        if count % CHUNK:
-            chunk(count - count % CHUNK, count % CHUNK)
-        with nest.serial(width, "c") as c:
-            out.store(row * inner + first + c, total[c])
+            with nest.lanes(count=lanes) as lane:
+                sums.store(at + column(block) + lane, held[block * size_of + lane])

@@ -109,3 +109,15 @@ def sweep(
             if inner % nest.CHUNK:
                 count = tirx.min(nest.CHUNK, inner - begin)
             run([0] * len(steps), begin, count)
+
+
+def in_vectors(count: int, emit: Callable[[Expr, int], None], most: int = nest.LANES) -> None:
+    """emit(first index, lanes) for vectors that cover 0..count-1; the last one overlaps the one
+    before where `count` is no multiple, so that nothing runs scalar. For stores that may repeat."""
+    if not count:
+        return
+    lanes = min(most, 1 << (count.bit_length() - 1))
+    with nest.serial(count // lanes, "v") as v:
+        emit(v * lanes, lanes)
+    if count % lanes:
+        emit(count - lanes, lanes)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sqcompile.ops.quantize import absmax
 from sqcompile.ops.table import op
 
 EXACT_FLOAT64 = 2**53
@@ -148,3 +149,41 @@ def _(
 ) -> Tensor:
     shape = product_shape(a, b, transpose_a, transpose_b)
     return a.new_empty(shape, dtype=torch.float32)
+
+
+@op(
+    "sq::shift_matmul_dequantize_absmax",
+    doc="shift_matmul_dequantize and the largest magnitude of its result.",
+)
+def shift_matmul_dequantize_absmax(
+    a: Tensor,
+    b: Tensor,
+    exponent: Tensor | None,
+    groups: int,
+    transpose_a: bool,
+    transpose_b: bool,
+    k_chunk: int,
+    scales: Sequence[Tensor],
+    bias: Tensor | None,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    """shift_matmul_dequantize -> (y, r), r = absmax of y over all axes, which are kept as size 1:
+    what the quantiser of y reads."""
+    product = (a, b, exponent, groups, transpose_a, transpose_b, k_chunk)
+    y = shift_matmul_dequantize.reference(*product, scales, bias, relu)
+    return y, absmax.reference(y, None, list(range(y.dim())))
+
+
+@shift_matmul_dequantize_absmax.meta
+def _(
+    a: Tensor,
+    b: Tensor,
+    exponent: Tensor | None,
+    groups: int,
+    transpose_a: bool,
+    transpose_b: bool,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    shape = product_shape(a, b, transpose_a, transpose_b)
+    y = a.new_empty(shape, dtype=torch.float32)
+    return y, y.new_empty([1] * len(shape))

@@ -158,3 +158,59 @@ def outer_scale(r: Tensor) -> Tensor:
 @outer_scale.meta
 def _(r: Tensor) -> Tensor:
     return r.new_empty(r.shape)
+
+
+def _every(x: Tensor, kept: Sequence[int] = ()) -> list[int]:
+    return [axis for axis in range(x.dim()) if axis not in kept]
+
+
+@op("sq::shift_quantize", doc="ShiftQuant of a gradient in one op: integers, groups and scales.")
+def shift_quantize(
+    x: Tensor,
+    factor: Tensor | None,
+    rng: Tensor,
+    outer_axes: Sequence[int],
+    inner_axes: Sequence[int],
+    bits: int,
+    groups: int,
+    stream: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x float32, factor float32 broadcastable to x or None, rng int64[4] -> (q int8 like x,
+    exponent int8 kept on inner_axes, scale of size 1, outer_scale kept on outer_axes, r of size 1).
+
+    What absmax, group_exponent, quantize_stochastic, quant_scale and outer_scale give for
+    x * factor: with an outer absmax on outer_axes (none, and a scale of 1, without axes), a group
+    for every index of inner_axes, and r, the largest absmax after the outer scale.
+    """
+    scaled = x if factor is None else x * factor
+    outer = absmax.reference(scaled, None, _every(x, outer_axes)) if outer_axes else None
+    channel = absmax.reference(scaled, outer, _every(x, inner_axes))
+    r = absmax.reference(channel, None, _every(x))
+    exponent = group_exponent.reference(channel, groups)
+    q = quantize_stochastic.reference(scaled, r, outer, exponent, rng, bits, stream)
+    scale = quant_scale.reference(r, bits, True, groups)
+    back = torch.ones_like(r) if outer is None else outer_scale.reference(outer)
+    return q, exponent, scale, back, r
+
+
+@shift_quantize.meta
+def _(
+    x: Tensor,
+    factor: Tensor | None,
+    rng: Tensor,
+    outer_axes: Sequence[int],
+    inner_axes: Sequence[int],
+    bits: int,
+    groups: int,
+    stream: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    one = [1] * x.dim()
+    inner = _reduced(x.shape, _every(x, inner_axes))
+    outer = _reduced(x.shape, _every(x, outer_axes))
+    return (
+        x.new_empty(x.shape, dtype=torch.int8),
+        x.new_empty(inner, dtype=torch.int8),
+        x.new_empty(one),
+        x.new_empty(outer),
+        x.new_empty(one),
+    )

@@ -58,7 +58,8 @@ def _found(graph: GraphModule) -> Iterator[tuple[Node, int, tuple[Node, Node]]]:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
         if node.target.namespace == "sq":
-            name = node.target._schema.name.split("::")[1].removesuffix("_dequantize")
+            name = node.target._schema.name.split("::")[1]
+            name = name.removesuffix("_absmax").removesuffix("_dequantize")
             if name in _MACS:
                 yield node, _MACS[name](node), (node.args[0], node.args[1])
         elif node.target.overloadpacket in flop_registry:
@@ -119,7 +120,7 @@ def _groups(node: Node) -> int:
 def _matmul(node: Node) -> int:
     given = arguments(node)
     inner = shape(given["a"])[-2 if given["transpose_a"] else -1]
-    return prod(shape(node)) * inner
+    return prod(_result_shape(node)) * inner
 
 
 def _fprop(node: Node) -> int:

@@ -1,8 +1,8 @@
 """A compiled module in this process, called with torch tensors.
 
-TVM assumes, unchecked, that tensors are contiguous and 64-byte aligned: a kernel that vectorises
-would crash the process on others. The guard here copies such tensors and refuses wrong shapes
-and dtypes, so that nothing a caller passes reaches a kernel unchecked.
+TVM assumes, unchecked, that tensors are contiguous and of the shapes and dtypes compiled for. The
+guard here copies tensors that are not contiguous and refuses others, so that nothing a caller
+passes reaches a kernel unchecked. Kernels assume no alignment.
 """
 
 import json
@@ -20,9 +20,6 @@ from tvm import relax
 
 from sqcompile.errors import InputError
 from sqcompile.runtime import threads
-
-ALIGNMENT = 64
-"""Bytes that the address of every tensor must be a multiple of."""
 
 Port = tuple[tuple[int, ...], str]
 """Shape and dtype ("float32") of a tensor."""
@@ -105,7 +102,7 @@ class Function:
         """Run on CPU tensors of the compiled shapes and dtypes; results are fresh tensors.
 
         Raises InputError for a wrong number, shape, dtype or device. Tensors that are not
-        contiguous or not 64-byte aligned are copied first. Gradients are not tracked.
+        contiguous are copied first. Gradients are not tracked.
         """
         if len(tensors) != len(self._expected):
             raise InputError(f"{self.name} takes {len(self._expected)} tensors, got {len(tensors)}")
@@ -127,9 +124,7 @@ class Function:
         if tensor.device.type != "cpu" or tensor.layout != torch.strided:
             raise InputError(f"{self.name}: argument {index} is not a dense tensor on the CPU")
         tensor = tensor.detach().resolve_neg()
-        if not tensor.is_contiguous():
-            tensor = tensor.contiguous()
-        return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
+        return tensor.contiguous()
 
 
 def _torch(value: Any) -> Tensor:

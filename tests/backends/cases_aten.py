@@ -64,6 +64,24 @@ def aten_cases() -> Iterator[tuple[Any, str, Callable[[Source], list[Any]]]]:
     yield aten.permute.default, "rotate", lambda s: [s.normal(*shape), [2, 0, -2]]
     yield aten.transpose.int, "ends", lambda s: [s.normal(*shape), -1, 0]
     yield aten.t.default, "matrix", lambda s: [s.normal(70, 33)]
+    yield aten.t.default, "short", lambda s: [s.normal(9, 8)]
+    yield aten.t.default, "bytes", lambda s: [s.integers(-128, 127, 70, 33)]
+    yield aten.t.default, "int64", lambda s: [s.integers(-128, 127, 70, 33, dtype=I64)]
+    yield aten.t.default, "mask", lambda s: [s.mask(70, 33)]
+    for channels in (3, 20):
+        yield (
+            aten.permute.default,
+            f"channels-last-{channels}",
+            lambda s, c=channels: [s.normal(2, c, 5, 9), [0, 2, 3, 1]],
+        )
+        yield (
+            aten.permute.default,
+            f"channels-first-{channels}",
+            lambda s, c=channels: [s.normal(2, 5, 9, c), [0, 3, 1, 2]],
+        )
+    yield aten.permute.default, "heads", lambda s: [s.normal(2, 7, 3, 40), [0, 2, 1, 3]]
+    yield aten.permute.default, "mask", lambda s: [s.mask(2, 7, 3, 40), [0, 2, 1, 3]]
+    yield aten.slice.Tensor, "large", lambda s: [s.normal(9, 1000), 0, 2, 8]
     yield aten.expand.default, "rows", lambda s: [s.normal(5, 1), [3, -1, 7]]
     yield aten.slice.Tensor, "step", lambda s: [s.normal(*shape), 1, 1, -1, 2]
     yield aten.slice.Tensor, "tail", lambda s: [s.normal(*shape), -1, 2]

@@ -1,42 +1,68 @@
 """Norms, reductions and pooling."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from sqcompile.ops import OPS
 from sqcompile.ops.norm import fraction_bits
+from sqcompile.ops.pack import pack_int4
 from tests.backends.cases import I8, I32, I64, Made, Source, sized
+
+
+def packed(make: Callable[[Source], list[Any]], place: int) -> Callable[[Source], list[Any]]:
+    """The arguments of `make` with the one at `place` packed."""
+
+    def pack(s: Source) -> list[Any]:
+        given = make(s)
+        given[place] = pack_int4.reference(given[place])
+        return given
+
+    return pack
 
 
 def norms() -> Made:
     for shape, dtype, limit in (
-        ((8, 16, 8, 8), I32, 200000),
-        ((4, 5, 7, 3), I64, 2**34),
-        ((1, 3, 1, 1), I8, 127),
+        ((8, 8, 8, 16), I32, 200000),
+        ((4, 7, 3, 5), I64, 2**34),
+        ((1, 1, 1, 3), I8, 127),
         ((16, 10), I8, 127),
-        ((2, 2, 17, 9), I32, 5),
-        ((2, 3, 200, 100), I32, 1000),
+        ((2, 17, 9, 2), I32, 5),
+        ((2, 200, 100, 3), I32, 1000),
+        ((300, 70), I32, 2**31 - 1),
+        ((40, 512), I32, 60000),
+        ((5, 20, 64), I8, 127),
     ):
-        channels, bits = shape[1], fraction_bits(torch.Size(shape).numel() // shape[1], limit)
+        channels, bits = shape[-1], fraction_bits(torch.Size(shape).numel() // shape[-1], limit)
         for affine, eps in ((True, 1e-5), (False, 0.0)):
 
             def forward(
                 s: Source, sh=shape, d=dtype, li=limit, c=channels, f=bits, a=affine, e=eps
             ) -> list[Any]:
                 x = s.integers(-li, li, *sh, dtype=d)
-                x[:, 0] = 3  # a constant channel: no spread
+                x[..., 0] = 3  # a constant channel: no spread
                 vectors = [s.normal(c) if a else None for _ in range(3)]
                 return [x, s.uniform(c) * 1e-3, *vectors, e, f, 4, 0.3352]
 
             yield "l1_batch_norm", f"{sized(shape)}-{affine}", forward
+
+            for relu, out_bits, saved in ((affine, 4, 4), (not affine, 8, 8), (affine, 8, 3)):
+
+                def fused(s: Source, m=forward, re=relu, o=out_bits, b=saved) -> list[Any]:
+                    *given, _, step = m(s)
+                    return [*given, b, step, re, o, not re]
+
+                label = f"{sized(shape)}-{affine}-{relu}-{out_bits}-{saved}"
+                yield "l1_batch_norm_relu_quantize", label, fused
 
             def backward(s: Source, sh=shape, c=channels, a=affine) -> list[Any]:
                 g, xhat = s.integers(-127, 127, *sh), s.integers(-8, 7, *sh)
                 return [g, s.uniform(c), xhat, s.uniform(c), s.normal(c) if a else None, 0.3352]
 
             yield "l1_batch_norm_backward", f"{sized(shape)}-{affine}", backward
-    for rows, features in ((64, 128), (3, 33), (1, 1), (7, 16), (300, 70)):
+            yield "l1_batch_norm_packed_backward", f"{sized(shape)}-{affine}", packed(backward, 2)
+    for rows, features in ((64, 128), (3, 33), (1, 1), (7, 16), (300, 70), (5, 1100)):
         label = f"{rows}x{features}"
         for gamma in (True, False):
             for beta in (True, False):
@@ -48,27 +74,28 @@ def norms() -> Made:
                     return [x, s.uniform(m, 1), *vectors, 1e-5, 16, 8, 0.05]
 
                 yield "l1_layer_norm", f"{label}-{gamma}-{beta}", layer
-        yield (
-            "l1_layer_norm_backward",
-            label,
-            lambda s, m=rows, d=features: [
-                s.integers(-127, 127, m, d),
-                s.uniform(m, 1),
-                s.integers(-128, 127, m, d),
-                s.uniform(m, 1),
-                0.05,
-            ],
-        )
-        yield (
-            "l1_layer_norm_affine_backward",
-            label,
-            lambda s, m=rows, d=features: [
-                s.integers(-127, 127, m, d),
-                s.uniform(1, d),
-                s.integers(-128, 127, m, d),
-                0.05,
-            ],
-        )
+
+        for bits in (8,) if features % 2 else (8, 4):
+
+            def from_float(s: Source, m=rows, d=features, b=bits) -> list[Any]:
+                x = s.normal(m, d)
+                x[-1] = 1e-35  # counts as zero
+                return [x, 8, s.normal(d), s.normal(d), 1e-5, 16, b, 0.3352]
+
+            yield "quantize_l1_layer_norm", f"{label}-{bits}", from_float
+
+        def backward(s: Source, m=rows, d=features, high=7) -> list[Any]:
+            g, xhat = s.integers(-127, 127, m, d), s.integers(-high - 1, high, m, d)
+            return [g, s.uniform(m, 1), xhat, s.uniform(m, 1), 0.05]
+
+        def affine_backward(s: Source, m=rows, d=features, high=7) -> list[Any]:
+            g, xhat = s.integers(-127, 127, m, d), s.integers(-high - 1, high, m, d)
+            return [g, s.uniform(1, d), xhat, 0.05]
+
+        for op, make in (("l1_layer_norm", backward), ("l1_layer_norm_affine", affine_backward)):
+            yield f"{op}_backward", label, lambda s, f=make: f(s, high=127)
+            if features % 2 == 0 or make is affine_backward:
+                yield f"{op}_packed_backward", label, packed(make, 2)
     for momentum in (0.1, 0.0, 1.0):
         yield "sqrt", f"{momentum}", lambda s, m=momentum: [s.uniform(1000) * m]
         yield "ema", f"{momentum}", lambda s, m=momentum: [s.edges(37), s.normal(37), m]
@@ -90,7 +117,11 @@ def reductions() -> Made:
                 label,
                 lambda s, sh=shape, a=axes: [s.normal(*sh), a, len(a) % 2 == 0],
             )
-    for shape in ((512, 70), (3000, 1), (5, 2049)):
+    for shape in ((70, 40, 6), (9, 300, 7)):
+        for axes in ([0], [0, 1], [0, 2], [1, 2]):
+            label = f"{sized(shape)}-{sized(axes)}"
+            yield "ordered_sum", label, lambda s, sh=shape, a=axes: [s.normal(*sh), a, False]
+    for shape in ((512, 70), (3000, 1), (5, 2049), (1100, 20)):
         for axes in ([0], [1], [0, 1]):
             label = f"{sized(shape)}-{sized(axes)}"
             yield "absmax", label, lambda s, sh=shape, a=axes: [s.normal(*sh), None, a]
@@ -100,10 +131,11 @@ def reductions() -> Made:
 def pools() -> Made:
     """x shape, kernel, stride, padding, dilation, ceil_mode."""
     for shape, kernel, stride, padding, dilation, ceil in (
-        ((2, 3, 8, 8), [2, 2], [2, 2], [0, 0], [1, 1], False),
-        ((2, 3, 9, 7), [3, 3], [2, 2], [1, 1], [1, 1], False),
-        ((1, 2, 9, 8), [3, 2], [2, 3], [1, 1], [1, 2], True),
-        ((2, 4, 6, 5), [6, 5], [6, 5], [0, 0], [1, 1], False),
+        ((2, 8, 8, 32), [2, 2], [2, 2], [0, 0], [1, 1], False),
+        ((2, 9, 7, 35), [3, 3], [2, 2], [1, 1], [1, 1], False),
+        ((1, 9, 8, 3), [3, 2], [2, 3], [1, 1], [1, 2], True),
+        ((2, 6, 5, 1), [6, 5], [6, 5], [0, 0], [1, 1], False),
+        ((2, 7, 8, 20), [2, 3], [3, 3], [1, 0], [1, 1], False),
     ):
         label = f"{sized(shape)}-{sized(kernel)}-{sized(stride)}"
         call = [kernel, stride, padding]

@@ -1,4 +1,4 @@
-"""Quantisers and what backward packs."""
+"""Quantisers, absmax and what backward packs."""
 
 from typing import Any
 
@@ -6,17 +6,28 @@ import torch
 
 from tests.backends.cases import U8, Made, Source, sized
 
-SHAPES = [(8, 16, 16, 16), (3, 5, 7, 7), (2, 3, 4, 4), (1, 1, 1, 1), (33, 10), (130, 64)]
+SHAPES = [(130, 64), (9, 37), (8, 16, 16, 16), (3, 7, 7, 5), (2, 3, 4, 20), (1, 1, 1, 1), (33, 10)]
+"""Channels last. Rows of whole vectors, rows that vectors cross, rows shorter than a vector."""
+RNG = torch.tensor([0x9ABCDEF0, 7, 3, 1])
+
+
+def kept(shape: tuple[int, ...], *axes: int) -> list[int]:
+    """The shape with size 1 on all axes but `axes`."""
+    wanted = [axis % len(shape) for axis in axes]
+    return [size if axis in wanted else 1 for axis, size in enumerate(shape)]
+
+
+def spread(s: Source, *shape: int) -> torch.Tensor:
+    """Values whose size differs by row and by column, as those of gradients do."""
+    return s.normal(*shape) * s.uniform(*kept(shape, 0)) ** 4 * s.uniform(*kept(shape, -1)) ** 4
 
 
 def quantizers() -> Made:
-    rng = torch.tensor([0x9ABCDEF0, 7, 3, 1])
-    yield "draws", "1000", lambda s: [rng, 1000, 0xDEADBEEF]
+    yield "draws", "1000", lambda s: [RNG, 1000, 0xDEADBEEF]
     yield "draws", "1", lambda s: [torch.tensor([-1, 2**40 + 5, 0, 0]), 1, 0]
     for shape in SHAPES:
-        name, rank = sized(shape), len(shape)
-        inner, outer = [1] * rank, [1] * rank
-        inner[1], outer[0] = shape[1], shape[0]
+        name = sized(shape)
+        whole, outer, inner = kept(shape), kept(shape, 0), kept(shape, -1)
         for bits, signed in ((2, True), (4, True), (8, True), (3, False), (8, False)):
 
             def make(s: Source, shape=shape, bits=bits, signed=signed) -> list[Any]:
@@ -38,46 +49,96 @@ def quantizers() -> Made:
         yield "quantize", f"{name}-ties", ties
         yield "quant_scale", name, lambda s, i=inner: [s.edges(*i).abs(), 4, True, 4]
         yield "outer_scale", name, lambda s, i=inner: [s.edges(*i).abs()]
-        for groups in (1, 2, 4, 8):
+        for groups in (1, 4):
             yield (
                 "group_exponent",
                 f"{name}-{groups}",
                 lambda s, i=inner, g=groups: [s.uniform(*i) ** 6, g],
             )
+        yield from _stochastic(name, shape, whole, outer, inner)
 
-        def shifted(s: Source, shape=shape, inner=inner, outer=outer) -> list[Any]:
-            m, e = s.uniform(*outer), s.integers(0, 3, *inner)
+
+def _stochastic(
+    name: str, shape: tuple[int, ...], whole: list[int], outer: list[int], inner: list[int]
+) -> Made:
+    for label, free, group in (("dgrad", outer, inner), ("wgrad", inner, kept(shape, 0, 1, -2))):
+
+        def shifted(s: Source, free=free, group=group) -> list[Any]:
+            m, e = s.uniform(*free), s.integers(0, 3, *group)
             m.view(-1)[::4] = 0.0
-            return [s.normal(*shape), s.uniform(*[1] * len(shape)), m, e, rng, 4, 0xFEEDBEEF]
+            return [s.normal(*shape), s.uniform(*whole), m, e, RNG, 4, 0xFEEDBEEF]
 
-        yield "quantize_stochastic", f"{name}-shifted", shifted
-        yield (
-            "quantize_stochastic",
-            f"{name}-plain",
-            lambda s, sh=shape: [s.edges(*sh), torch.ones([1] * len(sh)), None, None, rng, 8, 1],
-        )
-        yield (
-            "quantize_stochastic",
-            f"{name}-per-channel",
-            lambda s, sh=shape, i=inner: [s.normal(*sh), s.uniform(*i), None, None, rng, 2, 9],
-        )
-        yield (
-            "quantize_stochastic",
-            f"{name}-zero",
-            lambda s, sh=shape: [
-                torch.zeros(sh),
-                torch.zeros([1] * len(sh)),
-                None,
-                None,
-                rng,
-                4,
-                1,
-            ],
-        )
+        yield "quantize_stochastic", f"{name}-{label}", shifted
+    for label, make in (
+        ("plain", lambda s: [s.edges(*shape), torch.ones(whole), None, None, RNG, 8, 1]),
+        ("per-channel", lambda s: [s.normal(*shape), s.uniform(*inner), None, None, RNG, 2, 9]),
+        ("zero", lambda s: [torch.zeros(shape), torch.zeros(whole), None, None, RNG, 4, 1]),
+    ):
+        yield "quantize_stochastic", f"{name}-{label}", make
+
+
+def gradients() -> Made:
+    """shift_quantize in every layout: scales on rows, on columns, on both, or none."""
+    for shape in ((67, 37), (300, 64), (8, 16, 16, 16), (3, 7, 7, 5), (1, 1)):
+        name, last = sized(shape), len(shape) - 1
+        rows = list(range(last))
+        for label, outer, inner, bits, groups in (
+            ("dgrad", [0], [last], 4, 4),
+            ("wgrad", [last], rows, 4, 4),
+            ("dgrad-1", [0], [], 8, 1),
+            ("wgrad-1", [last], [], 8, 1),
+            ("paper", [], [last], 4, 4),
+            ("naive", [], [], 4, 1),
+        ):
+            scaled = label.startswith("d") or label == "paper"
+
+            def make(s: Source, sh=shape, a=(outer, inner, bits, groups, 7), f=scaled) -> list[Any]:
+                factor = s.uniform(*kept(sh, -1)) if f else None
+                return [spread(s, *sh), factor, RNG, *a]
+
+            yield "shift_quantize", f"{name}-{label}", make
+    yield (
+        "shift_quantize",
+        "batched",
+        lambda s: [spread(s, 3, 40, 20), None, RNG, [0, 1], [0, 2], 6, 3, 5],
+    )
+    yield (
+        "shift_quantize",
+        "batched-transposed",
+        lambda s: [spread(s, 3, 40, 20), None, RNG, [0, 2], [0, 1], 6, 3, 5],
+    )
+    yield (
+        "shift_quantize",
+        "zero",
+        lambda s: [torch.zeros(20, 32), s.uniform(1, 32), RNG, [0], [1], 4, 4, 5],
+    )
+
+
+def absmaxes() -> Made:
+    """Every way through the kernel: tasks on kept axes, slices, a flat reduction, short rows."""
+    for label, shape, axes, outer in (
+        ("rows", (300, 67), [1], [1, 67]),
+        ("columns", (301, 67), [0], [301, 1]),
+        ("all", (20000,), [0], None),
+        ("all-scaled", (9, 2048), [0, 1], [9, 1]),
+        ("channels", (8, 9, 16, 48), [0, 1, 2], [8, 1, 1, 1]),
+        ("samples", (8, 9, 16, 48), [1, 2, 3], None),
+        ("pixels", (8, 9, 16, 48), [3], [1, 1, 1, 48]),
+        ("short-rows", (4000, 5), [1], [1, 5]),
+        ("short-columns", (4000, 5), [0], [4000, 1]),
+        ("heads", (3, 60, 33), [1], [3, 60, 1]),
+        ("between", (5, 9, 4, 8), [0, 2], [5, 1, 4, 1]),
+        ("none", (5, 9), [], None),
+    ):
+
+        def make(s: Source, shape=shape, axes=axes, outer=outer) -> list[Any]:
+            return [s.normal(*shape), None if outer is None else s.edges(*outer).abs(), axes]
+
+        yield "absmax", label, make
 
 
 def packs() -> Made:
-    for shape in ((3, 5), (4, 32, 33), (1,), (8, 16)):
+    for shape in ((4, 32, 33), (3, 5), (1,), (8, 16), (129, 256)):
         size = torch.Size(shape).numel()
         yield "pack_int4", f"{sized(shape)}-s", lambda s, sh=shape: [s.integers(-8, 7, *sh)]
         yield (

@@ -43,7 +43,7 @@ class Geometry:
 
     @property
     def x(self) -> list[int]:
-        return [self.batch, self.groups * self.channels, *self.size]
+        return [self.batch, *self.size, self.groups * self.channels]
 
     @property
     def w(self) -> list[int]:
@@ -92,7 +92,7 @@ def int64(q: torch.Tensor, exponent: torch.Tensor | None, shift_groups: int) -> 
 
 def taps(c: Geometry) -> list[tuple[int, int, tuple[slice, slice]]]:
     """Every tap with the slices of the padded input that its windows read."""
-    oh, ow = c.g[2:]
+    oh, ow = c.g[1:3]
     found = []
     for kh in range(c.kernel[0]):
         for kw in range(c.kernel[1]):
@@ -109,37 +109,37 @@ def split(v: np.ndarray, axis: int, groups: int) -> list[np.ndarray]:
 
 def padded(x: np.ndarray, c: Geometry) -> np.ndarray:
     (ph, pw) = c.padding
-    return np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    return np.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)))
 
 
 def int64_fprop(x: np.ndarray, w: np.ndarray, c: Geometry) -> np.ndarray:
     parts = []
-    for xg, wg in zip(split(padded(x, c), 1, c.groups), split(w, 0, c.groups), strict=True):
-        y = np.zeros([c.batch, c.outputs, *c.g[2:]], dtype=np.int64)
+    for xg, wg in zip(split(padded(x, c), 3, c.groups), split(w, 0, c.groups), strict=True):
+        y = np.zeros([*c.g[:3], c.outputs], dtype=np.int64)
         for kh, kw, (rows, columns) in taps(c):
-            y += np.einsum("nchw,oc->nohw", xg[:, :, rows, columns], wg[:, :, kh, kw])
+            y += np.einsum("nhwc,oc->nhwo", xg[:, rows, columns], wg[:, :, kh, kw])
         parts.append(y)
-    return np.concatenate(parts, 1)
+    return np.concatenate(parts, 3)
 
 
 def int64_dgrad(g: np.ndarray, w: np.ndarray, c: Geometry) -> np.ndarray:
     height, width = (c.size[i] + 2 * c.padding[i] for i in range(2))
     parts = []
-    for gg, wg in zip(split(g, 1, c.groups), split(w, 0, c.groups), strict=True):
-        dx = np.zeros([c.batch, c.channels, height, width], dtype=np.int64)
+    for gg, wg in zip(split(g, 3, c.groups), split(w, 0, c.groups), strict=True):
+        dx = np.zeros([c.batch, height, width, c.channels], dtype=np.int64)
         for kh, kw, (rows, columns) in taps(c):
-            dx[:, :, rows, columns] += np.einsum("nohw,oc->nchw", gg, wg[:, :, kh, kw])
+            dx[:, rows, columns] += np.einsum("nhwo,oc->nhwc", gg, wg[:, :, kh, kw])
         parts.append(dx)
-    (ph, pw), whole = c.padding, np.concatenate(parts, 1)
-    return whole[:, :, ph : height - ph, pw : width - pw]
+    (ph, pw), whole = c.padding, np.concatenate(parts, 3)
+    return whole[:, ph : height - ph, pw : width - pw]
 
 
 def int64_wgrad(g: np.ndarray, x: np.ndarray, c: Geometry) -> np.ndarray:
     parts = []
-    for gg, xg in zip(split(g, 1, c.groups), split(padded(x, c), 1, c.groups), strict=True):
+    for gg, xg in zip(split(g, 3, c.groups), split(padded(x, c), 3, c.groups), strict=True):
         dw = np.zeros([c.outputs, c.channels, *c.kernel], dtype=np.int64)
         for kh, kw, (rows, columns) in taps(c):
-            dw[:, :, kh, kw] = np.einsum("nohw,nchw->oc", gg, xg[:, :, rows, columns])
+            dw[:, :, kh, kw] = np.einsum("nhwo,nhwc->oc", gg, xg[:, rows, columns])
         parts.append(dw)
     return np.concatenate(parts, 0)
 
@@ -155,11 +155,11 @@ def test_all_three_in_int64(
     assume(min(c.g) > 0)
     x, w = integers(c.x, dtype, seed), integers(c.w, torch.int8, seed + 1)
     g = integers(c.g, torch.int8, seed + 2)
-    n, o, oh, ow = c.g
+    *pixels, o = c.g
     per_channel = per_pixel = None
     if shift is not None:
-        per_channel = torch.randint(0, shift, (1, o, 1, 1), generator=generator(seed)).char()
-        per_pixel = torch.randint(0, shift, (n, 1, oh, ow), generator=generator(seed)).char()
+        per_channel = torch.randint(0, shift, (1, 1, 1, o), generator=generator(seed)).char()
+        per_pixel = torch.randint(0, shift, (*pixels, 1), generator=generator(seed)).char()
     groups = shift or 1
     results = [
         (
@@ -181,8 +181,8 @@ def test_all_three_in_int64(
 
 
 def test_leaving_int32_raises_without_a_split() -> None:
-    g = torch.full((3, 1, 250, 250), 127, dtype=torch.int8)
-    exponent = torch.zeros(3, 1, 250, 250, dtype=torch.int8)
+    g = torch.full((3, 250, 250, 1), 127, dtype=torch.int8)
+    exponent = torch.zeros(3, 250, 250, 1, dtype=torch.int8)
     arguments = ([1, 1, 1, 1], [1, 1], [0, 0], [1, 1], 1)
     with pytest.raises(OverflowError, match="int32"):
         conv_wgrad(g, g, exponent, 2, *arguments, 0)
@@ -190,15 +190,15 @@ def test_leaving_int32_raises_without_a_split() -> None:
 
 
 def test_products_that_float64_cannot_hold_raise() -> None:
-    g, w = torch.full((1, 1, 2, 2), 127).char(), torch.full((1, 1, 1, 1), 127).char()
+    g, w = torch.full((1, 2, 2, 1), 127).char(), torch.full((1, 1, 1, 1), 127).char()
     window = [[1, 1], [0, 0], [1, 1], 1]
-    per_channel, per_pixel = torch.zeros(1, 1, 1, 1).char(), torch.zeros(1, 1, 2, 2).char()
+    per_channel, per_pixel = torch.zeros(1, 1, 1, 1).char(), torch.zeros(1, 2, 2, 1).char()
     with pytest.raises(OverflowError, match="float64"):
-        conv_dgrad(g, w, per_channel, 42, [1, 1, 2, 2], *window, 1)
+        conv_dgrad(g, w, per_channel, 42, [1, 2, 2, 1], *window, 1)
     with pytest.raises(OverflowError, match="float64"):
         conv_wgrad(g, g, per_pixel, 40, [1, 1, 1, 1], *window, 1)
     shifted = 127 * 127 * 2**38
-    assert conv_dgrad(g, w, per_channel, 39, [1, 1, 2, 2], *window, 1).unique().item() == shifted
+    assert conv_dgrad(g, w, per_channel, 39, [1, 2, 2, 1], *window, 1).unique().item() == shifted
     assert conv_wgrad(g, g, per_pixel, 37, [1, 1, 1, 1], *window, 1).item() == shifted
 
 
@@ -214,8 +214,9 @@ def test_fused_epilogue_is_the_product_then_dequantize(name: str, relu: bool) ->
         "conv_wgrad": (g, x, None, 1, c.w, *c.window, 0),
     }[name]
     acc = OPS[f"sq::{name}"](*arguments)
-    scales = [torch.rand(1, acc.shape[1], 1, 1, generator=generator(4)), torch.tensor(0.3)]
-    bias = torch.randn(1, acc.shape[1], 1, 1, generator=generator(5))
+    channels = [acc.shape[0], 1, 1, 1] if name == "conv_wgrad" else [1, 1, 1, acc.shape[3]]
+    scales = [torch.rand(channels, generator=generator(4)), torch.tensor(0.3)]
+    bias = torch.randn(channels, generator=generator(5))
     y = dequantize(acc, scales, bias)
     fused = OPS[f"sq::{name}_dequantize"](*arguments, scales, bias, relu)
     assert fused.equal(torch.where(y < 0, torch.zeros_like(y), y) if relu else y)
@@ -224,10 +225,17 @@ def test_fused_epilogue_is_the_product_then_dequantize(name: str, relu: bool) ->
 # the scheme: what a convolution's gradients compute
 
 
+def float_conv(
+    x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, c: Geometry
+) -> torch.Tensor:
+    """torch's convolution, which counts channels first."""
+    return conv2d(x.permute(0, 3, 1, 2), w, bias, *c.window).permute(0, 2, 3, 1)
+
+
 def real(c: Geometry, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x, w, g with samples and output channels that spread over several octaves."""
     g = torch.randn(c.g, generator=generator(seed))
-    g = g * 2.0 ** -(torch.arange(c.g[1]) % 5).view(1, -1, 1, 1)
+    g = g * 2.0 ** -(torch.arange(c.g[3]) % 5)
     g = g * 2.0 ** -(torch.arange(c.g[0]) * 2).view(-1, 1, 1, 1)
     x = torch.randn(c.x, generator=generator(seed + 1)).relu()
     return x, torch.randn(c.w, generator=generator(seed + 2)), g
@@ -239,7 +247,7 @@ class Shifted:
     def __init__(self, g: torch.Tensor, outer: list[int], groups: int, seed: int) -> None:
         inner = [axis for axis in range(4) if axis not in outer]
         if outer == [0]:  # dX: a pixel's gradient enters several outputs, so the sample is free
-            inner = [1]
+            inner = [3]
         self.outer = absmax(g, None, [axis for axis in range(4) if axis not in outer])
         channel = absmax(g, self.outer, [axis for axis in range(4) if axis not in inner])
         r = absmax(channel, None, [0, 1, 2, 3])
@@ -266,15 +274,15 @@ def test_gradients_are_those_of_the_dequantised_operands(c: Geometry, groups: in
     s = Shifted(g, [0], groups, 1)
     acc = conv_dgrad(s.q, w_q, s.exponent, groups, c.x, *c.window, 0)
     dx = dequantize(acc, [*s.scales, w_scale], None).double()
-    conv2d(x64, w64, None, *c.window).backward(s.value)
+    float_conv(x64, w64, None, c).backward(s.value)
     assert bool(((dx - x64.grad).abs() <= 5 * ULP * x64.grad.abs() + 1e-12).all())
 
     w64.grad = None
-    s = Shifted(g, [1], groups, 1)
+    s = Shifted(g, [3], groups, 1)
     acc = conv_wgrad(s.q, x_q, s.exponent, groups, c.w, *c.window, 0)
-    scales = [scale.transpose(0, 1) for scale in s.scales]
+    scales = [scale.transpose(0, 3) for scale in s.scales]
     dw = dequantize(acc, [*scales, x_scale], None).double()
-    conv2d(x64, w64, None, *c.window).backward(s.value)
+    float_conv(x64, w64, None, c).backward(s.value)
     assert bool(((dw - w64.grad).abs() <= 5 * ULP * w64.grad.abs() + 1e-12).all())
 
 
@@ -285,7 +293,7 @@ def test_mean_of_both_gradients_over_4096_seeds() -> None:
     draws = {name: torch.empty(SEEDS, *c.g).double() for name in ("dx", "dw")}
     for seed in range(SEEDS):
         draws["dx"][seed] = Shifted(g, [0], 4, seed).value
-        draws["dw"][seed] = Shifted(g, [1], 4, seed).value
+        draws["dw"][seed] = Shifted(g, [3], 4, seed).value
     arguments = {"dx": w.double(), "dw": x.double()}
     for name, values in draws.items():
         results = torch.stack([gradient(name, v, arguments[name], c) for v in values])
@@ -306,7 +314,7 @@ def test_float_form_against_autograd(c: Geometry) -> None:
     x, w, g = (v.double() for v in real(c, 3))
     bias = torch.randn(c.w[0], generator=generator(4)).double()
     x, w = x.requires_grad_(), w.requires_grad_()
-    y = conv2d(x, w, bias, *c.window)
+    y = float_conv(x, w, bias, c)
     y.backward(g)
     assert torch.allclose(conv.reference(x, w, bias, *c.window), y)
     assert torch.allclose(gradient("dx", g, w.detach(), c), x.grad)

@@ -7,8 +7,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from torch.nn.functional import avg_pool2d as torch_avg_pool2d
-from torch.nn.functional import max_pool2d as torch_max_pool2d
+from torch.nn import functional
 
 from sqcompile.ops.pool import (
     avg_pool2d,
@@ -29,6 +28,16 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def torch_max_pool2d(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    """torch's, of an image that is channels last, as its result is."""
+    return functional.max_pool2d(x.permute(0, 3, 1, 2), *arguments).permute(0, 2, 3, 1)
+
+
+def torch_avg_pool2d(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    """torch's, of an image that is channels last, as its result is."""
+    return functional.avg_pool2d(x.permute(0, 3, 1, 2), *arguments).permute(0, 2, 3, 1)
+
+
 def lists(*values: Pair) -> list[list[int]]:
     return [list(value) for value in values]
 
@@ -46,7 +55,7 @@ def test_max_pool(
 ) -> None:  # fmt: skip
     assume(all(2 * padding[i] <= kernel[i] for i in range(2)))
     assume(all(size[i] + 2 * padding[i] > dilation[i] * (kernel[i] - 1) for i in range(2)))
-    x = randn(2, 2, *size, seed=seed)
+    x = randn(2, *size, 2, seed=seed)
     x = x.round() if ties else x
     arguments: Any = (kernel, stride, padding, dilation, ceil_mode)
     y, tap = max_pool2d(x, *lists(kernel, stride, padding, dilation), ceil_mode)
@@ -71,7 +80,7 @@ def test_max_pool(
 def test_avg_pool(size: Pair, kernel: Pair, stride: Pair, padding: Pair, seed: int) -> None:
     assume(all(2 * padding[i] <= kernel[i] for i in range(2)))
     assume(all(size[i] + 2 * padding[i] >= kernel[i] for i in range(2)))
-    x = randn(2, 2, *size, seed=seed)
+    x = randn(2, *size, 2, seed=seed)
     y = avg_pool2d(x, *lists(kernel, stride, padding))
     leaf = x.double().requires_grad_()
     expected = torch_avg_pool2d(leaf, kernel, stride, padding)
@@ -84,20 +93,20 @@ def test_avg_pool(size: Pair, kernel: Pair, stride: Pair, padding: Pair, seed: i
 
 
 def test_average_is_exact_on_integers_and_powers_of_two() -> None:
-    x = randn(2, 3, 8, 8).mul(9).round()
+    x = randn(2, 8, 8, 3).mul(9).round()
     arguments = [[2, 2], [2, 2], [0, 0]]
     assert avg_pool2d(x, *arguments).equal(torch_avg_pool2d(x, 2, 2))
 
 
 def test_written_order_of_the_average() -> None:
-    x = randn(1, 1, 20, 21, seed=3)
+    x = randn(1, 20, 21, 1, seed=3)
     got = avg_pool2d(x, [3, 3], [1, 2], [1, 1])
-    padded = np.pad(x.numpy()[0, 0], 1)
-    for i, j in np.ndindex(*got.shape[2:]):
+    padded = np.pad(x.numpy()[0, ..., 0], 1)
+    for i, j in np.ndindex(*got.shape[1:3]):
         total = np.float32(0)
         for kh, kw in np.ndindex(3, 3):
             total = total + padded[i + kh, 2 * j + kw]
-        assert float(got[0, 0, i, j]) == float(total / np.float32(9))
+        assert float(got[0, i, j, 0]) == float(total / np.float32(9))
 
 
 def scattered(
@@ -116,25 +125,26 @@ def scattered(
 
 def test_written_order_of_both_gradients() -> None:
     size, kernel, stride, padding = (6, 7), (3, 3), (1, 2), (1, 1)
-    x = randn(1, 1, *size, seed=4)
+    x = randn(1, *size, 1, seed=4)
     y, tap = max_pool2d(x, *lists(kernel, stride, padding), [1, 1], False)
     g = randn(*y.shape, seed=5)
     dx = max_pool2d_backward(g, tap, list(x.shape), *lists(kernel, stride, padding), [1, 1])
-    expected = scattered(g.numpy()[0, 0], tap.numpy()[0, 0], size, kernel, stride, padding)
-    assert np.array_equal(dx.numpy()[0, 0], expected)
+    plane, taps = g.numpy()[0, ..., 0], tap.numpy()[0, ..., 0]
+    expected = scattered(plane, taps, size, kernel, stride, padding)
+    assert np.array_equal(dx.numpy()[0, ..., 0], expected)
     dx = avg_pool2d_backward(g, list(x.shape), *lists(kernel, stride, padding))
-    share = g.numpy()[0, 0] / np.float32(9)
-    assert np.array_equal(dx.numpy()[0, 0], scattered(share, None, size, kernel, stride, padding))
+    expected = scattered(plane / np.float32(9), None, size, kernel, stride, padding)
+    assert np.array_equal(dx.numpy()[0, ..., 0], expected)
 
 
 def test_the_first_of_equal_maxima_wins() -> None:
-    y, tap = max_pool2d(torch.ones(1, 1, 4, 4), [2, 2], [2, 2], [0, 0], [1, 1], False)
+    y, tap = max_pool2d(torch.ones(1, 4, 4, 1), [2, 2], [2, 2], [0, 0], [1, 1], False)
     assert not tap.any() and y.unique().tolist() == [1.0]
     # the first tap that is not padding
-    _, tap = max_pool2d(torch.zeros(1, 1, 2, 2), [3, 3], [2, 2], [1, 1], [1, 1], False)
+    _, tap = max_pool2d(torch.zeros(1, 2, 2, 1), [3, 3], [2, 2], [1, 1], [1, 1], False)
     assert tap.reshape(-1).tolist() == [4]
     # zeros of either sign are equal
-    x = torch.tensor([[[[-0.0, 0.0]]]])
+    x = torch.tensor([-0.0, 0.0]).view(1, 1, 2, 1)
     y, tap = max_pool2d(x, [1, 2], [1, 2], [0, 0], [1, 1], False)
     assert int(tap) == 0 and bool(torch.signbit(y))
 
@@ -147,11 +157,11 @@ def test_a_window_of_padding_only_has_no_gradient() -> None:
 
 
 def test_windows_of_256_taps_and_no_more() -> None:
-    x = torch.arange(256.0).view(1, 1, 16, 16)
+    x = torch.arange(256.0).view(1, 16, 16, 1)
     y, tap = max_pool2d(x, [16, 16], [16, 16], [0, 0], [1, 1], False)
     assert float(y) == 255.0 and int(tap) == 255
     with pytest.raises(ValueError, match="256"):
-        max_pool2d(torch.zeros(1, 1, 17, 17), [17, 17], [1, 1], [0, 0], [1, 1], False)
+        max_pool2d(torch.zeros(1, 17, 17, 1), [17, 17], [1, 1], [0, 0], [1, 1], False)
 
 
 @given(
@@ -162,7 +172,5 @@ def test_pooled_size_is_torchs(
     size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
 ) -> None:
     assume(2 * padding <= kernel and size + 2 * padding > dilation * (kernel - 1))
-    y = torch.nn.functional.max_pool1d(
-        torch.zeros(1, 1, size), kernel, stride, padding, dilation, ceil_mode
-    )
+    y = functional.max_pool1d(torch.zeros(1, 1, size), kernel, stride, padding, dilation, ceil_mode)
     assert pooled_size(size, kernel, stride, padding, dilation, ceil_mode) == y.shape[2]

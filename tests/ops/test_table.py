@@ -31,22 +31,27 @@ def zeros8(*shape: int) -> torch.Tensor:
 
 RNG = torch.tensor([1, 2, 3, 4])
 WINDOW = [[2, 1], [1, 0], [1, 2], 2]  # stride, padding, dilation, groups
-X, W, G = (2, 4, 5, 6), (6, 2, 3, 2), (2, 6, 3, 4)
+X, W, G = (2, 5, 6, 4), (6, 2, 3, 2), (2, 3, 4, 6)
 POOL = [[2, 3], [2, 1], [1, 0]]  # kernel, stride, padding
 FPROP = [u8(*X), i8(*W), *WINDOW, 0]
-DGRAD = [i8(*G), i8(*W), zeros8(1, 6, 1, 1), 3, list(X), *WINDOW, 0]
-WGRAD = [i8(*G), u8(*X), zeros8(2, 1, 3, 4), 2, list(W), *WINDOW, 1]
+DGRAD = [i8(*G), i8(*W), zeros8(1, 1, 1, 6), 3, list(X), *WINDOW, 0]
+WGRAD = [i8(*G), u8(*X), zeros8(2, 3, 4, 1), 2, list(W), *WINDOW, 1]
 BATCHED = [i8(3, 5, 4), i8(3, 6, 5), zeros8(3, 5, 1), 4, True, True, 2]
 NORM = [1e-5, 16, 4, 0.3352]
 
 EXAMPLES: dict[str, list[list[Any]]] = {
     "draws": [[RNG, 300, 2**32 - 1], [RNG, 0, 0]],
     "absmax": [[f32(3, 4, 5), None, [0, 2]], [f32(3, 4), f32(3, 1), [0]], [f32(3, 4), None, []]],
-    "group_exponent": [[f32(1, 7, 1, 1), 4], [f32(3, 1), 1]],
+    "group_exponent": [[f32(1, 1, 1, 7), 4], [f32(3, 1), 1]],
     "quantize": [[f32(3, 4), f32(3, 1), 4, True], [f32(3, 4), f32(1, 1), 8, False]],
     "quantize_stochastic": [
         [f32(3, 4), f32(1, 1), f32(3, 1), zeros8(1, 4), RNG, 4, 5],
-        [f32(2, 3, 4, 5), f32(1, 3, 1, 1), None, None, RNG, 8, 5],
+        [f32(2, 4, 5, 3), f32(1, 1, 1, 3), None, None, RNG, 8, 5],
+    ],
+    "shift_quantize": [
+        [f32(3, 4), f32(1, 4), RNG, [0], [1], 4, 4, 5],
+        [f32(2, 3, 4, 5), None, RNG, [], [0, 1, 2], 4, 2, 5],
+        [f32(3, 4), None, RNG, [], [], 8, 1, 5],
     ],
     "quant_scale": [[f32(3, 1), 4, True, 4], [f32(1), 4, False, 1]],
     "outer_scale": [[f32(3, 1, 1)]],
@@ -59,11 +64,15 @@ EXAMPLES: dict[str, list[list[Any]]] = {
         [*BATCHED, [f32(3, 1, 1), f32(1, 4, 1)], f32(6), True],
         [i8(3, 5), u8(4, 5), None, 1, False, True, 0, [], None, False],
     ],
+    "shift_matmul_dequantize_absmax": [
+        [*BATCHED, [f32(3, 1, 1), f32(1, 4, 1)], f32(6), True],
+        [i8(3, 5), u8(4, 5), None, 1, False, True, 0, [], None, False],
+    ],
     "dequantize": [[i8(3, 4).int(), [f32(3, 1)], f32(4)], [i8(3, 4).long(), [], None]],
     "conv_fprop": [FPROP],
     "conv_dgrad": [DGRAD],
     "conv_wgrad": [WGRAD],
-    "conv_fprop_dequantize": [[*FPROP, [f32(1, 6, 1, 1)], f32(6, 1, 1), True]],
+    "conv_fprop_dequantize": [[*FPROP, [f32(1, 1, 1, 6)], f32(6), True]],
     "conv_dgrad_dequantize": [[*DGRAD, [f32(2, 1, 1, 1)], None, False]],
     "conv_wgrad_dequantize": [[*WGRAD, [f32(6, 1, 1, 1), f32(1)], None, False]],
     "matmul": [
@@ -81,6 +90,19 @@ EXAMPLES: dict[str, list[list[Any]]] = {
         [i8(*X), f32(4), i8(*X), f32(4), f32(4), 0.3352],
         [i8(5, 4), f32(4), i8(5, 4), f32(4), None, 0.3352],
     ],
+    "l1_batch_norm_relu_quantize": [
+        [i8(*X).int(), f32(X[-1]), f32(X[-1]), f32(X[-1]), f32(X[-1]), *NORM, True, 4, False],
+        [i8(5, 3).int(), f32(3), None, None, None, 1e-5, 16, 6, 0.1, False, 8, True],
+    ],
+    "l1_batch_norm_packed_backward": [
+        [i8(5, 3), f32(3), u8(8), f32(3), f32(3), 0.3352],
+    ],
+    "quantize_l1_layer_norm": [
+        [f32(5, 4), 8, f32(4), f32(4), *NORM],
+        [f32(5, 4), 6, None, None, 1e-5, 16, 6, 0.1],
+    ],
+    "l1_layer_norm_packed_backward": [[i8(5, 4), f32(5, 1), u8(10), f32(5, 1), 0.3352]],
+    "l1_layer_norm_affine_packed_backward": [[i8(5, 4), f32(1, 4), u8(10), 0.3352]],
     "l1_layer_norm": [
         [i8(5, 4), f32(5, 1), f32(4), f32(4), *NORM],
         [i8(5, 4), f32(5, 1), None, None, *NORM],
@@ -98,10 +120,10 @@ EXAMPLES: dict[str, list[list[Any]]] = {
     "layer_norm_backward": [[f32(5, 4), f32(5, 4), f32(5, 1), f32(4)]],
     "max_pool2d": [[f32(*X), *POOL, [1, 2], True]],
     "max_pool2d_backward": [
-        [f32(2, 4, 3, 4), u8(2, 4, 3, 4), list(X), *POOL, [1, 1]],
+        [f32(2, 3, 4, 4), u8(2, 3, 4, 4), list(X), *POOL, [1, 1]],
     ],
     "avg_pool2d": [[f32(*X), *POOL]],
-    "avg_pool2d_backward": [[f32(2, 4, 3, 4), list(X), *POOL]],
+    "avg_pool2d_backward": [[f32(2, 3, 4, 4), list(X), *POOL]],
     "ordered_sum": [[f32(3, 40, 5), [0, 2], False], [f32(3, 40), [1], True], [f32(3), [], False]],
     "pack_int4": [[i8(3, 5)], [u8(2, 2)], [zeros8(0)]],
     "unpack_int4": [[u8(8), [3, 5], True], [u8(2), [2, 2], False]],

@@ -1,11 +1,10 @@
-"""Every pass up to quantize_operands, as the program before and the program after."""
+"""The passes up to quantize_operands, as the program before and the program after."""
 
 import pytest
 
 from sqcompile.errors import CaptureError
 from sqcompile.ops.philox import stream_id
 from sqcompile.passes.assign_precision import Operand, ProductSpec, assign_precision
-from sqcompile.passes.canonicalize import canonicalize
 from sqcompile.passes.fold_weight_scales import fold_weight_scales
 from sqcompile.passes.quantize_operands import quantize_operands
 from sqcompile.recipe import RECIPES
@@ -18,96 +17,6 @@ GRADIENT = Operand("gradient", 4, True)
 
 def spec(role, operands, groups=4, outer=True, module="fc"):
     return {"sq": ProductSpec(module, role, operands, groups, outer, 0)}
-
-
-def test_canonicalize_takes_products_to_their_roots():
-    before = graph(
-        "x_0: f32[4, 8], p_w: f32[6, 8], p_b: f32[6], g_0: f32[4, 6] -> y, dx, dw, db",
-        """
-        t = aten.t(p_w)
-        y = aten.addmm(p_b, x_0, t)
-        t1 = aten.t(t)
-        dx = aten.mm(g_0, t1)
-        t2 = aten.t(g_0)
-        m = aten.mm(t2, x_0)
-        t3 = aten.t(m)
-        dw = aten.t(t3)
-        s = aten.sum.dim_IntList(g_0, [0], True)
-        db = aten.view(s, [6])
-        """,
-    )
-    after = graph(
-        "x_0: f32[4, 8], p_w: f32[6, 8], p_b: f32[6], g_0: f32[4, 6] -> y, dx, dw, db",
-        """
-        y = sq.matmul(x_0, p_w, p_b, False, True)
-        dx = sq.matmul(g_0, p_w, None, False, False)
-        dw = sq.matmul(g_0, x_0, None, True, False)
-        s = sq.ordered_sum(g_0, [0], True)
-        db = aten.view(s, [6])
-        """,
-    )
-    assert same(canonicalize(before), after)
-
-
-def test_canonicalize_puts_the_gradient_first():
-    before = graph(
-        "x_0: f32[4, 8], g_0: f32[4, 6] -> dw",
-        """
-        t = aten.t(x_0)
-        dw = aten.mm(t, g_0)
-        """,
-    )
-    after = graph(
-        "x_0: f32[4, 8], g_0: f32[4, 6] -> dw",
-        """
-        m = sq.matmul(g_0, x_0, None, True, False)
-        dw = aten.permute(m, [1, 0])
-        """,
-    )
-    assert same(canonicalize(before), after)
-
-
-def test_canonicalize_takes_convolution_backward_apart():
-    shapes = "x_0: f32[2, 4, 5, 5], p_w: f32[6, 4, 3, 3], g_0: f32[2, 6, 5, 5]"
-    before = graph(
-        f"{shapes} -> dx, dw, db",
-        """
-        all = aten.convolution_backward(g_0, x_0, p_w, [6], [1, 1], [1, 1], [1, 1], False, [0, 0],
-        1, [True, True, True])
-        dx = all[0]
-        dw = all[1]
-        db = all[2]
-        """,
-    )
-    after = graph(
-        f"{shapes} -> dx, dw, db",
-        """
-        dx = sq.conv_input_grad(g_0, p_w, [2, 4, 5, 5], [1, 1], [1, 1], [1, 1], 1)
-        dw = sq.conv_weight_grad(g_0, x_0, [6, 4, 3, 3], [1, 1], [1, 1], [1, 1], 1)
-        db = sq.ordered_sum(g_0, [0, 2, 3], False)
-        """,
-    )
-    assert same(canonicalize(before), after)
-
-
-def test_canonicalize_makes_relu_backward_a_mask():
-    before = graph(
-        "x_0: f32[3], g_0: f32[3] -> y, dx",
-        """
-        y = aten.relu(x_0)
-        d = aten.detach(y)
-        dx = aten.threshold_backward(g_0, d, 0)
-        """,
-    )
-    after = graph(
-        "x_0: f32[3], g_0: f32[3] -> y, dx",
-        """
-        y = aten.relu(x_0)
-        mask = aten.gt.Scalar(y, 0)
-        dx = aten.where.ScalarOther(mask, g_0, 0.0)
-        """,
-    )
-    assert same(canonicalize(before), after)
 
 
 def test_assign_precision_follows_the_recipe_and_the_signs():
@@ -242,6 +151,96 @@ def test_quantize_operands_shifts_the_gradient(outer):
     assert same(quantize_operands(before), after)
 
 
-def test_canonicalize_takes_a_square_root_that_rounds_correctly():
-    before = graph("x_0: f32[3] -> y", "y = aten.sqrt(x_0)")
-    assert same(canonicalize(before), graph("x_0: f32[3] -> y", "y = sq.sqrt(x_0)"))
+CONV = "[2, 2], [1, 1], [1, 1], 1"
+IMAGES = "x_0: f32[2, 7, 9, 3], p_w: f32[6, 3, 3, 3], p_b: f32[6], g_0: f32[2, 4, 5, 6]"
+
+
+def test_quantize_operands_forward_convolution():
+    before = graph(
+        f"{IMAGES}, rng: i64[4] -> y",
+        f"y = sq.conv(x_0, p_w, p_b, {CONV})",
+        y=spec("fprop", (ACTIVATION, WEIGHT)),
+    )
+    after = graph(
+        f"{IMAGES}, rng: i64[4] -> y",
+        f"""
+        rx = sq.absmax(x_0, None, [0, 1, 2, 3])
+        xq = sq.quantize(x_0, rx, 4, False)
+        sx = sq.quant_scale(rx, 4, False, 1)
+        rw = sq.absmax(p_w, None, [1, 2, 3])
+        wq = sq.quantize(p_w, rw, 4, True)
+        sw = sq.quant_scale(rw, 4, True, 1)
+        channels = aten.view(sw, [1, 1, 1, 6])
+        acc = sq.conv_fprop(xq, wq, {CONV}, 0)
+        scale = aten.mul.Tensor(sx, channels)
+        bias = aten.view(p_b, [1, 1, 1, 6])
+        y = sq.dequantize(acc, [scale], bias)
+        """,
+    )
+    assert same(quantize_operands(before), after)
+
+
+def test_the_input_gradient_of_a_convolution_has_a_scale_per_sample():
+    before = graph(
+        f"{IMAGES}, rng: i64[4] -> dx",
+        f"dx = sq.conv_input_grad(g_0, p_w, [2, 7, 9, 3], {CONV})",
+        dx=spec("dgrad", (GRADIENT, WEIGHT)),
+    )
+    stream = stream_id("fc", "dgrad", "gradient", 0)
+    after = graph(
+        f"{IMAGES}, rng: i64[4] -> dx",
+        f"""
+        rw = sq.absmax(p_w, None, [1, 2, 3])
+        sw = sq.quant_scale(rw, 4, True, 1)
+        channels = aten.view(sw, [1, 1, 1, 6])
+        g = aten.mul.Tensor(g_0, channels)
+        rm = sq.absmax(g, None, [1, 2, 3])
+        rk = sq.absmax(g, rm, [0, 1, 2])
+        r = sq.absmax(rk, None, [0, 1, 2, 3])
+        e = sq.group_exponent(rk, 4)
+        gq = sq.quantize_stochastic(g, r, rm, e, rng, 4, {stream})
+        s = sq.quant_scale(r, 4, True, 4)
+        wq = sq.quantize(p_w, rw, 4, True)
+        acc = sq.conv_dgrad(gq, wq, e, 4, [2, 7, 9, 3], {CONV}, 0)
+        so = sq.outer_scale(rm)
+        scale = aten.mul.Tensor(s, so)
+        dx = sq.dequantize(acc, [scale], None)
+        """,
+    )
+    done = quantize_operands(fold_weight_scales(before))
+    assert same(done, after)
+    shapes = {node.name: list(node.meta["val"].shape) for node in after.graph.nodes if node.users}
+    assert shapes["e"] == [1, 1, 1, 6] and shapes["rm"] == [2, 1, 1, 1]
+
+
+def test_the_weight_gradient_of_a_convolution_has_a_scale_per_output_channel():
+    before = graph(
+        f"{IMAGES}, rng: i64[4] -> dw",
+        f"dw = sq.conv_weight_grad(g_0, x_0, [6, 3, 3, 3], {CONV})",
+        dw=spec("wgrad", (GRADIENT, ACTIVATION)),
+    )
+    stream = stream_id("fc", "wgrad", "gradient", 0)
+    after = graph(
+        f"{IMAGES}, rng: i64[4] -> dw",
+        f"""
+        rm = sq.absmax(g_0, None, [0, 1, 2])
+        rk = sq.absmax(g_0, rm, [3])
+        r = sq.absmax(rk, None, [0, 1, 2, 3])
+        e = sq.group_exponent(rk, 4)
+        gq = sq.quantize_stochastic(g_0, r, rm, e, rng, 4, {stream})
+        s = sq.quant_scale(r, 4, True, 4)
+        so = sq.outer_scale(rm)
+        outer = aten.view(so, [6, 1, 1, 1])
+        rx = sq.absmax(x_0, None, [0, 1, 2, 3])
+        xq = sq.quantize(x_0, rx, 4, False)
+        sx = sq.quant_scale(rx, 4, False, 1)
+        acc = sq.conv_wgrad(gq, xq, e, 4, [6, 3, 3, 3], {CONV}, 0)
+        scalar = aten.mul.Tensor(s, sx)
+        scale = aten.mul.Tensor(scalar, outer)
+        dw = sq.dequantize(acc, [scale], None)
+        """,
+    )
+    done = quantize_operands(before)
+    assert same(done, after)
+    shapes = {node.name: list(node.meta["val"].shape) for node in after.graph.nodes if node.users}
+    assert shapes["e"] == [2, 4, 5, 1] and shapes["rm"] == [1, 1, 1, 6]

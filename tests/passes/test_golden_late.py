@@ -24,7 +24,7 @@ def spec(role, operands, groups=4, outer=True, module="fc"):
 
 def test_quantize_norms_reads_the_accumulators_of_a_product():
     shapes = (
-        "q: u8[2, 4, 5, 5], w: i8[6, 4, 3, 3], s: f32[1, 6, 1, 1], b: f32[1, 6, 1, 1], "
+        "q: u8[2, 5, 5, 4], w: i8[6, 4, 3, 3], s: f32[1, 1, 1, 6], b: f32[1, 1, 1, 6], "
         "p_g: f32[6], p_b: f32[6], rng: i64[4]"
     )
     operands = (ACTIVATION, WEIGHT)
@@ -53,16 +53,16 @@ def test_quantize_norms_reads_the_accumulators_of_a_product():
 
 def test_quantize_norms_quantises_another_input_per_channel():
     before = graph(
-        "x_0: f32[2, 6, 5, 5], rng: i64[4] -> y",
+        "x_0: f32[2, 5, 5, 6], rng: i64[4] -> y",
         """
         n = sq.batch_norm(x_0, None, None, 1e-05)
         y = n[0]
         """,
     )
     after = graph(
-        "x_0: f32[2, 6, 5, 5], rng: i64[4] -> y",
+        "x_0: f32[2, 5, 5, 6], rng: i64[4] -> y",
         """
-        r = sq.absmax(x_0, None, [0, 2, 3])
+        r = sq.absmax(x_0, None, [0, 1, 2])
         q = sq.quantize(x_0, r, 8, True)
         s = sq.quant_scale(r, 8, True, 1)
         sc = aten.view(s, [6])
@@ -218,3 +218,15 @@ def test_bound_accumulators_counts_the_shift_of_the_gradient():
     )
     node = next(n for n in bound_accumulators(before).graph.nodes if n.name == "y")
     assert node.args[-1] == (2**31 - 1) // ((127 << 3) * 255)
+
+
+def test_bound_accumulators_splits_a_weight_gradient_by_rows_of_the_image():
+    operands = Operand("gradient", 8, True), Operand("activation", 8, False)
+    before = graph(
+        "g: i8[40, 50, 48, 4], x: u8[40, 50, 48, 5] -> y",
+        "y = sq.conv_wgrad(g, x, None, 1, [4, 5, 1, 1], [1, 1], [0, 0], [1, 1], 1, 0)",
+        y=spec("wgrad", operands, groups=1),
+    )
+    node = next(n for n in bound_accumulators(before).graph.nodes if n.name == "y")
+    # a signed operand may be stored biased by 128
+    assert node.args[-1] == (2**31 - 1) // (255 * 255 * 48)

@@ -46,7 +46,7 @@ def test_products_have_role_module_bits_and_groups(resnet):
     assert ("stem", "dgrad") not in by_place
     inner = by_place["blocks.0.conv2", "wgrad"]
     assert (inner["operands"], inner["groups"], inner["pass"]) == (["s4", "u4"], 4, "backward")
-    assert inner["shapes"] == [[4, 8, 6, 6], [4, 8, 6, 6], [8, 8, 3, 3]]
+    assert inner["shapes"] == [[4, 6, 6, 8], [4, 6, 6, 8], [8, 8, 3, 3]]
     assert "self.conv2(h)" in inner["line"]
 
 

@@ -36,7 +36,7 @@ def triple(binary: Binary) -> Function:
     return Executable(binary).function("forward")
 
 
-def test_misaligned_and_non_contiguous_tensors_are_copied(triple: Function) -> None:
+def test_misaligned_and_non_contiguous_tensors_are_taken(triple: Function) -> None:
     for offset in range(1, 16):
         x = torch.randn(15 + offset)[offset:].view(3, 5)
         assert x.data_ptr() % 64

@@ -1,0 +1,302 @@
+"""L1 batch norm over channels last: statistics from exact integer sums, then one elementwise pass.
+
+Three passes over the integers, each parallel over blocks of rows: the sum of every channel (and,
+where asked, its extremes); the sum and number of the elements above the mean, which give the
+deviation without 64-bit arithmetic (`norm.deviation`); and the elements themselves.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+from tvm import tirx
+
+from sqcompile.backends.cpu import nest
+from sqcompile.backends.cpu.channels import Periods, Total, group_size, zeros
+from sqcompile.backends.cpu.nest import LANES, Array, Expr
+from sqcompile.backends.cpu.norm import (
+    Spread,
+    affine,
+    deviation,
+    held,
+    rounded_mean,
+    threshold,
+    to_float,
+)
+from sqcompile.backends.cpu.saved_xhat import saved
+from sqcompile.backends.cpu.table import KERNELS
+from sqcompile.backends.kernels import KernelSpec
+
+
+def _compared(dtype: str) -> str:
+    """The integers in which elements are added and compared."""
+    return "int64" if dtype == "int64" else "int32"
+
+
+def _load(x: Array, at: Expr) -> Expr:
+    return nest.cast(x[nest.ramp(at)], _compared(x.dtype), LANES)
+
+
+def _integers(size: int, dtype: str = "int64") -> Array:
+    return nest.scratch(size, dtype)
+
+
+class _Extremes:
+    """The largest and smallest element of every channel."""
+
+    def __init__(self, periods: Periods, dtype: str) -> None:
+        self.periods, self.dtype = periods, dtype
+        size = periods.tasks * periods.width
+        self.partial = [_integers(size, dtype) for _ in range(2)]
+        self.result = [_integers(periods.channels, dtype) for _ in range(2)]
+        self.joins: list[Callable[[Expr, Expr], Expr]] = [tirx.max, tirx.min]
+        self.starts = [tirx.min_value(dtype), tirx.max_value(dtype)]
+
+    def open(self) -> list[Array]:
+        """Accumulators of one vector."""
+        slots = [nest.scratch(LANES, self.dtype) for _ in range(2)]
+        for slot, start in zip(slots, self.starts, strict=True):
+            slot.store(nest.ramp(0), nest.splat(start))
+        return slots
+
+    def add(self, slots: list[Array], value: Expr) -> None:
+        for slot, join in zip(slots, self.joins, strict=True):
+            slot.store(nest.ramp(0), join(slot[nest.ramp(0)], value))
+
+    def close(self, slots: list[Array], at: Expr) -> None:
+        for slot, partial in zip(slots, self.partial, strict=True):
+            partial.store(nest.ramp(at), slot[nest.ramp(0)])
+
+    def fold(self) -> None:
+        for result, partial, join, start in zip(
+            self.result, self.partial, self.joins, self.starts, strict=True
+        ):
+            self.periods.fold_into(result, partial, join, start)
+
+    def left(self, c: Expr, value: Expr) -> None:
+        for result, join in zip(self.result, self.joins, strict=True):
+            result.store(c, join(result[c], value))
+
+
+@dataclass
+class Statistics:
+    """Per channel: the integer mean, xhat's factor, and the extremes of x if asked for."""
+
+    mean: Array
+    factor: Array
+    extremes: list[Array]
+
+
+class Normalizer:
+    """Statistics of every channel of x, and its elements."""
+
+    def __init__(self, spec: KernelSpec, f: nest.Function, extremes: bool) -> None:
+        self.spec, self.x, self.f = spec, f["x"], f
+        self.periods = Periods.of(self.x.shape)
+        self.compared = _compared(self.x.dtype)
+        self.count = prod(self.x.shape[:-1])
+        channels = self.periods.channels
+        self.extremes = _Extremes(self.periods, self.compared) if extremes else None
+        total, mean = self._sums()
+        above, number = self._above(mean)
+        self.mean, self.factor = mean, nest.scratch(channels, "float32")
+        self._finish(total, above, number)
+
+    def _sums(self) -> tuple[Array, Array]:
+        """The sum and the fixed-point mean of every channel."""
+        periods, x, extremes = self.periods, self.x, self.extremes
+        partial = _integers(periods.tasks * periods.width)
+        size = group_size(periods.width, 4)
+        if periods.steps:
+            with periods.parallel() as (task, begin, steps):
+                with nest.serial(periods.width // (LANES * size), "group") as group:
+                    first = group * (LANES * size)
+                    sums = [Total(x.dtype) for _ in range(size)]
+                    ends = [extremes.open() if extremes else [] for _ in range(size)]
+                    with nest.serial(steps, "step") as step:
+                        start = (begin + step) * periods.width + first
+                        for v in range(size):
+                            value = _load(x, start + v * LANES)
+                            sums[v].add(value)
+                            if extremes:
+                                extremes.add(ends[v], value)
+                    for v in range(size):
+                        at = task * periods.width + first + v * LANES
+                        partial.store(nest.ramp(at), sums[v].result())
+                        if extremes:
+                            extremes.close(ends[v], at)
+        total, mean = _integers(periods.channels), _integers(periods.channels)
+        periods.fold_into(total, partial, lambda a, b: a + b, nest.zero("int64"))
+        if extremes:
+            extremes.fold()
+        with periods.leftover() as (i, c):
+            total.store(c, total[c] + nest.cast(x[i], "int64"))
+            if extremes:
+                extremes.left(c, nest.cast(x[i], self.compared))
+        with nest.serial(periods.channels, "c") as c:
+            mean.store(c, rounded_mean(total[c], self.count, self.spec["frac_bits"]))
+        return total, mean
+
+    def _above(self, mean: Array) -> tuple[Array, Array]:
+        """The sum and the number of the elements above the mean of their channel."""
+        periods, x, dtype = self.periods, self.x, self.compared
+        limit = nest.scratch(periods.channels, dtype)
+        with nest.serial(periods.channels, "c") as c:
+            limit.store(c, nest.cast(threshold(mean[c], self.spec["frac_bits"]), dtype))
+        limits = periods.spread(limit)
+        size = group_size(periods.width, 4)
+        partial, counts = (_integers(periods.tasks * periods.width) for _ in range(2))
+        if periods.steps:
+            with periods.parallel() as (task, begin, steps):
+                with nest.serial(periods.width // (LANES * size), "group") as group:
+                    first = group * (LANES * size)
+                    sums = [Total(x.dtype) for _ in range(size)]
+                    numbers = [Total("int8") for _ in range(size)]
+                    bounds = [nest.scratch(LANES, dtype) for _ in range(size)]
+                    for v in range(size):
+                        at = nest.ramp(first + v * LANES)
+                        bounds[v].store(nest.ramp(0), limits[at])
+                    with nest.serial(steps, "step") as step:
+                        start = (begin + step) * periods.width + first
+                        for v in range(size):
+                            value = _load(x, start + v * LANES)
+                            greater = value > bounds[v][nest.ramp(0)]
+                            sums[v].add(nest.select(greater, value, zeros(dtype)))
+                            one = nest.splat(nest.const(1, "int32"))
+                            numbers[v].add(nest.select(greater, one, zeros("int32")))
+                    for v in range(size):
+                        at = nest.ramp(task * periods.width + first + v * LANES)
+                        partial.store(at, sums[v].result())
+                        counts.store(at, numbers[v].result())
+        above, number = (_integers(periods.channels) for _ in range(2))
+        for result, parts in ((above, partial), (number, counts)):
+            periods.fold_into(result, parts, lambda a, b: a + b, nest.zero("int64"))
+        with periods.leftover() as (i, c):
+            value = nest.cast(x[i], dtype)
+            greater = value > limit[c]
+            kept = nest.select(greater, value, nest.zero(dtype))
+            above.store(c, above[c] + nest.cast(kept, "int64"))
+            number.store(c, number[c] + nest.cast(greater, "int64"))
+        return above, number
+
+    def _finish(self, total: Array, above: Array, number: Array) -> None:
+        """Factor of every channel; writes coefficient, mean and variance."""
+        spec, scale, bias = self.spec, self.f["scale"], self.f.get("bias")
+        coefficient, mean, var = self.f.outputs[-3:]
+        with nest.serial(self.periods.channels, "c") as c:
+            m = held(self.mean[c], "int64")
+            d = deviation(m, total[c], above[c], number[c], self.count, spec["frac_bits"])
+            spread = Spread.of(spec, m, d, self.count, held(scale[c]))
+            coefficient.store(c, spread.coefficient)
+            mean.store(c, spread.mean if bias is None else nest.fence(spread.mean) + bias[c])
+            var.store(c, spread.sigma * spread.sigma)
+            self.factor.store(c, spread.factor)
+
+    def fits(self) -> Expr:
+        """Whether x * 2^f - m of every element of an int32 x fits 32 bits: mostly so, since few
+        accumulators are 2^15 away from their mean."""
+        assert self.extremes is not None
+        f, farthest = nest.const(self.spec["frac_bits"], "int64"), _integers(1)
+        farthest.store(0, nest.zero("int64"))
+        with nest.serial(self.periods.channels, "c") as c:
+            for end in self.extremes.result:
+                away = tirx.shift_left(nest.cast(end[c], "int64"), f) - self.mean[c]
+                farthest.store(0, tirx.max(farthest[0], tirx.max(away, nest.zero("int64") - away)))
+        return held(farthest[0], "int64") < nest.const(2**31, "int64")
+
+
+class Elements:
+    """xhat and y of an element, from per-channel arrays in which channel c stands at `c`.
+
+    `form` is how x * 2^f - m becomes a float32 in one rounding. "int32": in 32 bits, which may
+    wrap on the way where the result fits. "float64": x - m * 2^-f of an int32 is exact, and the
+    power of two then too; no CPU need convert 64-bit integers. "int64": the rest.
+    """
+
+    def __init__(self, normal: Normalizer, form: str) -> None:
+        self.normal, self.form = normal, form
+        self.frac_bits, channels = normal.spec["frac_bits"], normal.periods.channels
+        self.center = nest.scratch(channels, "uint32" if form == "int32" else form)
+        with nest.serial(channels, "c") as c:
+            m = nest.cast(normal.mean[c], self.center.dtype)
+            if form == "float64":
+                m = m * nest.const(2.0**-self.frac_bits, form)
+            self.center.store(c, m)
+        self.channels = self._arrays(lambda a: a)
+        self.lanes = self._arrays(normal.periods.spread)
+
+    def _arrays(self, spread: Callable[[Array], Array]) -> list[Array | None]:
+        f, arrays = self.normal.f, [self.center, self.normal.factor]
+        return [None if a is None else spread(a) for a in (*arrays, f.get("gamma"), f.get("beta"))]
+
+    def xhat(self, value: Expr, arrays: list[Array | None], c: Expr) -> Expr:
+        """xhat of an integer."""
+        center, factor = arrays[0], arrays[1]
+        assert center is not None and factor is not None
+        if self.form == "float64":
+            centred = to_float(nest.cast(value, "float64") - center[c])
+            return (centred * nest.const(2.0**self.frac_bits, "float32")) * factor[c]
+        shift = nest.const(self.frac_bits, center.dtype)
+        shifted = tirx.shift_left(nest.cast(value, center.dtype), shift) - center[c]
+        return to_float(nest.cast(shifted, self.form)) * factor[c]
+
+    def y(self, xhat: Expr, arrays: list[Array | None], c: Expr) -> Expr:
+        """gamma * xhat + beta."""
+        gamma, beta = arrays[2:]
+        return affine(xhat, None if gamma is None else gamma[c], None if beta is None else beta[c])
+
+
+class Forms:
+    """Elements of x in the form that fits all of x ("int32", "float64" or "int64"), and in the
+    narrow one where that does, which is known at run time only."""
+
+    def __init__(self, normal: Normalizer) -> None:
+        dtype = normal.x.dtype
+        self.normal = normal
+        self.general = Elements(normal, {"int32": "float64", "int64": "int64"}.get(dtype, "int32"))
+        self.narrow = Elements(normal, "int32") if dtype == "int32" else None
+        self.fits = normal.fits() if dtype == "int32" else None
+
+    def vectors(self, emit: Callable[[Elements, Expr, Expr], None]) -> None:
+        """emit(elements, index, first) for the index-th vector of 16 elements, which stands at
+        `first` in its period."""
+        periods = self.normal.periods
+        count = periods.width // LANES
+        if not periods.steps:
+            return
+        with periods.parallel() as (_, begin, steps):
+
+            def loop(elements: Elements) -> None:
+                with nest.serial(steps, "step") as step, nest.serial(count, "v") as v:
+                    emit(elements, (begin + step) * count + v, v * LANES)
+
+            if self.narrow is None:
+                loop(self.general)
+                return
+            with nest.when(self.fits):
+                loop(self.narrow)
+            with nest.when(tirx.Not(self.fits)):
+                loop(self.general)
+
+
+@KERNELS.kernel("sq::l1_batch_norm")
+def l1_batch_norm(spec: KernelSpec) -> object:
+    """y and xhat as they are."""
+    with nest.function(spec) as f:
+        normal = Normalizer(spec, f, extremes=f["x"].dtype == "int32")
+        y, xhat = f.outputs[:2]
+        forms = Forms(normal)
+
+        def one(elements: Elements, i: Expr, arrays: list[Array | None], c: Expr) -> None:
+            value = elements.xhat(normal.x[i], arrays, c)
+            y.store(i, elements.y(value, arrays, c))
+            xhat.store(i, nest.cast(saved(value, spec["bits"], spec["step"]), "int8"))
+
+        def vector(elements: Elements, index: Expr, first: Expr) -> None:
+            with nest.lanes() as lane:
+                one(elements, index * LANES + lane, elements.lanes, first + lane)
+
+        forms.vectors(vector)
+        with normal.periods.leftover() as (i, c):
+            one(forms.general, i, forms.general.channels, c)
+    return f.result

@@ -1,0 +1,33 @@
+"""16 values in vector registers -> the bytes of `pack_int4` and `pack_mask`."""
+
+from tvm import tirx
+
+from sqcompile.backends.cpu import nest
+from sqcompile.backends.cpu.machine import machine
+from sqcompile.backends.cpu.nest import LANES, Expr
+
+
+def nibbles(values: Expr) -> Expr:
+    """int32x16 -> uint8x8, the low 4 bits of two neighbours in a byte: 64-bit lanes hold both."""
+    half = LANES // 2
+
+    def same(value: int) -> Expr:
+        return nest.splat(nest.const(value, "uint64"), half)
+
+    pairs = tirx.reinterpret(f"uint64x{half}", values)
+    first = tirx.bitwise_and(pairs, same(0xF))
+    second = tirx.bitwise_and(tirx.shift_right(pairs, same(28)), same(0xF0))
+    return nest.cast(tirx.bitwise_or(first, second), "uint8", half)
+
+
+def mask_bytes(mask: Expr) -> Expr:
+    """boolx16 -> uint8x2, the first element in the lowest bit."""
+    if machine().dot.intrinsic.startswith("llvm.x86"):
+        ones = nest.splat(nest.zero("int8")) - nest.cast(mask, "int8", LANES)
+        # pmovmskb of SSE2; LLVM makes one instruction of it where masks have registers.
+        word = tirx.call_llvm_pure_intrin("int32", "llvm.x86.sse2.pmovmskb.128", ones)
+        return tirx.reinterpret("uint8x2", nest.cast(word, "uint16"))
+    words = tirx.reinterpret("uint64x2", nest.cast(mask, "uint8", LANES))
+    gathered = words * nest.splat(nest.const(0x0102040810204080, "uint64"), 2)
+    top = tirx.shift_right(gathered, nest.splat(nest.const(56, "uint64"), 2))
+    return nest.cast(top, "uint8", 2)

@@ -1,0 +1,167 @@
+"""The sizes of a matrix product and of its tiles, blocks and tasks.
+
+A tile is `rows` x `vectors` accumulators that stay in registers while k runs: 6 x 4 of 32, 5 x 2
+of 16, more rows where there are fewer vectors. The last tile and the last vector of columns
+overlap the ones before them instead of being cut: the same results are written twice, and one
+inner loop serves every size. A panel is the columns of one tile; a block is the tiles whose rows
+of a stay in the L2 cache while all panels pass by.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from sqcompile.backends.cpu.gemm_plan import INT32_LIMIT, Plan
+from sqcompile.backends.cpu.machine import Machine
+from sqcompile.backends.kernels import KernelSpec
+
+BLOCK_BYTES = 1 << 17
+"""Rows of a in a block: a share of L2, beside the panel of b that is in use."""
+LEAST_ROWS = 32
+"""Rows of a block, at least: each reads all of b from L3."""
+TASKS = 8
+"""Parts of the work, so that a few threads get equal shares."""
+SEGMENT = 8192
+"""Steps of k that a tile adds up in registers: its panel of b is 512 KB then, half of an L2."""
+TOTAL_BYTES = 1 << 18
+"""Sums over segments that a task keeps."""
+TALLEST = 12
+"""Rows of a tile: as many lines of a stay in an L1 set of 8 ways, or nearly, at any stride."""
+RUN = 4
+"""Groups of `depth` values that packing takes at once where k is contiguous: segments are
+multiples of it."""
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up."""
+    return -(-a // b)
+
+
+def rounded(size: int, multiple: int) -> int:
+    """The next multiple of `multiple`."""
+    return ceil_div(size, multiple) * multiple
+
+
+@dataclass(frozen=True)
+class Shape:
+    """batch x [m, k] @ [k, n] on a machine, and how it is cut.
+
+    depth, lanes: of the dot product. A quad is `depth` neighbouring steps of k. `groups` is 1
+    unless the reduction is sorted; `quads` those of a segment, padding of groups included.
+    """
+
+    batch: int
+    m: int
+    n: int
+    k: int
+    depth: int
+    lanes: int
+    rows: int
+    vectors: int
+    segment: int
+    groups: int
+    wide: bool
+    row_blocks: int
+    column_blocks: int
+
+    @property
+    def segments(self) -> int:
+        """Parts of k, each `segment` long but the last."""
+        return max(1, ceil_div(self.k, self.segment))
+
+    @property
+    def last(self) -> int:
+        """Length of the last segment."""
+        return self.k - (self.segments - 1) * self.segment
+
+    @property
+    def quads(self) -> int:
+        """Groups of `depth` values that a segment has room for."""
+        padding = self.groups * (self.depth - 1) if self.groups > 1 else 0
+        return ceil_div(min(self.segment, self.k) + padding, self.depth)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles in a column of results."""
+        return ceil_div(self.m, self.rows)
+
+    @property
+    def panels(self) -> int:
+        """Tiles in a row of results."""
+        return ceil_div(self.n, self.width)
+
+    @property
+    def width(self) -> int:
+        """Columns of a panel."""
+        return self.vectors * self.lanes
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a that a block reads, at most."""
+        return min(self.m, ceil_div(self.tiles, self.row_blocks) * self.rows)
+
+    @property
+    def block_panels(self) -> int:
+        """Panels of a task, at most."""
+        return ceil_div(self.panels, self.column_blocks)
+
+    @property
+    def work(self) -> int:
+        """Dot products of the whole product and some more for packing, to weigh threads by."""
+        return self.batch * (self.m + 8) * (self.n + 8) * (self.k + 1) // self.depth // 8
+
+
+def shape_of(spec: KernelSpec, plan: Plan, cpu: Machine) -> Shape:
+    """Sizes of a spec's product, tiles for `cpu`, segments so that int32 sums cannot overflow."""
+    *batches, m, n = spec.outputs[0].shape
+    a = spec.tensor("a").shape
+    k, batch = a[-2] if spec["transpose_a"] else a[-1], prod(batches)
+    depth, lanes = cpu.dot.depth, cpu.dot.lanes
+    rows, vectors = _tile(m, n, cpu)
+    segment, limit = _segment(k, plan, depth, spec["k_chunk"])
+    wide = k > limit
+    tiles, panels = ceil_div(m, rows), ceil_div(n, vectors * lanes)
+    row_blocks = _row_blocks(tiles, rows, batch, min(segment, max(k, 1)) * (4 // depth))
+    column_blocks = max(1, min(panels, ceil_div(TASKS, batch * row_blocks)))
+    if k > segment:
+        block = min(m, ceil_div(tiles, row_blocks) * rows) * (8 if wide else 4)
+        column_blocks = max(column_blocks, ceil_div(block * panels * vectors * lanes, TOTAL_BYTES))
+        column_blocks = min(column_blocks, panels)
+    groups = spec["groups"] if plan.sorted else 1
+    return Shape(
+        batch, m, n, k, depth, lanes, rows, vectors, segment, groups, wide, row_blocks,
+        column_blocks,
+    )  # fmt: skip
+
+
+def _tile(m: int, n: int, cpu: Machine) -> tuple[int, int]:
+    """Rows and vectors: as many as registers hold, shared evenly."""
+    most = cpu.registers // 8
+    needed = max(1, ceil_div(n, cpu.dot.lanes))
+    vectors = ceil_div(needed, ceil_div(needed, most))
+    spare = 3 if cpu.dot.bytes else 4
+    tallest = min(TALLEST, (cpu.registers - spare - vectors) // vectors)
+    return max(1, ceil_div(m, max(1, ceil_div(m, tallest)))), vectors
+
+
+def _segment(k: int, plan: Plan, depth: int, chunk: int) -> tuple[int, int]:
+    """(length of a segment, length that int32 holds)."""
+    run = RUN * depth
+    limit = (INT32_LIMIT - 1) // plan.step // run * run
+    wanted = min(limit, SEGMENT, rounded(chunk, run) if chunk else SEGMENT)
+    parts = max(1, ceil_div(k, max(run, wanted)))
+    return max(run, rounded(ceil_div(k, parts), run)), limit
+
+
+def _row_blocks(tiles: int, rows: int, batch: int, row_bytes: int) -> int:
+    fits = max(ceil_div(LEAST_ROWS, rows), BLOCK_BYTES // (rows * row_bytes))
+    blocks = max(1, ceil_div(tiles, fits))
+    if batch * blocks > 1 and batch >= TASKS:
+        return blocks
+    if tiles * rows >= TASKS * LEAST_ROWS:
+        return rounded(blocks, TASKS)
+    return blocks
+
+
+def too_many_groups(plan: Plan, depth: int) -> bool:
+    """Whether not even the shortest segment adds up in int32."""
+    return RUN * depth * plan.step >= INT32_LIMIT

@@ -1,0 +1,102 @@
+"""L1 layer norm of float rows: absmax, quantisation, statistics and result in one visit of a row,
+whose integers stay in the L1 cache."""
+
+from tvm import tirx
+
+from sqcompile.backends.cpu import nest
+from sqcompile.backends.cpu.bit_packing import nibbles
+from sqcompile.backends.cpu.layer_norm import Row, whole_bytes
+from sqcompile.backends.cpu.nest import LANES, Array, Expr
+from sqcompile.backends.cpu.norm import f32, held
+from sqcompile.backends.cpu.rounding import is_tiny, steps_per_unit, rounded
+from sqcompile.backends.cpu.table import KERNELS
+from sqcompile.backends.kernels import KernelSpec
+from sqcompile.ops.norm_fused import PACKED_BITS
+from sqcompile.ops.quantize import limits
+
+TASKS = 64
+"""Blocks of rows; a block has one row of scratch."""
+
+
+def _packs(spec: KernelSpec) -> bool:
+    return spec["bits"] <= PACKED_BITS
+
+
+def _limit(spec: KernelSpec) -> str:
+    return whole_bytes(spec) if _packs(spec) else ""
+
+
+def _absmax(x: Array, start: Expr, length: int) -> Expr:
+    """The largest magnitude of a row, by its bits."""
+
+    def magnitude(value: Expr) -> Expr:
+        return tirx.bitwise_and(nest.bits_of(value, "int32"), nest.const(0x7FFFFFFF, "int32"))
+
+    lanes, best = nest.scratch(LANES, "int32"), nest.scratch(1, "int32")
+    with nest.lanes() as lane:
+        lanes.store(lane, nest.zero("int32"))
+    with nest.serial(length // LANES, "v") as v, nest.lanes() as lane:
+        lanes.store(lane, tirx.max(lanes[lane], magnitude(x[start + v * LANES + lane])))
+    best.store(0, tirx.call_llvm_pure_intrin("int32", "llvm.vector.reduce.smax", lanes[nest.ramp(0)]))
+    with nest.serial(length, "i", length - length % LANES) as i:
+        best.store(0, tirx.max(best[0], magnitude(x[start + i])))
+    return held(nest.bits_of(best[0], "float32"))
+
+
+@KERNELS.kernel("sq::quantize_l1_layer_norm", limit=_limit)
+def quantize_l1_layer_norm(spec: KernelSpec) -> object:
+    """No element is beyond the absmax of its row, so nothing is clamped."""
+    bits = spec["in_bits"]
+    with nest.function(spec) as f:
+        x, (y, xhat, coefficient, absmax) = f["x"], f.outputs
+        rows, length = x.shape
+        tasks = min(rows, TASKS)
+        with nest.parallel(tasks, x.size * 8, "task") as task:
+            q = nest.scratch(length, "int8")
+            begin = tirx.floordiv(task * rows, tasks)
+            count = tirx.floordiv((task + 1) * rows, tasks) - begin
+            with nest.serial(count, "row") as index:
+                m = begin + index
+                start = m * length
+                r = _absmax(x, start, length)
+                absmax.store(m, r)
+                steps = held(nest.select(is_tiny(r), f32(0.0), steps_per_unit(bits, True, r)))
+                scale = nest.select(is_tiny(r), f32(1.0), r / f32(limits(bits, True)[1]))
+
+                def quantize(i: Expr) -> None:
+                    q.store(i, nest.cast(rounded(nest.fence(x[start + i] * steps)), "int8"))
+
+                nest.vectors(length, quantize)
+                row = Row(spec, q, 0, scale, (f.get("gamma"), f.get("beta")))
+                coefficient.store(m, row.spread.coefficient)
+                _write(row, y, xhat if _packs(spec) else None, xhat, start, length)
+    return f.result
+
+
+def _write(
+    row: Row, y: Array, packed: Array | None, xhat: Array, start: Expr, length: int
+) -> None:
+    """y and xhat of a row, in vectors and then in pairs."""
+
+    def one(i: Expr) -> Expr:
+        value, k = row.element(i)
+        y.store(start + i, value)
+        if packed is None:
+            xhat.store(start + i, nest.cast(k, "int8"))
+        return k
+
+    if packed is None:
+        nest.vectors(length, one)
+        return
+    ks = nest.scratch(LANES, "int32")
+    with nest.serial(length // LANES, "v") as v:
+        with nest.lanes() as lane:
+            ks.store(lane, one(v * LANES + lane))
+        byte = tirx.floordiv(start, 2) + v * (LANES // 2)
+        packed.store(nest.ramp(byte, LANES // 2), nibbles(ks[nest.ramp(0)]))
+    rest = length % LANES
+    with nest.serial(rest // 2, "pair") as pair:
+        first = pair * 2 + (length - rest)
+        low, high = (tirx.bitwise_and(one(first + j), nest.const(0xF, "int32")) for j in (0, 1))
+        byte = tirx.bitwise_or(low, tirx.shift_left(high, nest.const(4, "int32")))
+        packed.store(tirx.floordiv(start + first, 2), nest.cast(byte, "uint8"))

@@ -1,0 +1,96 @@
+"""A tensor times small broadcast factors, read in vectors: what absmax and the quantisers see.
+
+Factors (1 / outer, qmax / r, 2^exponent, a folded weight scale) are computed once into scratch,
+so an inner loop only multiplies. Extents are merged: heads, then the innermost axis.
+"""
+
+from collections.abc import Callable, Sequence
+
+from tvm import tirx
+
+from sqcompile.backends.cpu import nest
+from sqcompile.backends.cpu.nest import LANES, Array, Expr
+from sqcompile.backends.cpu.sweep import broadcast, contiguous, merge
+
+
+class Factor:
+    """f(array) in scratch, read with `steps` along the merged axes.
+
+    The scratch has a vector of room on either side, because a vector across the end of a row
+    reads both rows whole and selects.
+    """
+
+    def __init__(self, size: int, steps: Sequence[int]) -> None:
+        self.size, self.steps = size, list(steps)
+        self.held = nest.scratch(size + 2 * LANES, "float32")
+
+    @classmethod
+    def of(cls, size: int, steps: Sequence[int], value: Callable[[Expr], Expr]) -> "Factor":
+        """The factor with value(i) in place i."""
+        made = cls(size, steps)
+        with nest.serial(size, "f") as i:
+            made.store(i, value(i))
+        return made
+
+    def store(self, index: Expr, value: Expr) -> None:
+        """Put a value in place `index`."""
+        self.held.store(index + LANES, value)
+
+    def __getitem__(self, index: Expr) -> Expr:
+        return self.held[index + LANES]
+
+    def read(self, heads: Sequence[Expr], column: Expr, lanes: int) -> Expr:
+        """The values at `column`, ... of the row `heads`."""
+        first = nest.linear(heads, self.steps[:-1], LANES)
+        if self.steps[-1] == 0:
+            one = self.held[first]
+            return one if lanes == 1 else nest.splat(one, lanes)
+        index = nest.linear([column], self.steps[-1:], first)
+        return self.held[index] if lanes == 1 else self.held[nest.ramp(index, lanes)]
+
+    def across(self, row: Expr, extents: Sequence[int], column: Expr) -> Expr:
+        """LANES values from `column` of `row` on, the last ones perhaps in the next row."""
+        *heads, inner = extents
+        here = self.read(nest.unravel(row, heads), column, LANES)
+        if not any(self.steps):
+            return here
+        before = tirx.max(column - inner, -LANES)
+        after = self.read(nest.unravel(row + 1, heads), before, LANES)
+        within = tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), LANES)
+        return nest.select(within < nest.splat(inner - column, LANES), here, after)
+
+
+def hoisted(
+    shape: Sequence[int],
+    operands: Sequence[tuple[Array, Callable[[Expr], Expr]]],
+    *others: Sequence[int],
+) -> tuple[list[int], list[Factor], list[list[int]]]:
+    """(merged extents, a factor value(operand) for each operand, steps of tensors of the shapes
+    `others`), all broadcast to `shape`."""
+    shapes = [*(array.shape for array, _ in operands), *others]
+    extents, steps = merge(shape, [broadcast(shape, one) for one in shapes])
+
+    def factor(array: Array, value: Callable[[Expr], Expr], step: list[int]) -> Factor:
+        return Factor.of(array.size, step, lambda i: value(array[i]))
+
+    factors = [factor(*pair, step) for pair, step in zip(operands, steps, strict=False)]
+    return extents, factors, steps[len(operands) :]
+
+
+class Scaled:
+    """x * factor * factor ..., each product rounded once, from left to right."""
+
+    def __init__(self, x: Array, extents: Sequence[int], factors: Sequence[Factor]) -> None:
+        self.x, self.extents, self.factors = x, list(extents), list(factors)
+
+    def times(self, *factors: Factor) -> "Scaled":
+        """With further factors."""
+        return Scaled(self.x, self.extents, [*self.factors, *factors])
+
+    def read(self, heads: Sequence[Expr], column: Expr, lanes: int = LANES) -> Expr:
+        """`lanes` values of the row `heads` from `column` on."""
+        index = nest.linear([*heads, column], contiguous(self.extents))
+        value = self.x[index] if lanes == 1 else self.x[nest.ramp(index, lanes)]
+        for factor in self.factors:
+            value = value * factor.read(heads, column, lanes)
+        return value

@@ -1,0 +1,170 @@
+"""Let a norm do what surrounds it: ReLU, quantisation and packing of what it gives, quantisation
+of what it reads."""
+
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule, Node
+
+from sqcompile.ops import norm, norm_fused, pack, quantize
+from sqcompile.passes.editing import (
+    Editor,
+    arguments,
+    calls,
+    copy_graph,
+    finish,
+    is_call,
+    shape,
+    target_of,
+)
+
+aten = torch.ops.aten
+
+PACKED_BACKWARDS = {
+    target_of(norm.l1_batch_norm_backward): norm_fused.l1_batch_norm_packed_backward,
+    target_of(norm.l1_layer_norm_backward): norm_fused.l1_layer_norm_packed_backward,
+    target_of(norm.l1_layer_norm_affine_backward): norm_fused.l1_layer_norm_affine_packed_backward,
+}
+
+
+def fuse_norms(module: GraphModule) -> GraphModule:
+    """After this pass (it needs what pack_saved leaves) a batch norm whose result is only
+    quantised, possibly behind a ReLU, is one op with the ReLU, the absmax, the quantiser and the
+    packing of xhat and mask; a layer norm is one op with the quantiser of its input and the
+    packing of xhat; and norm gradients read packed xhat as it is. Values do not change."""
+    graph = copy_graph(module)
+    editor = Editor(graph)
+    for node in calls(graph, norm.l1_batch_norm):
+        readers = _quantized_only(node)
+        if readers is not None:
+            _fuse_batch_norm(editor, node, readers)
+    for node in calls(graph, norm.l1_layer_norm):
+        _fuse_layer_norm(editor, node)
+    for node in calls(graph, *PACKED_BACKWARDS):
+        _read_packed(editor, node)
+    return finish(graph)
+
+
+@dataclass
+class _Readers:
+    """What reads y of a batch norm, and what reads its xhat."""
+
+    relu: bool
+    absmax: Node
+    quantizer: Node
+    masks: list[Node]
+    items: dict[int, Node]
+    xhats: list[Node]
+
+
+def _items(node: Node) -> dict[int, Node]:
+    return {item.args[1]: item for item in node.users}  # type: ignore[misc]
+
+
+def _packed_readers(xhat: Node | None, bits: int) -> list[Node] | None:
+    """The nodes that stand for what the fused op gives as xhat, None when something reads xhat
+    unpacked that the fused op packs."""
+    if xhat is None:
+        return []
+    if bits > norm_fused.PACKED_BITS:
+        return [xhat]
+    readers = list(xhat.users)
+    return readers if all(is_call(user, pack.pack_int4) for user in readers) else None
+
+
+def _quantized_only(node: Node) -> _Readers | None:
+    items = _items(node)
+    y = items.get(0)
+    xhats = _packed_readers(items.get(1), arguments(node)["bits"])
+    if y is None or xhats is None:
+        return None
+    relus = [user for user in y.users if is_call(user, aten.relu.default)]
+    relu = len(relus) == 1
+    users = [user for one in (y, *relus) for user in one.users if user not in relus]
+    masks = [user for user in users if is_call(user, aten.gt.Scalar)]
+    packs = [reader for mask in masks for reader in mask.users]
+    absmaxes = [user for user in users if is_call(user, quantize.absmax)]
+    quantizers = [user for user in users if is_call(user, quantize.quantize)]
+    value = relus[0] if relu else y
+    if (
+        len(relus) > 1
+        or len(absmaxes) != 1
+        or len(quantizers) != 1
+        or len(masks) + 2 != len(users)
+        or (masks and not relu)
+        or any(mask.args[1] != 0 for mask in masks)
+        or not all(is_call(reader, pack.pack_mask) for reader in packs)
+        or list(absmaxes[0].args) != [value, None, list(range(len(shape(value))))]
+        or list(quantizers[0].args[:2]) != [value, absmaxes[0]]
+    ):
+        return None
+    return _Readers(relu, absmaxes[0], quantizers[0], packs, items, xhats)
+
+
+def _stand_for(editor: Editor, old: Node, call: Node, index: int) -> None:
+    """Put output `index` of `call` in the place of `old`, with its name and metadata."""
+    meta = {key: value for key, value in old.meta.items() if key != "val"}
+    new = editor.call(operator.getitem, call, index, like=old, name=old.name, **meta)
+    old.replace_all_uses_with(new)
+
+
+def _fuse_batch_norm(editor: Editor, node: Node, readers: _Readers) -> None:
+    _, _, bits, signed = readers.quantizer.args
+    with editor.before(node):
+        args = [*arguments(node).values(), readers.relu, bits, signed]
+        fused = editor.call(norm_fused.l1_batch_norm_relu_quantize, *args, like=node, name=node.name)
+        _stand_for(editor, readers.quantizer, fused, 0)
+        _stand_for(editor, readers.absmax, fused, 1)
+        for reader in readers.xhats:
+            _stand_for(editor, reader, fused, 2)
+        for reader in readers.masks:
+            _stand_for(editor, reader, fused, 3)
+        for index in (2, 3, 4):
+            if index in readers.items:
+                _stand_for(editor, readers.items[index], fused, index + 2)
+
+
+def _fuse_layer_norm(editor: Editor, node: Node) -> None:
+    given, items = arguments(node), _items(node)
+    q, scale = given.pop("x"), given.pop("scale")
+    xhats = _packed_readers(items.get(1), given["bits"])
+    if xhats is None or (given["bits"] <= norm_fused.PACKED_BITS and shape(q)[1] % 2):
+        return
+    if not is_call(q, quantize.quantize) or not is_call(scale, quantize.quant_scale):
+        return
+    x, r, bits, signed = q.args
+    if (
+        not signed
+        or not is_call(r, quantize.absmax)
+        or list(r.args) != [x, None, [1]]
+        or list(scale.args) != [r, bits, True, 1]
+        or set(q.users) | set(scale.users) != {node}
+        or set(r.users) != {q, scale}
+    ):
+        return
+    with editor.before(node):
+        args = [x, bits, *given.values()]
+        fused = editor.call(norm_fused.quantize_l1_layer_norm, *args, like=node, name=node.name)
+        places = [(items.get(0), 0), *((reader, 1) for reader in xhats), (items.get(2), 2)]
+        for old, index in places:
+            if old is not None:
+                _stand_for(editor, old, fused, index)
+        # kept for expose_absmax, which looks for what is not finite
+        absmax = editor.item(fused, 3, name=r.name)
+        absmax.meta.update({key: r.meta[key] for key in ("role", "module") if key in r.meta})
+
+
+def _read_packed(editor: Editor, node: Node) -> None:
+    given = arguments(node)
+    xhat = given["xhat"]
+    if not is_call(xhat, pack.unpack_int4) or not xhat.args[2]:
+        return
+    if node.target == target_of(norm.l1_layer_norm_backward) and shape(xhat)[1] % 2:
+        return
+    given["xhat"] = xhat.args[0]
+    with editor.before(node):
+        meta = {key: value for key, value in node.meta.items() if key != "val"}
+        op = PACKED_BACKWARDS[node.target]
+        new = editor.call(op, *given.values(), like=node, name=node.name, **meta)
+    node.replace_all_uses_with(new)

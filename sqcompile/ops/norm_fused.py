@@ -1,0 +1,180 @@
+"""L1 norms with what surrounds them in a training step: ReLU, quantisers, packing.
+
+Each is the composition of the ops it stands for; a pass puts it in their place.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sqcompile.ops.norm import (
+    l1_batch_norm,
+    l1_batch_norm_backward,
+    l1_layer_norm,
+    l1_layer_norm_affine_backward,
+    l1_layer_norm_backward,
+)
+from sqcompile.ops.pack import pack_int4, pack_mask, unpack_int4
+from sqcompile.ops.quantize import absmax, quant_scale, quantize
+from sqcompile.ops.table import op
+
+PACKED_BITS = 4
+"""A saved xhat of at most so many bits is packed two to a byte."""
+
+
+@op("sq::l1_batch_norm_relu_quantize", doc="L1 batch norm, ReLU, quantisation and packing in one.")
+def l1_batch_norm_relu_quantize(
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    frac_bits: int,
+    bits: int,
+    step: float,
+    relu: bool,
+    out_bits: int,
+    signed: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """l1_batch_norm, then ReLU if `relu`, whose y is only quantised -> (q int8 or uint8 (*, C) in
+    `out_bits` bits, r float32 absmax of y with all axes of size 1, xhat, mask, coefficient, mean,
+    var).
+
+    xhat is packed as by pack_int4 when it has at most 4 bits, else int8 (*, C); mask is y > 0 as
+    by pack_mask, empty without ReLU. Where y is NaN or infinite q is unspecified, and r is not
+    finite then.
+    """
+    y, xhat, *statistics = l1_batch_norm.reference(
+        x, scale, bias, gamma, beta, eps, frac_bits, bits, step
+    )
+    if relu:
+        y = torch.relu(y)
+    r = absmax.reference(y, None, list(range(y.dim())))
+    q = quantize.reference(y, r, out_bits, signed)
+    if bits <= PACKED_BITS:
+        xhat = pack_int4.reference(xhat)
+    mask = pack_mask.reference(y > 0) if relu else y.new_empty((0,), dtype=torch.uint8)
+    coefficient, mean, var = statistics
+    return q, r, xhat, mask, coefficient, mean, var
+
+
+@l1_batch_norm_relu_quantize.meta
+def _(
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    frac_bits: int,
+    bits: int,
+    step: float,
+    relu: bool,
+    out_bits: int,
+    signed: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    q = x.new_empty(x.shape, dtype=torch.int8 if signed else torch.uint8)
+    r = x.new_empty([1] * x.dim(), dtype=torch.float32)
+    xhat = x.new_empty(x.shape, dtype=torch.int8)
+    if bits <= PACKED_BITS:
+        xhat = x.new_empty(((x.numel() + 1) // 2,), dtype=torch.uint8)
+    mask = x.new_empty(((x.numel() + 7) // 8 if relu else 0,), dtype=torch.uint8)
+    coefficient, mean, var = (scale.new_empty(scale.shape) for _ in range(3))
+    return q, r, xhat, mask, coefficient, mean, var
+
+
+@op("sq::l1_batch_norm_packed_backward", doc="l1_batch_norm_backward of a packed xhat.")
+def l1_batch_norm_packed_backward(
+    g: Tensor,
+    g_scale: Tensor,
+    packed: Tensor,
+    coefficient: Tensor,
+    gamma: Tensor | None,
+    step: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """l1_batch_norm_backward with xhat as pack_int4 leaves it."""
+    xhat = unpack_int4.reference(packed, list(g.shape), True)
+    return l1_batch_norm_backward.reference(g, g_scale, xhat, coefficient, gamma, step)
+
+
+@l1_batch_norm_packed_backward.meta
+def _(g: Tensor, g_scale: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dx = g.new_empty(g.shape, dtype=torch.float32)
+    return dx, g_scale.new_empty(g_scale.shape), g_scale.new_empty(g_scale.shape)
+
+
+@op("sq::quantize_l1_layer_norm", doc="L1 layer norm of float rows, which it quantises first.")
+def quantize_l1_layer_norm(
+    x: Tensor,
+    in_bits: int,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    frac_bits: int,
+    bits: int,
+    step: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x float32 (M, D), quantised in `in_bits` bits per row -> (y float32 (M, D), xhat, coefficient
+    (M, 1), r (M, 1)) of l1_layer_norm, with r the absmax of every row.
+
+    xhat is packed as by pack_int4 when it has at most 4 bits, else int8 (M, D).
+    """
+    r = absmax.reference(x, None, [1])
+    q = quantize.reference(x, r, in_bits, True)
+    scale = quant_scale.reference(r, in_bits, True, 1)
+    y, xhat, coefficient = l1_layer_norm.reference(
+        q, scale, gamma, beta, eps, frac_bits, bits, step
+    )
+    return y, pack_int4.reference(xhat) if bits <= PACKED_BITS else xhat, coefficient, r
+
+
+@quantize_l1_layer_norm.meta
+def _(
+    x: Tensor,
+    in_bits: int,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    frac_bits: int,
+    bits: int,
+    step: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    xhat = x.new_empty(x.shape, dtype=torch.int8)
+    if bits <= PACKED_BITS:
+        xhat = x.new_empty(((x.numel() + 1) // 2,), dtype=torch.uint8)
+    coefficient, r = (x.new_empty((x.shape[0], 1)) for _ in range(2))
+    return x.new_empty(x.shape), xhat, coefficient, r
+
+
+@op("sq::l1_layer_norm_packed_backward", doc="l1_layer_norm_backward of a packed xhat.")
+def l1_layer_norm_packed_backward(
+    h: Tensor, h_scale: Tensor, packed: Tensor, coefficient: Tensor, step: float
+) -> Tensor:
+    """l1_layer_norm_backward with xhat as pack_int4 leaves it; rows of even length."""
+    xhat = unpack_int4.reference(packed, list(h.shape), True)
+    return l1_layer_norm_backward.reference(h, h_scale, xhat, coefficient, step)
+
+
+@l1_layer_norm_packed_backward.meta
+def _(h: Tensor, h_scale: Tensor, packed: Tensor, coefficient: Tensor, step: float) -> Tensor:
+    return h.new_empty(h.shape, dtype=torch.float32)
+
+
+@op(
+    "sq::l1_layer_norm_affine_packed_backward",
+    doc="l1_layer_norm_affine_backward of a packed xhat.",
+)
+def l1_layer_norm_affine_packed_backward(
+    g: Tensor, g_scale: Tensor, packed: Tensor, step: float
+) -> tuple[Tensor, Tensor]:
+    """l1_layer_norm_affine_backward with xhat as pack_int4 leaves it."""
+    xhat = unpack_int4.reference(packed, list(g.shape), True)
+    return l1_layer_norm_affine_backward.reference(g, g_scale, xhat, step)
+
+
+@l1_layer_norm_affine_packed_backward.meta
+def _(g: Tensor, g_scale: Tensor, packed: Tensor, step: float) -> tuple[Tensor, Tensor]:
+    features = g.shape[1]
+    return g_scale.new_empty((features,)), g_scale.new_empty((features,))

@@ -1,0 +1,163 @@
+"""Winograd's convolutions give the reference's bits, and are refused where bytes are too small."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import tvm
+
+from sqcompile.backends import targets
+from sqcompile.backends.cpu import winograd
+from sqcompile.backends.cpu.build import llvm_target
+from sqcompile.backends.cpu.machine import machine
+from sqcompile.backends.cpu.winograd_ranges import split
+from sqcompile.backends.kernels import RANGES, KernelSpec, spec_of
+from sqcompile.ops import OPS
+from sqcompile.ops.conv import output_shape
+from tests.backends.cases import U8, Source, call_node, tensors
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A product of `op` with images x, `columns` output channels and ranges of its operands."""
+
+    op: str
+    x: tuple[int, int, int, int]
+    columns: int
+    padding: int = 1
+    values: tuple[int, int] = (-7, 7)
+    weights: tuple[int, int] = (-7, 7)
+    groups: int = 1
+    epilogue: bool = False
+    bias: bool = False
+
+    @property
+    def name(self) -> str:
+        """A test's id."""
+        return f"{self.op}-{'x'.join(map(str, self.x))}-{self.columns}-{self.padding}"
+
+    @property
+    def entry(self) -> Any:
+        """Of the op table."""
+        return OPS[f"sq::conv_{self.op}{'_dequantize' * self.epilogue}"]
+
+    def arguments(self) -> list[Any]:
+        """Arguments whose integers are the ends of their ranges every other time."""
+        s = Source(self.name)
+        w = (self.columns, self.x[3], 3, 3)
+        geometry = [[1, 1], [self.padding] * 2, [1, 1]]
+        weights = extreme(s, self.weights, w)
+        if self.op == "fprop":
+            found = [extreme(s, self.values, self.x), weights]
+        else:
+            y = output_shape(self.x, w, *geometry)
+            found = [extreme(s, self.values, y), weights, None, self.groups, list(self.x)]
+            if self.groups > 1:
+                found[2] = s.integers(0, self.groups - 1, 1, 1, 1, self.columns)
+        found += [*geometry, 1, 0]
+        if self.epilogue:
+            last = self.columns if self.op == "fprop" else self.x[3]
+            found += [[s.uniform(1), s.uniform(last)], s.normal(last) if self.bias else None]
+            found += [self.bias]
+        return found
+
+    def spec(self) -> KernelSpec:
+        """With proven ranges."""
+        spec = spec_of(call_node(self.entry.target, self.arguments(), {}))[0]
+        ranges = (RANGES, (self.values, self.weights))
+        return replace(spec, attributes=(*spec.attributes, ranges))
+
+
+def extreme(s: Source, values: tuple[int, int], shape: Any) -> torch.Tensor:
+    low, high = values
+    dtype = U8 if low == 0 else torch.int8
+    ends = torch.where(s.mask(*shape), low, high).to(dtype)
+    return torch.where(s.mask(*shape), ends, s.integers(low, high, *shape, dtype=dtype))
+
+
+CASES = [
+    Convolution("fprop", (2, 7, 9, 36), 64, values=(0, 15)),
+    Convolution("fprop", (3, 8, 6, 130), 40, 0, (-31, 31), epilogue=True, bias=True),
+    Convolution("fprop", (1, 1, 1, 3), 3, values=(0, 63), epilogue=True),
+    Convolution("fprop", (2, 4, 4, 128), 128, 2, (0, 31), (-3, 3)),
+    Convolution("dgrad", (2, 8, 8, 64), 32, groups=4),
+    Convolution("dgrad", (2, 9, 6, 7), 12, 2, groups=3, values=(-15, 15)),
+    Convolution("dgrad", (2, 3, 7, 32), 70, 0, weights=(-3, 3), groups=5, epilogue=True),
+    Convolution("dgrad", (3, 4, 4, 128), 64, groups=4, epilogue=True),
+]
+
+
+def byte_machine() -> bool:
+    """Whether this CPU has the dot product of bytes."""
+    with targets.get("cpu").compiled_for():
+        return machine().dot.bytes
+
+
+needs_bytes = pytest.mark.skipif(not byte_machine(), reason="Winograd needs vpdpbusd")
+
+
+@cache
+def functions() -> dict[Convolution, Any]:
+    """All kernels, compiled at once."""
+    target = targets.get("cpu")
+    with target.compiled_for():
+        made = {f"k{i}": winograd.generate(case.spec()) for i, case in enumerate(CASES)}
+    module = {name: one.with_attr("global_symbol", name) for name, one in made.items()}
+    built = tvm.compile(tvm.IRModule(module), target=llvm_target(target))
+    return {case: built[name] for case, name in zip(CASES, made, strict=True)}
+
+
+@needs_bytes
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_kernel_equals_reference(case: Convolution) -> None:
+    arguments = case.arguments()
+    (out,) = [torch.full(o.shape, 77).to(getattr(torch, o.dtype)) for o in case.spec().outputs]
+    functions()[case](*tensors(arguments), out)
+    assert torch.equal(out, case.entry.reference(*arguments))
+
+
+def fits(case: Convolution, mcpu: str = "") -> bool:
+    with targets.get("cpu", mcpu=mcpu).compiled_for():
+        return winograd.fits(case.spec())
+
+
+@needs_bytes
+def test_fits_where_it_is_exact_and_pays() -> None:
+    layer = Convolution("fprop", (4, 8, 8, 64), 64, values=(0, 15))
+    assert fits(layer)
+    assert not fits(layer, "x86-64-v3")
+    assert not fits(replace(layer, weights=(-15, 15)))
+    assert not fits(replace(layer, values=(0, 127)))
+    assert not fits(replace(layer, columns=16))
+    assert not fits(replace(layer, x=(1, 8, 8, 64)))
+    backward = Convolution("dgrad", (4, 8, 8, 64), 64, groups=4)
+    assert fits(backward)
+    assert not fits(replace(backward, groups=5))
+
+
+@pytest.mark.parametrize(
+    ("values", "weights", "groups", "bits"),
+    [
+        ((0, 15), (-7, 7), 1, (0, 0)),
+        ((0, 63), (-7, 7), 1, (0, 0)),
+        ((-7, 7), (-7, 7), 4, (2, 1)),
+        ((-3, 3), (-3, 3), 4, (3, 0)),
+        ((-15, 15), (-7, 7), 3, (1, 1)),
+        ((-7, 7), (-7, 7), 5, None),
+        ((-15, 15), (-7, 7), 4, None),
+        ((-63, 63), (-7, 7), 1, None),
+        ((0, 15), (-15, 15), 1, None),
+    ],
+)
+def test_split_of_shifts(
+    values: tuple[int, int], weights: tuple[int, int], groups: int, bits: tuple[int, int] | None
+) -> None:
+    found = split(values, weights, groups, depth=512)
+    assert (found and (found.input_bits, found.weight_bits)) == bits
+
+
+def test_a_long_reduction_has_no_split() -> None:
+    assert split((0, 15), (-7, 7), 1, depth=512)
+    assert split((0, 15), (-7, 7), 1, depth=1 << 20) is None
