@@ -17,13 +17,13 @@ from tvm import tirx
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_geometry import Lines, Phase
 from sqcompile.backends.cpu.conv_operands import Stored
-from sqcompile.backends.cpu.conv_pack import Image, Panels, Reading, pick
+from sqcompile.backends.cpu.conv_pack import Image, Panels, Reading, aligned_width, pick
 from sqcompile.backends.cpu.epilogue import Epilogue
 from sqcompile.backends.cpu.machine import machine
 from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.kernels import KernelSpec
 
-IMAGE_BYTES = 1 << 16
+IMAGE_BYTES = 1 << 15
 """Padded lines that a task packs at a time, about: beside a panel they fit the L2 cache."""
 LONG_IMAGE = 1 << 18
 """Bytes from which an image is packed in pieces."""
@@ -93,8 +93,9 @@ class Correlation:
         fewest, most = self.rows.counts
         apart = most - fewest if rows < most else 0
         height = self.rows.lines(rows + apart)
-        width = self.columns.lines(self.columns.counts[1])
         channels = self.groups * self.channels
+        width = self.columns.lines(self.columns.counts[1])
+        width = aligned_width(width, channels)
         return Image(self.rows, self.columns, channels, height, width, self.stored, factors)
 
     def block(self) -> tuple[int, int]:
@@ -204,9 +205,10 @@ class Block:
 
     def pack(self, source: Array) -> None:
         """Copy the lines that the block reads into scratch."""
-        line = self.row(self.c.rows.counts[0]) * self.c.rows.stride
+        line, image = self.row(self.c.rows.counts[0]) * self.c.rows.stride, self.image
         with nest.serial(self.images, "image") as i:
-            self.image.pack(source, self.first + i, line, self.scratch, i * self.image.size)
+            start = image.lead + i * image.size
+            image.pack(source, self.first + i, line, self.scratch, start)
 
     def pixel(
         self,
@@ -226,7 +228,7 @@ class Block:
         pixel = w * c.columns.stride + pick(j, [c.columns.start(p) for p in across])
         height = (begin + q) * c.rows.step + pick(i, [p.first for p in lines])
         width = w * c.columns.step + pick(j, [p.first for p in across])
-        start = n * image.size + line * image.line + pixel * image.channels
+        start = image.lead + n * image.size + line * image.line + pixel * image.channels
         return start, [self.first + n, height, width]
 
     def multiply(

@@ -32,6 +32,6 @@ def dgrad(spec: KernelSpec) -> object:
         rows, columns = backward(g.rows), backward(g.columns)
         c = Correlation(g.images, g.groups, g.inputs, g.outputs, rows, columns, form)
         outer = g.inputs * g.taps
-        reading = Reading(g.taps, outer, g.outputs * outer, g.columns.kernel)
+        reading = Reading(g.taps, outer, g.outputs * outer, g.columns.kernel, g.taps)
         correlate(c, f, spec, (f["g"], f["w"], reading), shift)
     return f.result

@@ -17,6 +17,6 @@ def fprop(spec: KernelSpec) -> object:
         rows, columns = forward(g.rows, skip=True), forward(g.columns, skip=False)
         c = Correlation(g.images, g.groups, g.outputs, g.inputs, rows, columns, form)
         outer = g.inputs * g.taps
-        reading = Reading(outer, g.taps, g.outputs * outer, g.columns.kernel)
+        reading = Reading(outer, g.taps, g.outputs * outer, g.columns.kernel, g.taps)
         correlate(c, f, spec, (f["x"], f["w"], reading))
     return f.result

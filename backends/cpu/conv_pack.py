@@ -3,16 +3,26 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_geometry import Lines, Phase
 from sqcompile.backends.cpu.conv_operands import BIAS, Stored
+from sqcompile.backends.cpu.machine import Dot
 from sqcompile.backends.cpu.nest import Array, Expr
 
+FEW_TAPS = 16
+"""Kernel pixels up to which weights are packed all taps at a time."""
+CHUNK = 16
+"""Words of a result channel that are packed before the next channel's."""
 COPIED = 64
 """Elements that a copy moves at a time."""
+ALIGNED = 64
+"""Elements of a cache line (half as many of 16-bit ones): stores across two lines cost twice."""
+WIDENED = 8
+"""Lines are widened to whole cache lines where they are at least so many times as long."""
 SLACK = 64
 """Elements behind an image that a last, partial dot product may read; its weights are zero."""
 
@@ -25,6 +35,12 @@ def at(start: Expr, lanes: int) -> Expr:
 def filled(value: Expr, lanes: int) -> Expr:
     """A scalar in every lane, of any number."""
     return value if lanes == 1 else nest.splat(value, lanes)
+
+
+def aligned_width(width: int, channels: int) -> int:
+    """The next width whose lines are whole cache lines, if that is not much more."""
+    wide = next(w for w in count(width) if w * channels % ALIGNED == 0)
+    return wide if (wide - width) * WIDENED <= width else width
 
 
 @contextmanager
@@ -67,6 +83,12 @@ class Image:
     factors: Array | None = None
 
     @property
+    def lead(self) -> int:
+        """Elements before the image, such that the first copied element of a line is aligned."""
+        left = (self._inside()[0] - self.columns.origin) * self.channels
+        return -left % ALIGNED
+
+    @property
     def line(self) -> int:
         """Elements of a line."""
         return self.width * self.channels
@@ -78,7 +100,7 @@ class Image:
 
     def scratch(self, images: int) -> Array:
         """Memory for some images."""
-        return nest.scratch(images * self.size + SLACK, self.stored.dot.left)
+        return nest.scratch(self.lead + images * self.size + SLACK, self.stored.dot.left)
 
     def pack(self, x: Array, image: Expr, first: Expr, out: Array, start: Expr) -> None:
         """Write `height` lines of image `image` of x (N, H, W, C), the first one line `first`."""
@@ -172,6 +194,39 @@ def stored(form: Stored, value: Expr, factor: Expr | None, lanes: int) -> Expr:
     return nest.cast(wide + filled(nest.const(form.bias, "int16"), lanes), "uint8", lanes)
 
 
+def interleave(vectors: Sequence[Expr], lanes: int) -> Expr:
+    """[first of each, second of each, ...] of vectors of `lanes` elements."""
+    order = [q * lanes + lane for lane in range(lanes) for q in range(len(vectors))]
+    return tirx.Shuffle(list(vectors), [tirx.const(i, "int32") for i in order])
+
+
+def power_of_two(shift: Expr) -> Expr:
+    """1 << shift as int32, in a register."""
+    held = nest.scratch(1, "int32")
+    held.store(0, tirx.shift_left(nest.const(1, "int32"), shift))
+    return held[0]
+
+
+def scaled(value: Expr, factors: Sequence[Expr], words: int, dot: Dot) -> Expr:
+    """Words of `depth` values times powers of two, one for each place in a word.
+
+    There is no product of bytes: even and odd ones are multiplied as 16-bit values.
+    """
+    half, kind = words * 2, f"int16x{words * 2}"
+
+    def both(first: Expr, second: Expr) -> Expr:
+        pair = tirx.bitwise_or(first, tirx.shift_left(second, nest.const(16, "int32")))
+        return tirx.reinterpret(kind, filled(pair, words))
+
+    pairs = tirx.reinterpret(kind, value)
+    if not dot.bytes:
+        return pairs * both(factors[0], factors[1])
+    low, high = (nest.splat(nest.const(mask, "int16"), half) for mask in (0xFF, -0x100))
+    even = (pairs * both(factors[0], factors[2])) & low
+    odd = (pairs & high) * both(factors[1], factors[3])
+    return tirx.reinterpret(f"int8x{words * 4}", even | odd)
+
+
 def shift_of(exponent: Array, groups: int, index: Expr) -> Expr:
     """groups - 1 - exponent[index] as int32; an exponent of one element serves every index."""
     value = exponent[index if exponent.size > 1 else 0]
@@ -187,6 +242,18 @@ class Reading:
     reduced: int
     group: int
     width: int
+    taps: int
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One panel while it is packed: its group, block, start, and first kernel line and column."""
+
+    group: Expr
+    block: Expr
+    start: Expr
+    kernel_row: Expr
+    kernel_column: Expr
 
 
 @dataclass(frozen=True)
@@ -268,36 +335,147 @@ class Panels:
             sizes = [len(self.rows), len(self.columns), self.groups, self.blocks]
             row, column, group, block = nest.unravel(index, sizes)
             start = [
-                pick(i, [p.kernel for p in ps])
-                for i, ps in ((row, self.rows), (column, self.columns))
+                pick(i, [p.kernel for p in phases])
+                for i, phases in ((row, self.rows), (column, self.columns))
             ]
-            for_lines = nest.loops([self.row_taps, self.runs, self.steps, self.vectors], "w")
-            with for_lines as (i, run, step, vector), nest.serial(dot.lanes, "lane") as lane:
-                kh = start[0] + i * self.kernel_steps[0]
-                place = ((i * self.runs + run) * self.steps + step) * self.vectors + vector
-                place = index * self.panel + place * self.vector + lane * dot.depth
-                channel = tirx.min(self.first(block, vector) + lane, self.outputs - 1)
-                for d in range(dot.depth):
-                    e = step * dot.depth + d
-                    tap = tirx.floordiv(e, self.channels) if self.merged else run
-                    reduced = tirx.floormod(e, self.channels) if self.merged else e
-                    kw = start[1] + tap * self.kernel_steps[1]
-                    beyond = bool(self.run % dot.depth)
-                    if beyond:
-                        inside = e < self.run
-                        kw = nest.select(inside, kw, start[1])
-                        reduced = nest.select(inside, reduced, 0)
-                    source = group * reading.group + channel * reading.result
-                    value = w[source + reduced * reading.reduced + kh * reading.width + kw]
-                    if shift is not None:
-                        left = shift(group * self.channels + reduced)
-                        value = tirx.shift_left(nest.cast(value, "int32"), left)
-                    value = nest.cast(value, dot.right)
-                    if beyond:
-                        value = nest.select(inside, value, nest.zero(dot.right))
-                    out.store(place + d, value)
+            where = _Panel(group, block, index * self.panel, start[0], start[1])
+            if self._fast(reading):
+                self._pack_words(w, reading, shift, out, where)
+            else:
+                self._pack_values(w, reading, shift, out, where)
             self._offsets(out, offset, index)
         return out, offset
+
+    def _pack_values(
+        self,
+        w: Array,
+        reading: Reading,
+        shift: Callable[[Expr], Expr] | None,
+        out: Array,
+        where: "_Panel",
+    ) -> None:
+        """Value by value: any geometry."""
+        dot = self.stored.dot
+        for_lines = nest.loops([self.row_taps, self.runs, self.steps, self.vectors], "w")
+        with for_lines as (i, run, step, vector), nest.serial(dot.lanes, "lane") as lane:
+            kh = where.kernel_row + i * self.kernel_steps[0]
+            place = ((i * self.runs + run) * self.steps + step) * self.vectors + vector
+            place = where.start + place * self.vector + lane * dot.depth
+            channel = tirx.min(self.first(where.block, vector) + lane, self.outputs - 1)
+            for d in range(dot.depth):
+                e = step * dot.depth + d
+                tap = tirx.floordiv(e, self.channels) if self.merged else run
+                reduced = tirx.floormod(e, self.channels) if self.merged else e
+                kw = where.kernel_column + tap * self.kernel_steps[1]
+                beyond = bool(self.run % dot.depth)
+                if beyond:
+                    inside = e < self.run
+                    kw = nest.select(inside, kw, where.kernel_column)
+                    reduced = nest.select(inside, reduced, 0)
+                source = where.group * reading.group + channel * reading.result
+                value = w[source + reduced * reading.reduced + kh * reading.width + kw]
+                if shift is not None:
+                    left = shift(where.group * self.channels + reduced)
+                    value = tirx.shift_left(nest.cast(value, "int32"), left)
+                value = nest.cast(value, dot.right)
+                if beyond:
+                    value = nest.select(inside, value, nest.zero(dot.right))
+                out.store(place + d, value)
+
+    def _fast(self, reading: Reading) -> bool:
+        """Whether words never cross a tap, vectors are full and taps are known here."""
+        known = len(self.rows) == len(self.columns) == 1
+        full = self.channels % self.stored.dot.depth == 0 and self.outputs >= self.stored.dot.lanes
+        return known and full and 1 < reading.taps <= FEW_TAPS
+
+    def _pack_words(
+        self,
+        w: Array,
+        reading: Reading,
+        shift: Callable[[Expr], Expr] | None,
+        out: Array,
+        where: "_Panel",
+    ) -> None:
+        """A word holds one tap of `depth` reduced channels. The words of all taps, for one vector
+        of results and some reduced channels, are made in the order of w, then copied one by one."""
+        dot, taps = self.stored.dot, reading.taps
+        words = self.channels // dot.depth
+        across = reading.result == taps
+        chunk = 1 if across else next(n for n in range(CHUNK, 0, -1) if words % n == 0)
+        size = chunk * taps * dot.depth
+        made = nest.scratch(dot.lanes * size + SLACK, dot.right)
+        raw = nest.scratch(size + SLACK, w.dtype)
+        with nest.loops([self.vectors, words // chunk], "w") as (vector, part):
+            reduced = part * chunk * dot.depth
+            source = where.group * reading.group + reduced * reading.reduced
+            source = source + self.first(where.block, vector) * reading.result
+            channel = where.group * self.channels + reduced
+            if across:
+                self._words_across(w, source, reading, shift, channel, made)
+            else:
+                assert shift is None
+                with nest.serial(dot.lanes, "lane") as lane:
+                    self._words_along(
+                        w, source + lane * reading.result, size, taps, raw, made, lane
+                    )
+            with nest.serial(chunk, "word") as word:
+                for i in range(self.row_taps):
+                    for j in range(self.columns[0].taps):
+                        kh = self.rows[0].kernel + i * self.kernel_steps[0]
+                        kw = self.columns[0].kernel + j * self.kernel_steps[1]
+                        tap = kh * reading.width + kw
+                        place = (i * self.columns[0].taps + j) * words + part * chunk + word
+                        place = where.start + (place * self.vectors + vector) * self.vector
+                        first = (word * taps + tap) * dot.depth
+                        with nest.serial(dot.lanes, "lane") as lane:
+                            one = made[nest.ramp(lane * size + first, dot.depth)]
+                            out.store(nest.ramp(place + lane * dot.depth, dot.depth), one)
+
+    def _words_across(
+        self,
+        w: Array,
+        source: Expr,
+        reading: Reading,
+        shift: Callable[[Expr], Expr] | None,
+        channel: Expr,
+        made: Array,
+    ) -> None:
+        """[lane][tap] of one word: the results' taps lie together in w."""
+        dot = self.stored.dot
+        factors = None
+        if shift is not None:
+            factors = [power_of_two(shift(channel + d)) for d in range(dot.depth)]
+        with pieces(dot.lanes * reading.taps, dot.lanes) as (piece, lanes):
+            rows = [
+                w[nest.ramp(source + piece + d * reading.reduced, lanes)] for d in range(dot.depth)
+            ]
+            value = interleave([nest.cast(row, dot.right, lanes) for row in rows], lanes)
+            if factors is not None:
+                value = scaled(value, factors, lanes, dot)
+            made.store(nest.ramp(piece * dot.depth, lanes * dot.depth), value)
+
+    def _words_along(
+        self,
+        w: Array,
+        source: Expr,
+        size: int,
+        taps: int,
+        raw: Array,
+        made: Array,
+        lane: Expr,
+    ) -> None:
+        """[word][tap] of one result: its reduced channels lie together in w."""
+        dot = self.stored.dot
+        with pieces(size) as (piece, lanes):
+            raw.store(at(piece, lanes), w[at(source + piece, lanes)])
+        wide = FEW_TAPS * dot.depth
+        order = [d * taps + t for t in range(taps) for d in range(dot.depth)]
+        order += [0] * (wide - len(order))
+        places = [tirx.const(i, "int32") for i in order]
+        with nest.serial(size // (taps * dot.depth), "word") as word:
+            start = word * taps * dot.depth
+            value = nest.cast(raw[nest.ramp(start, wide)], dot.right, wide)
+            made.store(nest.ramp(lane * size + start, wide), tirx.Shuffle([value], places))
 
     def _offsets(self, out: Array, offset: Array, index: Expr) -> None:
         dot, lanes = self.stored.dot, nest.ramp(0, self.stored.dot.lanes)

@@ -9,7 +9,6 @@ from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_geometry import Geometry
 from sqcompile.backends.cpu.epilogue import Epilogue
 from sqcompile.backends.cpu.nest import Array, Expr
-from sqcompile.backends.cpu.sweep import contiguous
 from sqcompile.backends.kernels import KernelSpec
 
 if TYPE_CHECKING:

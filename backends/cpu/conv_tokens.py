@@ -1,7 +1,6 @@
 """Packing for wgrad, which sums over tokens (pixels of the gradient): `depth` neighbouring tokens
 of a channel lie beside each other, as a dot product reads them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -9,21 +8,21 @@ from tvm import tirx
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_geometry import Geometry
 from sqcompile.backends.cpu.conv_operands import BIAS, Stored
-from sqcompile.backends.cpu.conv_pack import SLACK, at, filled, pieces, shift_of
+from sqcompile.backends.cpu.conv_pack import (
+    SLACK,
+    at,
+    filled,
+    interleave,
+    pieces,
+    power_of_two,
+    scaled,
+    shift_of,
+)
 from sqcompile.backends.cpu.nest import Array, Expr
 
 STRIP = 64
 """Output channels whose words of one step lie together, where they are so many: a tile then walks
 memory in order."""
-
-
-def interleave(vectors: Sequence[Expr], lanes: int) -> Expr:
-    """[first of each, second of each, ...] of vectors of `lanes` elements."""
-    count = len(vectors)
-    if lanes == 1:
-        return tirx.Shuffle(list(vectors), [tirx.const(i, "int32") for i in range(count)])
-    order = [q * lanes + lane for lane in range(lanes) for q in range(count)]
-    return tirx.Shuffle(list(vectors), [tirx.const(i, "int32") for i in order])
 
 
 @dataclass(frozen=True)
@@ -81,13 +80,11 @@ class Gradient:
     ) -> None:
         dot = self.stored.dot
         first = row * self.g.columns.out + step * dot.depth
-        shifts = []
+        factors = None
         if exponent is not None and groups > 1:
-            for q in range(tokens):
-                held = nest.scratch(1, "int16")
-                one = tirx.shift_left(nest.const(1, "int32"), shift_of(exponent, groups, first + q))
-                held.store(0, nest.cast(one, "int16"))
-                shifts.append(held[0])
+            shifts = [shift_of(exponent, groups, first + q) for q in range(tokens)]
+            shifts += [nest.zero("int32")] * (dot.depth - tokens)
+            factors = [power_of_two(shift) for shift in shifts]
         strips = self.channels // self.strip
         with nest.serial(strips, "strip") as strip, pieces(self.strip, dot.lanes) as (piece, lanes):
             channel = strip * self.strip + piece
@@ -97,11 +94,12 @@ class Gradient:
                     vectors.append(filled(nest.zero(dot.right), lanes))
                     continue
                 value = gradient[at((first + q) * self.channels + channel, lanes)]
-                if shifts:
-                    value = nest.cast(value, "int16", lanes) * filled(shifts[q], lanes)
                 vectors.append(nest.cast(value, dot.right, lanes))
             start = self.place(channel, row) + step * self.strip * dot.depth
-            out.store(nest.ramp(start, lanes * dot.depth), interleave(vectors, lanes))
+            words = interleave(vectors, lanes)
+            if factors is not None:
+                words = scaled(words, factors, lanes, dot)
+            out.store(nest.ramp(start, lanes * dot.depth), words)
 
     def offsets(self, packed: Array, kind: str) -> Array:
         """What the bias of x adds to a channel's sums: 128 times the sum of its tokens."""

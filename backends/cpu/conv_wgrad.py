@@ -12,9 +12,9 @@ from tvm import tirx
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_geometry import Geometry, Lines, forward
 from sqcompile.backends.cpu.conv_operands import Stored, store
-from sqcompile.backends.cpu.conv_pack import SLACK, Image, at, filled, pieces, stored
+from sqcompile.backends.cpu.conv_pack import SLACK, Image, interleave
 from sqcompile.backends.cpu.conv_sums import Sums
-from sqcompile.backends.cpu.conv_tokens import Gradient, interleave
+from sqcompile.backends.cpu.conv_tokens import Gradient
 from sqcompile.backends.cpu.machine import machine
 from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.kernels import KernelSpec
