@@ -71,7 +71,10 @@ class Plan:
 def plan(spec: KernelSpec) -> Plan | None:
     """The plan of a convolution that Winograd computes exactly, None for others."""
     forward = spec.short_name.startswith("conv_fprop")
-    if not (forward or spec.short_name.startswith("conv_dgrad")) or not machine().dot.bytes:
+    dot = machine().dot
+    if not (forward or spec.short_name.startswith("conv_dgrad")):
+        return None
+    if not dot.bytes or dot.lanes * dot.depth != WIDTH:
         return None
     w, out = spec.tensor("w").shape, spec.outputs[0]
     source = spec.tensor("x" if forward else "g")
@@ -92,5 +95,5 @@ def plan(spec: KernelSpec) -> Plan | None:
     around = pad if forward else 2 - pad
     n, rows, width_in, depth = source.shape
     image = Image(n, rows, width_in, depth, around, -(-height // 2), -(-width // 2))
-    filters = Filters(depth, columns, not forward, VECTORS, machine().dot)
+    filters = Filters(depth, columns, not forward, VECTORS, dot)
     return Plan(image, filters, found, out.shape)
