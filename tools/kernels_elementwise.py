@@ -146,11 +146,11 @@ def _pool(
     )
     yield (
         f"max_pool backward {label}",
-        lambda g, tap, x, index: most_backward(g, tap, list(shape), *call, [1, 1]),
-        lambda g, tap, x, index: aten.max_pool2d_with_indices_backward(
+        lambda g, tap: most_backward(g, tap, list(shape), *call, [1, 1]),
+        lambda g, tap: aten.max_pool2d_with_indices_backward(
             _first(g), _first(x), *call, [1, 1], False, index
         ),
-        (g, tap, x, index),
+        (g, tap),
     )
     yield (
         f"avg_pool {label}",
@@ -160,9 +160,9 @@ def _pool(
     )
     yield (
         f"avg_pool backward {label}",
-        lambda g, x: mean_backward(g, list(shape), *call),
-        lambda g, x: aten.avg_pool2d_backward(_first(g), _first(x), *call, False, True, None),
-        (g, x),
+        lambda g: mean_backward(g, list(shape), *call),
+        lambda g: aten.avg_pool2d_backward(_first(g), _first(x), *call, False, True, None),
+        (g,),
     )
 
 
