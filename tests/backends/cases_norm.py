@@ -23,56 +23,65 @@ def packed(make: Callable[[Source], list[Any]], place: int) -> Callable[[Source]
 
 
 def norms() -> Made:
-    for shape, dtype, limit in (
-        ((8, 8, 8, 16), I32, 200000),
-        ((4, 7, 3, 5), I64, 2**34),
-        ((1, 1, 1, 3), I8, 127),
-        ((16, 10), I8, 127),
-        ((2, 17, 9, 2), I32, 5),
-        ((2, 200, 100, 3), I32, 1000),
-        ((300, 70), I32, 2**31 - 1),
-        ((40, 512), I32, 60000),
-        ((5, 20, 64), I8, 127),
+    yield from batch_norms()
+    yield from layer_norms()
+    for momentum in (0.1, 0.0, 1.0):
+        yield "sqrt", f"{momentum}", lambda s, m=momentum: [s.uniform(1000) * m]
+        yield "ema", f"{momentum}", lambda s, m=momentum: [s.edges(37), s.normal(37), m]
+
+
+def batch_norms() -> Made:
+    """Shape, dtype, largest magnitude; affine; ReLU, output bits and sign, saved bits of the fused
+    form. The first two run on every CPU: whole periods, and rows left with sums past 32 bits."""
+    for shape, dtype, limit, affine, *form in (
+        ((8, 8, 8, 16), I32, 200000, True, True, 4, False, 4),
+        ((300, 70), I32, 2**31 - 1, False, False, 8, True, 8),
+        ((4, 7, 3, 5), I64, 2**34, True, True, 8, False, 3),
+        ((1, 1, 1, 3), I8, 127, True, False, 4, True, 4),
+        ((16, 10), I8, 127, False, True, 4, False, 8),
+        ((2, 17, 9, 2), I32, 5, True, False, 8, False, 4),
+        ((2, 200, 100, 3), I32, 1000, True, True, 4, False, 4),
+        ((40, 512), I32, 60000, False, False, 4, True, 4),
+        ((5, 20, 64), I8, 127, True, True, 4, False, 4),
     ):
         channels, bits = shape[-1], fraction_bits(torch.Size(shape).numel() // shape[-1], limit)
-        for affine, eps in ((True, 1e-5), (False, 0.0)):
+        eps, label = (1e-5 if affine else 0.0), f"{sized(shape)}-{affine}"
 
-            def forward(
-                s: Source, sh=shape, d=dtype, li=limit, c=channels, f=bits, a=affine, e=eps
-            ) -> list[Any]:
-                x = s.integers(-li, li, *sh, dtype=d)
-                x[..., 0] = 3  # a constant channel: no spread
-                vectors = [s.normal(c) if a else None for _ in range(3)]
-                return [x, s.uniform(c) * 1e-3, *vectors, e, f, 4, 0.3352]
+        def forward(
+            s: Source, sh=shape, d=dtype, li=limit, c=channels, f=bits, a=affine, e=eps
+        ) -> list[Any]:
+            x = s.integers(-li, li, *sh, dtype=d)
+            x[..., 0] = 3  # a constant channel: no spread
+            vectors = [s.normal(c) if a else None for _ in range(3)]
+            return [x, s.uniform(c) * 1e-3, *vectors, e, f, 4, 0.3352]
 
-            yield "l1_batch_norm", f"{sized(shape)}-{affine}", forward
+        def fused(s: Source, m=forward, given=form) -> list[Any]:
+            *first, _, step = m(s)
+            relu, out_bits, signed, saved = given
+            return [*first, saved, step, relu, out_bits, signed]
 
-            for relu, out_bits, saved in ((affine, 4, 4), (not affine, 8, 8), (affine, 8, 3)):
+        def backward(s: Source, sh=shape, c=channels, a=affine) -> list[Any]:
+            g, xhat = s.integers(-127, 127, *sh), s.integers(-8, 7, *sh)
+            return [g, s.uniform(c), xhat, s.uniform(c), s.normal(c) if a else None, 0.3352]
 
-                def fused(s: Source, m=forward, re=relu, o=out_bits, b=saved) -> list[Any]:
-                    *given, _, step = m(s)
-                    return [*given, b, step, re, o, not re]
+        yield "l1_batch_norm", label, forward
+        yield "l1_batch_norm_relu_quantize", f"{label}-{sized(form)}", fused
+        yield "l1_batch_norm_backward", label, backward
+        yield "l1_batch_norm_packed_backward", label, packed(backward, 2)
 
-                label = f"{sized(shape)}-{affine}-{relu}-{out_bits}-{saved}"
-                yield "l1_batch_norm_relu_quantize", label, fused
 
-            def backward(s: Source, sh=shape, c=channels, a=affine) -> list[Any]:
-                g, xhat = s.integers(-127, 127, *sh), s.integers(-8, 7, *sh)
-                return [g, s.uniform(c), xhat, s.uniform(c), s.normal(c) if a else None, 0.3352]
-
-            yield "l1_batch_norm_backward", f"{sized(shape)}-{affine}", backward
-            yield "l1_batch_norm_packed_backward", f"{sized(shape)}-{affine}", packed(backward, 2)
-    for rows, features in ((64, 128), (3, 33), (1, 1), (7, 16), (300, 70), (5, 1100)):
+def layer_norms() -> Made:
+    for rows, features in ((64, 128), (300, 70), (3, 33), (1, 1), (7, 16), (5, 1100)):
         label = f"{rows}x{features}"
-        for gamma in (True, False):
-            for beta in (True, False):
+        for gamma, beta in ((True, True), (True, False), (False, True), (False, False)):
 
-                def layer(s: Source, m=rows, d=features, ga=gamma, be=beta) -> list[Any]:
-                    x = s.integers(-127, 127, m, d)
-                    x[0] = 5
-                    vectors = [s.normal(d) if given else None for given in (ga, be)]
-                    return [x, s.uniform(m, 1), *vectors, 1e-5, 16, 8, 0.05]
+            def layer(s: Source, m=rows, d=features, ga=gamma, be=beta) -> list[Any]:
+                x = s.integers(-127, 127, m, d)
+                x[0] = 5
+                vectors = [s.normal(d) if given else None for given in (ga, be)]
+                return [x, s.uniform(m, 1), *vectors, 1e-5, 16, 8, 0.05]
 
+            if gamma and beta or features == 33:
                 yield "l1_layer_norm", f"{label}-{gamma}-{beta}", layer
 
         for bits in (8,) if features % 2 else (8, 4):
@@ -96,9 +105,6 @@ def norms() -> Made:
             yield f"{op}_backward", label, lambda s, f=make: f(s, high=127)
             if features % 2 == 0 or make is affine_backward:
                 yield f"{op}_packed_backward", label, packed(make, 2)
-    for momentum in (0.1, 0.0, 1.0):
-        yield "sqrt", f"{momentum}", lambda s, m=momentum: [s.uniform(1000) * m]
-        yield "ema", f"{momentum}", lambda s, m=momentum: [s.edges(37), s.normal(37), m]
 
 
 def reductions() -> Made:
