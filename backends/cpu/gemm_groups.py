@@ -57,9 +57,7 @@ class Factors:
     batches: int
 
     @classmethod
-    def of(
-        cls, exponents: Exponents, dot: Dot, k: int, shifts: tuple[int, int]
-    ) -> "Factors":
+    def of(cls, exponents: Exponents, dot: Dot, k: int, shifts: tuple[int, int]) -> "Factors":
         """For the operand whose part of a shift s is what lies between shifts[0] and shifts[1]."""
         length = rounded(k, RUN * dot.depth)
         size = exponents.batches * length
@@ -101,7 +99,9 @@ class Factors:
 
     def _pattern(self, table: Array, at: Expr, count: int) -> Expr:
         word = tirx.reinterpret("int32", table[nest.ramp(at, count)])
-        return tirx.reinterpret(f"{table.dtype}x{self.dot.lanes * 2}", nest.splat(word, self.dot.lanes))
+        return tirx.reinterpret(
+            f"{table.dtype}x{self.dot.lanes * 2}", nest.splat(word, self.dot.lanes)
+        )
 
 
 @dataclass(frozen=True)
@@ -174,5 +174,7 @@ class Sorted:
             e = self.exponents.at(batch, first + k)
             place = begin + following[e]
             self.order.store(place, nest.cast(first + k, "int32"))
-            self.keep.store(place, nest.const(-1 if self.keep.dtype[0] == "i" else 255, self.keep.dtype))
+            self.keep.store(
+                place, nest.const(-1 if self.keep.dtype[0] == "i" else 255, self.keep.dtype)
+            )
             following.store(e, following[e] + 1)

@@ -20,6 +20,8 @@ LEAST_ROWS = 32
 """Rows of a block, at least: each reads all of b from L3."""
 TASKS = 8
 """Parts of the work, so that a few threads get equal shares."""
+ROW_BYTES = 1 << 21
+"""All rows of a, when every panel passes by all of them: they come from L3, a byte a cycle."""
 SEGMENT = 8192
 """Steps of k that a tile adds up in registers: its panel of b is 512 KB then, half of an L2."""
 TOTAL_BYTES = 1 << 18
@@ -60,6 +62,7 @@ class Shape:
     segment: int
     groups: int
     wide: bool
+    in_place: bool
     row_blocks: int
     column_blocks: int
 
@@ -105,6 +108,11 @@ class Shape:
         return ceil_div(self.panels, self.column_blocks)
 
     @property
+    def columns_once(self) -> bool:
+        """Whether each panel of b is read by one task alone, which packs it."""
+        return self.row_blocks == 1 and self.in_place
+
+    @property
     def work(self) -> int:
         """Dot products of the whole product and some more for packing, to weigh threads by."""
         return self.batch * (self.m + 8) * (self.n + 8) * (self.k + 1) // self.depth // 8
@@ -119,18 +127,28 @@ def shape_of(spec: KernelSpec, plan: Plan, cpu: Machine) -> Shape:
     rows, vectors = _tile(m, n, cpu)
     segment, limit = _segment(k, plan, depth, spec["k_chunk"])
     wide = k > limit
+    in_place = _in_place(k, segment, plan, cpu) and not spec["transpose_a"]
     tiles, panels = ceil_div(m, rows), ceil_div(n, vectors * lanes)
     row_blocks = _row_blocks(tiles, rows, batch, min(segment, max(k, 1)) * (4 // depth))
-    column_blocks = max(1, min(panels, ceil_div(TASKS, batch * row_blocks)))
+    if in_place and batch * panels >= 2 * TASKS and m * min(k, segment) <= ROW_BYTES:
+        row_blocks = 1
+    column_blocks = max(1, min(panels, ceil_div(2 * TASKS, batch * row_blocks)))
     if k > segment:
         block = min(m, ceil_div(tiles, row_blocks) * rows) * (8 if wide else 4)
         column_blocks = max(column_blocks, ceil_div(block * panels * vectors * lanes, TOTAL_BYTES))
         column_blocks = min(column_blocks, panels)
     groups = spec["groups"] if plan.sorted else 1
     return Shape(
-        batch, m, n, k, depth, lanes, rows, vectors, segment, groups, wide, row_blocks,
+        batch, m, n, k, depth, lanes, rows, vectors, segment, groups, wide, in_place, row_blocks,
         column_blocks,
     )  # fmt: skip
+
+
+def _in_place(k: int, segment: int, plan: Plan, cpu: Machine) -> bool:
+    """Whether values of a can be used as they stand, when k is contiguous."""
+    depth = cpu.dot.depth
+    whole = k % depth == 0 or k <= segment
+    return cpu.dot.bytes and not plan.sorted and not plan.a.shift and whole and k >= depth
 
 
 def _tile(m: int, n: int, cpu: Machine) -> tuple[int, int]:

@@ -109,6 +109,13 @@ def scratch(size: int, dtype: str) -> Array:
     return Array(T.alloc_buffer((max(size, 1),), dtype), TensorSpec((size,), dtype))
 
 
+def prefetch(array: Array, index: Expr) -> None:
+    """Ask for the cache line of an element that will be written."""
+    address = tirx.address_of(array.buffer[index])
+    write, nearest, data = (tirx.const(value, "int32") for value in (1, 3, 1))
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, write, nearest, data))
+
+
 def const(value: float, dtype: str) -> Expr:
     """A constant; a float is rounded once to float32."""
     return tirx.const(value, dtype)

@@ -3,7 +3,8 @@
 from typing import Any
 
 from sqcompile.ops.conv import output_shape
-from tests.backends.cases import I8, I32, I64, U8, Made, Source, sized
+from sqcompile.ops.quantize import limits
+from tests.backends.cases import I8, I32, I64, U8, Made, Ranged, Source, sized
 
 
 def products() -> Made:
@@ -43,6 +44,9 @@ def products() -> Made:
 
                 if transpose_b:
                     yield "shift_matmul_dequantize", name, fused
+    yield from _stored_products()
+    yield from _long_products()
+    yield from _absmax_products()
     yield (
         "shift_matmul_dequantize",
         "no-epilogue",
@@ -67,6 +71,84 @@ def products() -> Made:
         "no-scale",
         lambda s: [s.integers(-9, 9, 3, 40, dtype=I32), [], s.normal(40)],
     )
+
+
+def _stored_products() -> Made:
+    """Every way in which operands are stored and shifts are divided: (bits, signed) of both."""
+    for a, b, groups, ta, tb, batch in (
+        ((4, True), (4, True), 4, False, True, ()),  # b takes all shifts, a is read in place
+        ((4, True), (4, True), 4, True, False, (2,)),
+        ((6, True), (6, True), 5, False, False, (2,)),  # two bits each
+        ((6, True), (6, True), 5, False, True, ()),
+        ((8, True), (4, False), 5, False, False, ()),  # b is the unsigned one
+        ((8, False), (8, False), 1, False, True, ()),  # a is stored minus 128
+        ((8, False), (8, False), 4, False, False, ()),
+        ((8, True), (8, True), 12, True, True, ()),
+    ):
+
+        def make(s: Source, a=a, b=b, groups=groups, ta=ta, tb=tb, batch=batch) -> list[Any]:
+            m, n, k = 83, 70, 91
+            operands = []
+            for (bits, signed), shape in (
+                (a, (k, m) if ta else (m, k)),
+                (b, (n, k) if tb else (k, n)),
+            ):
+                low, high = limits(bits, signed)
+                dtype = I8 if signed else U8
+                operands.append(s.integers(low, high, *batch, *shape, dtype=dtype))
+            each = (k, 1) if ta else (1, k)
+            exponent = s.integers(0, groups - 1, *batch, *each)
+            return [*operands, exponent, groups, ta, tb, 0]
+
+        kinds = "-".join(f"{'s' if signed else 'u'}{bits}" for bits, signed in (a, b))
+        name = f"{kinds}-G{groups}-{'t' * ta}n{'t' * tb}"
+        yield "shift_matmul", f"{name}-{len(batch)}", Ranged(make, (a, b))
+
+
+def _long_products() -> Made:
+    """More than int32 holds, results that are not in cache, panels that one task reads."""
+    for label, m, n, k, chunk in (
+        ("wide", 2, 17, 70_004, 60_000),
+        ("wide-narrow", 3, 5, 66_400, 60_000),
+        ("segments", 18, 40, 20_000, 0),
+        ("far", 300, 500, 6, 0),
+    ):
+        yield (
+            "shift_matmul",
+            label,
+            lambda s, m=m, n=n, k=k, c=chunk: [
+                *(s.integers(100 if c else -9, 127, *size) for size in ((m, k), (n, k))),
+                *(None, 1, False, True, c),
+            ],
+        )
+    yield (
+        "shift_matmul",
+        "batches",
+        lambda s: [s.grid(U8, 17, 5, 8), s.grid(I8, 17, 20, 8), None, 1, False, True, 0],
+    )
+
+
+def _absmax_products() -> Made:
+    for label, batch, m, n, k, bias, relu in (
+        ("plain", (), 9, 37, 20, False, False),
+        ("relu", (3,), 14, 20, 5, True, True),
+        ("narrow", (), 40, 3, 12, True, False),
+    ):
+
+        def make(s: Source, batch=batch, m=m, n=n, k=k, bias=bias, relu=relu) -> list[Any]:
+            operands = [s.grid(U8, *batch, m, k), s.grid(I8, *batch, k, n), None]
+            scales = [s.uniform(n), s.uniform(m, 1)]
+            return [*operands, 1, False, False, 0, scales, s.normal(n) if bias else None, relu]
+
+        yield "shift_matmul_dequantize_absmax", label, make
+
+    def with_nan(s: Source) -> list[Any]:
+        scale = s.uniform(70)
+        scale[65] = float("nan")
+        operands = [s.grid(U8, 30, 8), s.grid(I8, 8, 70), None]
+        return [*operands, 1, False, False, 0, [scale], None, False]
+
+    yield "shift_matmul_dequantize_absmax", "nan", with_nan
 
 
 def convolutions() -> Made:
