@@ -6,18 +6,18 @@ lines; the last tile, block and vector of channels overlap their neighbours inst
 rest. There is no unfolded matrix anywhere.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from itertools import chain, product
+from itertools import chain
 from math import prod
 
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
-from sqcompile.backends.cpu.conv_geometry import Lines, Phase
+from sqcompile.backends.cpu.conv_geometry import Lines
 from sqcompile.backends.cpu.conv_operands import Stored
-from sqcompile.backends.cpu.conv_pack import Image, Panels, Reading, aligned_width, pick
+from sqcompile.backends.cpu.conv_pack import Image, Panels, Reading, aligned_width, pick, starts
 from sqcompile.backends.cpu.epilogue import Epilogue
 from sqcompile.backends.cpu.machine import machine
 from sqcompile.backends.cpu.nest import Array, Expr
@@ -67,50 +67,40 @@ class Correlation:
     columns: Lines
     stored: Stored
 
-    def panels(self) -> list[Panels]:
-        """One for each pair of classes of row and column phases."""
+    def panels(self) -> Panels:
+        """How the weights of all phases are packed."""
         blocks, vectors, _ = tile_of(self.outputs)
-        merged = self.columns.spacing == 1 and self.groups == 1
-        steps = self.rows.kernel_step, self.columns.kernel_step
-        return [
-            Panels(
-                rows,
-                columns,
-                steps,
-                self.groups,
-                blocks,
-                vectors,
-                self.outputs,
-                self.channels,
-                merged,
-                self.stored,
-            )
-            for rows, columns in product(self.rows.classes(), self.columns.classes())
-        ]
+        return Panels(
+            self.rows,
+            self.columns,
+            self.groups,
+            blocks,
+            vectors,
+            self.outputs,
+            self.channels,
+            self.columns.spacing == 1 and self.groups == 1,
+            self.stored,
+        )
 
     def image(self, rows: int, factors: Array | None) -> Image:
         """The padded lines that `rows` results of every phase read."""
-        fewest, most = self.rows.counts
-        apart = most - fewest if rows < most else 0
-        height = self.rows.lines(rows + apart)
         channels = self.groups * self.channels
-        width = self.columns.lines(self.columns.counts[1])
-        width = aligned_width(width, channels)
+        width = aligned_width(self.columns.lines(self.columns.count), channels)
+        height = self.rows.lines(rows)
         return Image(self.rows, self.columns, channels, height, width, self.stored, factors)
 
     def block(self) -> tuple[int, int]:
         """(images, rows of each phase) of a task."""
-        fewest, most = self.rows.counts
+        most = self.rows.count
         size = self.image(most, None).size * (1 if self.stored.dot.bytes else 2)
-        pixels = most * self.columns.counts[1]
+        pixels = most * self.columns.count
         images = max(self.images // TASKS, -(-PIXELS // pixels))
         images = max(1, min(IMAGE_BYTES // size, images, self.images))
         pieces = -(-size // IMAGE_BYTES) if size > LONG_IMAGE else 1
         pieces = max(pieces, -(-TASKS // self.images))
         if images > 1 or pieces == 1:
             return images, most
-        rows = max(-(-most // pieces), min(SHORTEST, most))
-        return 1, min(rows, fewest)
+        return 1, max(-(-most // pieces), min(SHORTEST, most))
 
 
 def correlate(
@@ -126,12 +116,10 @@ def correlate(
     epilogue = Epilogue(spec, f)
     if not epilogue.out.size:
         return
-    room = c.stored.right_shift
-    panels = [(p, *p.pack(weights, reading, _at_most(shift, room))) for p in c.panels()]
-    channels = panels[0][0].groups * panels[0][0].blocks
-    with blocks(c, epilogue, source, shift, channels) as (block, part):
-        for made, packed, offset in panels:
-            block.multiply(made, packed, offset, *part)
+    panels = c.panels()
+    packed = panels.pack(weights, reading, _at_most(shift, c.stored.right_shift))
+    with blocks(c, epilogue, source, shift, panels.groups * panels.blocks) as (block, part):
+        block.multiply(panels, *packed, *part)
 
 
 @contextmanager
@@ -150,7 +138,7 @@ def blocks(
         factors = nest.scratch(c.image(rows, None).line, "int16")
         room = c.stored.right_shift
         c.image(rows, factors).fill_factors(lambda channel: _factor(shift(channel), room))
-    cut = [-(-c.images // images), -(-c.rows.counts[1] // rows)]
+    cut = [-(-c.images // images), -(-c.rows.count // rows)]
     parts = next(
         n
         for n in range(1, panels + 1)
@@ -162,8 +150,10 @@ def blocks(
         first = image_block * images
         if c.images % images:
             first = tirx.min(first, c.images - images)
-        image = c.image(rows, factors)
-        block = Block(c, image, epilogue, images, rows, first, row_block * rows)
+        begin = row_block * rows
+        if c.rows.count % rows:
+            begin = tirx.min(begin, c.rows.count - rows)
+        block = Block(c, c.image(rows, factors), epilogue, images, rows, first, begin)
         block.pack(source)
         yield block, (part, panels // parts)
 
@@ -199,55 +189,55 @@ class Block:
         self.first, self.begin = first, begin
         self.scratch = image.scratch(images)
 
-    def row(self, count: int) -> Expr:
-        """The first row of the block for a phase of `count` rows."""
-        return 0 if self.rows >= count else tirx.min(self.begin, count - self.rows)
+    @property
+    def extents(self) -> list[int]:
+        """Results of each phase: images, rows, columns."""
+        return [self.images, self.rows, self.c.columns.count]
 
     def pack(self, source: Array) -> None:
         """Copy the lines that the block reads into scratch."""
-        line, image = self.row(self.c.rows.counts[0]) * self.c.rows.stride, self.image
+        line, image = self.begin * self.c.rows.stride, self.image
         with nest.serial(self.images, "image") as i:
             start = image.lead + i * image.size
             image.pack(source, self.first + i, line, self.scratch, start)
 
-    def pixel(
-        self,
-        index: Expr,
-        extents: list[int],
-        rows: tuple[Sequence[Phase], Expr],
-        columns: tuple[Sequence[Phase], Expr],
-    ) -> tuple[Expr, list[Expr]]:
-        """Of the block's pixel `index`, counted over `extents` (images, rows, columns) of one
-        row and one column phase: where it starts to read in scratch, and the result's (n, h, w)."""
+    def pixel(self, index: Expr, row: Expr, column: Expr) -> tuple[Expr, list[Expr]]:
+        """Of result `index`, counted over `extents`, of a row and a column phase: where it starts
+        to read in scratch, and its coordinates (n, h, w).
+
+        A phase with a row or column less than others computes its last one twice.
+        """
         c, image = self.c, self.image
-        (lines, i), (across, j) = rows, columns
-        n, q, w = nest.unravel(index, extents)
-        begin = self.row(lines[0].count)
-        line = (begin - self.row(c.rows.counts[0]) + q) * c.rows.stride
-        line = line + pick(i, [c.rows.start(p) for p in lines])
-        pixel = w * c.columns.stride + pick(j, [c.columns.start(p) for p in across])
-        height = (begin + q) * c.rows.step + pick(i, [p.first for p in lines])
-        width = w * c.columns.step + pick(j, [p.first for p in across])
+        n, q, w = nest.unravel(index, self.extents)
+        line, height = _along(c.rows, row, self.begin, q)
+        pixel, width = _along(c.columns, column, 0, w)
         start = image.lead + n * image.size + line * image.line + pixel * image.channels
         return start, [self.first + n, height, width]
+
+    def tiles(self, pixels: int) -> AbstractContextManager[Expr]:
+        """A loop over tiles: the first result of each; the last tile may overlap."""
+        return starts(prod(self.extents), pixels)
 
     def multiply(
         self, panels: Panels, packed: Array, offset: Array, part: Expr, count: int
     ) -> None:
-        """The results of one class of phases for `count` panels of a phase."""
-        rows, columns = panels.rows[0].count, panels.columns[0].count
-        extents = [self.images, min(self.rows, rows), columns]
-        pixels = min(tile_of(self.c.outputs)[2], prod(extents))
-        sizes = [len(panels.rows), len(panels.columns), count]
-        with nest.loops(sizes, "p") as (row, column, k):
+        """The results of `count` panels of every phase."""
+        pixels = min(tile_of(self.c.outputs)[2], prod(self.extents))
+        sizes = [len(panels.rows.phases), len(panels.columns.phases), count]
+        with nest.loops(sizes, "p") as (row, column, k), self.tiles(pixels) as start:
             channels = part * count + k
-            index = (row * len(panels.columns) + column) * panels.groups * panels.blocks + channels
+            index = (row * sizes[1] + column) * panels.groups * panels.blocks + channels
             tile = _Tile(self, panels, packed, offset, row, column, channels, index)
-            with nest.serial(-(-prod(extents) // pixels), "tile") as t:
-                start = t * pixels
-                if prod(extents) % pixels:
-                    start = tirx.min(start, prod(extents) - pixels)
-                tile.compute(start, pixels, extents)
+            tile.compute(start, pixels)
+
+
+def _along(lines: Lines, phase: Expr, begin: Expr, index: Expr) -> tuple[Expr, Expr]:
+    """(image line from the block's first one on, coordinate) of result begin + index."""
+    last = [p.count - 1 for p in lines.phases]
+    if min(last) < max(last):
+        index = tirx.min(index, pick(phase, last) - begin)
+    line = index * lines.stride + pick(phase, [lines.start(p) for p in lines.phases])
+    return line, (begin + index) * lines.step + pick(phase, [p.first for p in lines.phases])
 
 
 def _held(value: Expr) -> Expr:
@@ -277,20 +267,19 @@ class _Tile:
         self.channels = tirx.floormod(channels, panels.blocks)
         self.dot = panels.stored.dot
         self.lanes = nest.ramp(0, self.dot.lanes)
-        terms = panels.row_taps * panels.runs * panels.run
-        self.wide = terms > panels.stored.terms
+        self.wide = panels.terms * self.dot.depth > panels.stored.terms
+        self.sizes = panels.row_taps(row), panels.runs(column), panels.steps(column)
 
-    def compute(self, start: Expr, pixels: int, extents: list[int]) -> None:
-        """Results start, ... of the block's pixels."""
+    def compute(self, start: Expr, pixels: int) -> None:
+        """Results start, ... of the block."""
         panels = self.panels
-        phases = (panels.rows, self.row), (panels.columns, self.column)
-        placed = [self.block.pixel(start + i, extents, *phases) for i in range(pixels)]
+        placed = [self.block.pixel(start + i, self.row, self.column) for i in range(pixels)]
         base = [_held(first + self.group * self.block.c.channels) for first, _ in placed]
         places = [[_held(one) for one in place] for _, place in placed]
         sums = [[self._started(j) for j in range(panels.vectors)] for _ in range(pixels)]
         if self.wide:
             self._chunked(sums, base)
-        elif panels.panel:
+        else:
             self._whole(sums, base)
         for i, vectors in enumerate(sums):
             for j, one in enumerate(vectors):
@@ -305,9 +294,10 @@ class _Tile:
     def _whole(self, sums: list[list[Array]], base: list[Expr]) -> None:
         panels = self.panels
         most = max(1, BODY // (len(base) * panels.vectors))
-        unroll = next(n for n in range(most, 0, -1) if panels.steps % n == 0)
-        sizes = [panels.row_taps, panels.runs, panels.steps // unroll]
-        with nest.loops(sizes, "k") as (tap, run, k):
+        unroll = panels.unrolled(most)
+        taps, runs, steps = self.sizes
+        steps = tirx.floordiv(steps, unroll)
+        with nest.loops([taps, runs, steps], "k") as (tap, run, k):
             for u in range(unroll):
                 self._step(sums, base, tap, run, k * unroll + u)
 
@@ -319,11 +309,12 @@ class _Tile:
         zero = {kind: nest.splat(nest.zero(kind), dot.lanes) for kind in ("int32", "int64")}
         for one in chain(*wide):
             one.store(self.lanes, zero["int64"])
-        sizes = [panels.row_taps, panels.runs, -(-panels.steps // limit)]
-        with nest.loops(sizes, "k") as (tap, run, chunk):
+        taps, runs, steps = self.sizes
+        chunks = tirx.floordiv(steps + limit - 1, limit)
+        with nest.loops([taps, runs, chunks], "k") as (tap, run, chunk):
             for one in chain(*sums):
                 one.store(self.lanes, zero["int32"])
-            length = tirx.min(limit, panels.steps - chunk * limit)
+            length = tirx.min(limit, steps - chunk * limit)
             with nest.serial(length, "step") as step:
                 self._step(sums, base, tap, run, chunk * limit + step)
             for one, total in zip(chain(*sums), chain(*wide), strict=True):
@@ -336,7 +327,8 @@ class _Tile:
         self, sums: list[list[Array]], base: list[Expr], tap: Expr, run: Expr, step: Expr
     ) -> None:
         panels, dot, image, c = self.panels, self.dot, self.block.image, self.block.c
-        place = ((tap * panels.runs + run) * panels.steps + step) * panels.vectors
+        _, runs, steps = self.sizes
+        place = ((tap * runs + run) * steps + step) * panels.vectors
         start = self.index * panels.panel + place * panels.vector
         right = [dot.loaded(self.packed, start + j * panels.vector) for j in range(panels.vectors)]
         away = tap * c.rows.spacing * image.line + step * dot.depth

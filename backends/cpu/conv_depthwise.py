@@ -2,7 +2,6 @@
 is one lane's. There is nothing for a dot product to add up."""
 
 from collections.abc import Callable
-from itertools import product
 from math import prod
 
 from tvm import tirx
@@ -10,7 +9,7 @@ from tvm import tirx
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_correlate import Block, Correlation, blocks
 from sqcompile.backends.cpu.conv_dgrad import shifts
-from sqcompile.backends.cpu.conv_geometry import Geometry, Phase, backward, forward
+from sqcompile.backends.cpu.conv_geometry import Geometry, backward, forward
 from sqcompile.backends.cpu.conv_operands import Range, Stored
 from sqcompile.backends.cpu.conv_pack import Image, at, filled, pick, pieces, shift_of
 from sqcompile.backends.cpu.epilogue import Epilogue
@@ -71,19 +70,13 @@ def _correlate(
         return
     turned = _turned(w, g)
     with blocks(c, epilogue, source, shift, 1) as (block, _):
-        for rows, columns in product(c.rows.classes(), c.columns.classes()):
-            extents = [block.images, min(block.rows, rows[0].count), columns[0].count]
-            pixels = min(PIXELS, prod(extents))
-            with nest.loops([len(rows), len(columns), -(-prod(extents) // pixels)]) as (i, j, t):
-                start = t * pixels
-                if prod(extents) % pixels:
-                    start = tirx.min(start, prod(extents) - pixels)
-                place = [
-                    block.pixel(start + k, extents, (rows, i), (columns, j)) for k in range(pixels)
-                ]
-                with pieces(g.groups, machine().lanes) as (channel, lanes):
-                    weights = turned, g.columns.kernel
-                    _tile(block, (rows, i), (columns, j), weights, place, channel, lanes)
+        pixels = min(PIXELS, prod(block.extents))
+        phases = [len(c.rows.phases), len(c.columns.phases)]
+        with nest.loops(phases, "p") as (row, column), block.tiles(pixels) as start:
+            place = [block.pixel(start + k, row, column) for k in range(pixels)]
+            with pieces(g.groups, machine().lanes) as (channel, lanes):
+                weights = turned, g.columns.kernel
+                _tile(block, row, column, weights, place, channel, lanes)
 
 
 def _turned(weights: Array, g: Geometry) -> Array:
@@ -97,8 +90,8 @@ def _turned(weights: Array, g: Geometry) -> Array:
 
 def _tile(
     block: Block,
-    rows: tuple[list[Phase], Expr],
-    columns: tuple[list[Phase], Expr],
+    row: Expr,
+    column: Expr,
     weights: tuple[Array, int],
     place: list[tuple[Expr, list[Expr]]],
     channel: Expr,
@@ -109,18 +102,18 @@ def _tile(
     sums = [nest.scratch(lanes, "int32") for _ in place]
     for one in sums:
         one.store(here, filled(nest.zero("int32"), lanes))
-    first = [pick(i, [p.kernel for p in phases]) for phases, i in (rows, columns)]
-    taps = [rows[0][0].taps, columns[0][0].taps]
+    axes = (c.rows, row), (c.columns, column)
+    first = [pick(i, [p.kernel for p in lines.phases]) for lines, i in axes]
+    taps = [pick(i, [p.taps for p in lines.phases]) for lines, i in axes]
     turned, width = weights
-    if prod(taps):
-        with nest.loops(taps, "tap") as (kh, kw):
-            line = first[0] + kh * c.rows.kernel_step
-            tap = line * width + first[1] + kw * c.columns.kernel_step
-            weight = turned[at(tap * image.channels + channel, lanes)]
-            away = kh * c.rows.spacing * image.line + kw * c.columns.spacing * image.channels
-            for one, (base, _) in zip(sums, place, strict=True):
-                value = block.scratch[at(base + away + channel, lanes)]
-                one.store(here, one[here] + nest.cast(value, "int32", lanes) * weight)
+    with nest.loops(taps, "tap") as (kh, kw):
+        line = first[0] + kh * c.rows.kernel_step
+        tap = line * width + first[1] + kw * c.columns.kernel_step
+        weight = turned[at(tap * image.channels + channel, lanes)]
+        away = kh * c.rows.spacing * image.line + kw * c.columns.spacing * image.channels
+        for one, (base, _) in zip(sums, place, strict=True):
+            value = block.scratch[at(base + away + channel, lanes)]
+            one.store(here, one[here] + nest.cast(value, "int32", lanes) * weight)
     kind = block.epilogue.out.dtype
     for one, (_, where) in zip(sums, place, strict=True):
         value = one[here] if kind != "int64" else nest.cast(one[here], kind, lanes)

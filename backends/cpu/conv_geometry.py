@@ -109,10 +109,9 @@ class Lines:
         return max(ends, default=0) + 1
 
     @property
-    def counts(self) -> tuple[int, int]:
-        """The fewest and the most results of a phase."""
-        counts = [p.count for p in self.phases]
-        return min(counts, default=0), max(counts, default=0)
+    def count(self) -> int:
+        """The most results of a phase; others may have one less."""
+        return max((p.count for p in self.phases), default=0)
 
     def start(self, phase: Phase) -> int:
         """The first image line that result 0 of a phase reads."""
@@ -121,13 +120,6 @@ class Lines:
     def lines(self, results: int) -> int:
         """Lines of the image that `results` results of each phase read."""
         return (results - 1) * self.stride + self.reach
-
-    def classes(self) -> list[list[Phase]]:
-        """Phases with equal counts of results and taps together: one piece of code serves them."""
-        found: dict[tuple[int, int], list[Phase]] = {}
-        for phase in self.phases:
-            found.setdefault((phase.count, phase.taps), []).append(phase)
-        return list(found.values())
 
 
 def forward(axis: Axis, skip: bool) -> Lines:

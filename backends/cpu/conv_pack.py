@@ -50,9 +50,16 @@ def pieces(length: int, widest: int = COPIED) -> Iterator[tuple[Expr, int]]:
     The last one overlaps the one before it instead of leaving a rest: no loop is scalar.
     """
     lanes = min(widest, 1 << (length.bit_length() - 1))
-    with nest.serial(-(-length // lanes), "piece") as piece:
-        start = piece * lanes
-        yield (tirx.min(start, length - lanes) if length % lanes else start), lanes
+    with starts(length, lanes, "piece") as start:
+        yield start, lanes
+
+
+@contextmanager
+def starts(length: int, size: int, name: str = "tile") -> Iterator[Expr]:
+    """A loop over pieces of `size` that cover `length`: where each starts; the last may overlap."""
+    with nest.serial(-(-length // size), name) as index:
+        start = index * size
+        yield tirx.min(start, length - size) if length % size else start
 
 
 def pick(index: Expr, values: Sequence[int]) -> Expr:
@@ -247,18 +254,18 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Panel:
-    """One panel while it is packed: its group, block, start, and first kernel line and column."""
+    """One panel while it is packed: its group, block, phases, and where it starts."""
 
     group: Expr
     block: Expr
+    row: Expr
+    column: Expr
     start: Expr
-    kernel_row: Expr
-    kernel_column: Expr
 
 
 @dataclass(frozen=True)
 class Panels:
-    """The weights of phases with equal counts, [row phase][column phase][group][block], each
+    """The weights, [row phase][column phase][group][block], each
     [row tap][run][step][vector][lanes * depth]; `offset` is what accumulators start with, one for
     each result channel of a panel.
 
@@ -266,9 +273,8 @@ class Panels:
     where taps are neighbours, else the channels of one tap.
     """
 
-    rows: Sequence[Phase]
-    columns: Sequence[Phase]
-    kernel_steps: tuple[int, int]
+    rows: Lines
+    columns: Lines
     groups: int
     blocks: int
     vectors: int
@@ -277,25 +283,36 @@ class Panels:
     merged: bool
     stored: Stored
 
-    @property
-    def row_taps(self) -> int:
-        """Kernel lines."""
-        return self.rows[0].taps
+    def row_taps(self, row: Expr) -> Expr:
+        """Kernel lines of a row phase."""
+        return pick(row, [p.taps for p in self.rows.phases])
 
-    @property
-    def runs(self) -> int:
-        """Runs of a kernel line."""
-        return min(self.columns[0].taps, 1) if self.merged else self.columns[0].taps
+    def runs(self, column: Expr) -> Expr:
+        """Runs of a kernel line of a column phase."""
+        return pick(
+            column, [min(p.taps, 1) if self.merged else p.taps for p in self.columns.phases]
+        )
 
-    @property
-    def run(self) -> int:
-        """Values of a run."""
-        return self.channels * (self.columns[0].taps if self.merged else 1)
-
-    @property
-    def steps(self) -> int:
+    def steps(self, column: Expr) -> Expr:
         """Dot products of a run."""
-        return -(-self.run // self.stored.dot.depth)
+        return pick(column, self._steps())
+
+    def _run(self, phase: Phase) -> int:
+        return self.channels * (phase.taps if self.merged else 1)
+
+    def _steps(self) -> list[int]:
+        return [-(-self._run(p) // self.stored.dot.depth) for p in self.columns.phases]
+
+    def unrolled(self, most: int) -> int:
+        """Steps, at most `most`, that divide every run."""
+        return next(n for n in range(most, 0, -1) if not any(s % n for s in self._steps()))
+
+    @property
+    def terms(self) -> int:
+        """Dot products of the longest sum."""
+        rows = max(p.taps for p in self.rows.phases)
+        runs = [1 if self.merged else p.taps for p in self.columns.phases]
+        return rows * max(r * s for r, s in zip(runs, self._steps(), strict=True))
 
     @property
     def vector(self) -> int:
@@ -304,8 +321,8 @@ class Panels:
 
     @property
     def panel(self) -> int:
-        """Elements of one block's weights."""
-        return self.row_taps * self.runs * self.steps * self.vectors * self.vector
+        """Elements of one block's weights, of the phases that have most."""
+        return self.terms * self.vectors * self.vector
 
     @property
     def width(self) -> int:
@@ -315,7 +332,7 @@ class Panels:
     @property
     def count(self) -> int:
         """Panels."""
-        return len(self.rows) * len(self.columns) * self.groups * self.blocks
+        return len(self.rows.phases) * len(self.columns.phases) * self.groups * self.blocks
 
     def first(self, block: Expr, vector: Expr) -> Expr:
         """The first channel, in its group, of a vector; the last one overlaps its neighbour."""
@@ -332,18 +349,14 @@ class Panels:
         out = nest.scratch(self.count * self.panel, dot.right)
         offset = nest.scratch(self.count * self.width, "int32")
         with nest.parallel(self.count, self.count * self.panel, "panel") as index:
-            sizes = [len(self.rows), len(self.columns), self.groups, self.blocks]
+            sizes = [len(self.rows.phases), len(self.columns.phases), self.groups, self.blocks]
             row, column, group, block = nest.unravel(index, sizes)
-            start = [
-                pick(i, [p.kernel for p in phases])
-                for i, phases in ((row, self.rows), (column, self.columns))
-            ]
-            where = _Panel(group, block, index * self.panel, start[0], start[1])
+            where = _Panel(group, block, row, column, index * self.panel)
             if self._fast(reading):
                 self._pack_words(w, reading, shift, out, where)
             else:
                 self._pack_values(w, reading, shift, out, where)
-            self._offsets(out, offset, index)
+            self._offsets(out, offset, where, index)
         return out, offset
 
     def _pack_values(
@@ -355,22 +368,27 @@ class Panels:
         where: "_Panel",
     ) -> None:
         """Value by value: any geometry."""
-        dot = self.stored.dot
-        for_lines = nest.loops([self.row_taps, self.runs, self.steps, self.vectors], "w")
-        with for_lines as (i, run, step, vector), nest.serial(dot.lanes, "lane") as lane:
-            kh = where.kernel_row + i * self.kernel_steps[0]
-            place = ((i * self.runs + run) * self.steps + step) * self.vectors + vector
+        dot, runs, steps = self.stored.dot, self.runs(where.column), self.steps(where.column)
+        first_row, first_column = self._kernel(where)
+        length = pick(where.column, [self._run(p) for p in self.columns.phases])
+        sizes = [self.row_taps(where.row), runs, steps, self.vectors]
+        with (
+            nest.loops(sizes, "w") as (i, run, step, vector),
+            nest.serial(dot.lanes, "lane") as lane,
+        ):
+            kh = first_row + i * self.rows.kernel_step
+            place = ((i * runs + run) * steps + step) * self.vectors + vector
             place = where.start + place * self.vector + lane * dot.depth
             channel = tirx.min(self.first(where.block, vector) + lane, self.outputs - 1)
             for d in range(dot.depth):
                 e = step * dot.depth + d
                 tap = tirx.floordiv(e, self.channels) if self.merged else run
                 reduced = tirx.floormod(e, self.channels) if self.merged else e
-                kw = where.kernel_column + tap * self.kernel_steps[1]
-                beyond = bool(self.run % dot.depth)
+                kw = first_column + tap * self.columns.kernel_step
+                beyond = bool(self.channels % dot.depth)
                 if beyond:
-                    inside = e < self.run
-                    kw = nest.select(inside, kw, where.kernel_column)
+                    inside = e < length
+                    kw = nest.select(inside, kw, first_column)
                     reduced = nest.select(inside, reduced, 0)
                 source = where.group * reading.group + channel * reading.result
                 value = w[source + reduced * reading.reduced + kh * reading.width + kw]
@@ -382,11 +400,15 @@ class Panels:
                     value = nest.select(inside, value, nest.zero(dot.right))
                 out.store(place + d, value)
 
+    def _kernel(self, where: "_Panel") -> tuple[Expr, Expr]:
+        """The first kernel line and column of the panel's phases."""
+        row = pick(where.row, [p.kernel for p in self.rows.phases])
+        return row, pick(where.column, [p.kernel for p in self.columns.phases])
+
     def _fast(self, reading: Reading) -> bool:
-        """Whether words never cross a tap, vectors are full and taps are known here."""
-        known = len(self.rows) == len(self.columns) == 1
+        """Whether words never cross a tap and vectors are full."""
         full = self.channels % self.stored.dot.depth == 0 and self.outputs >= self.stored.dot.lanes
-        return known and full and 1 < reading.taps <= FEW_TAPS
+        return full and 1 < reading.taps <= FEW_TAPS
 
     def _pack_words(
         self,
@@ -400,6 +422,7 @@ class Panels:
         of results and some reduced channels, are made in the order of w, then copied one by one."""
         dot, taps = self.stored.dot, reading.taps
         words = self.channels // dot.depth
+        first_row, first_column = self._kernel(where)
         across = reading.result == taps
         chunk = 1 if across else next(n for n in range(CHUNK, 0, -1) if words % n == 0)
         size = chunk * taps * dot.depth
@@ -419,17 +442,16 @@ class Panels:
                         w, source + lane * reading.result, size, taps, raw, made, lane
                     )
             with nest.serial(chunk, "word") as word:
-                for i in range(self.row_taps):
-                    for j in range(self.columns[0].taps):
-                        kh = self.rows[0].kernel + i * self.kernel_steps[0]
-                        kw = self.columns[0].kernel + j * self.kernel_steps[1]
-                        tap = kh * reading.width + kw
-                        place = (i * self.columns[0].taps + j) * words + part * chunk + word
-                        place = where.start + (place * self.vectors + vector) * self.vector
-                        first = (word * taps + tap) * dot.depth
-                        with nest.serial(dot.lanes, "lane") as lane:
-                            one = made[nest.ramp(lane * size + first, dot.depth)]
-                            out.store(nest.ramp(place + lane * dot.depth, dot.depth), one)
+                across_taps = pick(where.column, [p.taps for p in self.columns.phases])
+                sizes = [self.row_taps(where.row), across_taps, dot.lanes]
+                with nest.loops(sizes, "tap") as (i, j, lane):
+                    kh = first_row + i * self.rows.kernel_step
+                    tap = kh * reading.width + first_column + j * self.columns.kernel_step
+                    place = (i * across_taps + j) * words + part * chunk + word
+                    place = where.start + (place * self.vectors + vector) * self.vector
+                    first = lane * size + (word * taps + tap) * dot.depth
+                    one = made[nest.ramp(first, dot.depth)]
+                    out.store(nest.ramp(place + lane * dot.depth, dot.depth), one)
 
     def _words_across(
         self,
@@ -477,17 +499,17 @@ class Panels:
             value = nest.cast(raw[nest.ramp(start, wide)], dot.right, wide)
             made.store(nest.ramp(lane * size + start, wide), tirx.Shuffle([value], places))
 
-    def _offsets(self, out: Array, offset: Array, index: Expr) -> None:
+    def _offsets(self, out: Array, offset: Array, where: "_Panel", index: Expr) -> None:
         dot, lanes = self.stored.dot, nest.ramp(0, self.stored.dot.lanes)
         zero = nest.splat(nest.zero("int32"), dot.lanes)
-        terms = self.panel // (self.vectors * self.vector)
+        terms = self.row_taps(where.row) * self.runs(where.column) * self.steps(where.column)
         with nest.serial(self.vectors, "vector") as vector:
             total = nest.scratch(dot.lanes, "int32")
             total.store(lanes, zero)
             if self.stored.bias:
                 bias = nest.splat(nest.const(BIAS, dot.left), self.vector)
                 with nest.serial(terms, "term") as term:
-                    at = index * self.panel + (term * self.vectors + vector) * self.vector
-                    total.store(lanes, dot.add(total[lanes], bias, dot.loaded(out, at)))
+                    start = where.start + (term * self.vectors + vector) * self.vector
+                    total.store(lanes, dot.add(total[lanes], bias, dot.loaded(out, start)))
             place = (index * self.vectors + vector) * dot.lanes
             offset.store(nest.ramp(place, dot.lanes), zero - total[lanes])

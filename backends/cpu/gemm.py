@@ -24,7 +24,6 @@ from sqcompile.backends.cpu.machine import machine
 from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.kernels import KernelSpec
 
-
 FAR_BYTES = 1 << 19
 """Size of a result that is not in cache when it is written."""
 
@@ -60,9 +59,8 @@ class Product:
         extents = [shape.batch, shape.row_blocks, shape.column_blocks]
         tasks = prod(extents)
         self.epilogue.prepare(tasks)
-        with nest.parallel(tasks, shape.work, "task") as task:
-            with self.epilogue.task(task):
-                Block(self, *nest.unravel(task, extents)).emit()
+        with nest.parallel(tasks, shape.work, "task") as task, self.epilogue.task(task):
+            Block(self, *nest.unravel(task, extents)).emit()
         self.epilogue.finish(tasks)
 
     def _tables(self) -> None:
@@ -217,10 +215,14 @@ class Block:
             totals.store(i, nest.zero(totals.dtype))
         with nest.serial(shape.segments, "segment") as segment:
             self._segment(segment, totals)
-        with self._each_panel() as panel, self._each_tile() as tile:
-            with nest.serial(shape.rows, "r") as r, nest.serial(shape.vectors, "v") as v:
-                at = nest.ramp(self._total_at(panel, tile, r, v), self.dot.lanes)
-                self._write(totals[at], panel, tile, r, v)
+        with (
+            self._each_panel() as panel,
+            self._each_tile() as tile,
+            nest.serial(shape.rows, "r") as r,
+            nest.serial(shape.vectors, "v") as v,
+        ):
+            at = nest.ramp(self._total_at(panel, tile, r, v), self.dot.lanes)
+            self._write(totals[at], panel, tile, r, v)
 
     @contextmanager
     def _each_panel(self) -> Iterator[Expr]:

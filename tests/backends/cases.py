@@ -7,6 +7,7 @@ case is the same alone and among others.
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -54,6 +55,17 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Ranged:
+    """Arguments of a product whose passes know (bits, signed) of both operands."""
+
+    make: Callable[[Source], list[Any]]
+    operands: tuple[tuple[int, bool], tuple[int, bool]]
+
+    def __call__(self, source: Source) -> list[Any]:
+        return self.make(source)
+
+
+@dataclass(frozen=True)
 class Case:
     """One op on one set of arguments."""
 
@@ -74,7 +86,11 @@ class Case:
 
     def spec(self) -> KernelSpec:
         """The kernel that a graph with this call asks for."""
-        return spec_of(call_node(self.target, self.arguments(), self.keywords))[0]
+        node = call_node(self.target, self.arguments(), self.keywords)
+        if isinstance(self.make, Ranged):
+            operands = tuple(SimpleNamespace(bits=b, signed=s) for b, s in self.make.operands)
+            node.meta["sq"] = SimpleNamespace(operands=operands)
+        return spec_of(node)[0]
 
 
 def call_node(

@@ -1,9 +1,13 @@
 """Matrix products and convolutions, with and without epilogues."""
 
+from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from sqcompile.ops.conv import output_shape
-from tests.backends.cases import I8, I32, I64, U8, Made, Source, sized
+from sqcompile.ops.quantize import limits
+from tests.backends.cases import I8, I32, I64, U8, Made, Ranged, Source, sized
 
 
 def products() -> Made:
@@ -43,6 +47,9 @@ def products() -> Made:
 
                 if transpose_b:
                     yield "shift_matmul_dequantize", name, fused
+    yield from _stored_products()
+    yield from _long_products()
+    yield from _absmax_products()
     yield (
         "shift_matmul_dequantize",
         "no-epilogue",
@@ -69,49 +76,192 @@ def products() -> Made:
     )
 
 
-def convolutions() -> Made:
-    """x shape, output channels, kernel, stride, padding, dilation, groups, k_chunk."""
-    geometries = [
-        ((2, 3, 9, 7), 5, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0),
-        ((2, 4, 9, 7), 6, (3, 2), (2, 1), (1, 0), (1, 2), 2, 3),
-        ((3, 6, 8, 8), 6, (3, 3), (2, 2), (1, 1), (1, 1), 6, 0),
-        ((1, 1, 5, 5), 1, (5, 5), (1, 1), (2, 2), (1, 1), 1, 1),
-        ((2, 8, 6, 6), 4, (1, 1), (2, 2), (0, 0), (1, 1), 1, 0),
-        ((2, 2, 4, 40), 3, (3, 7), (3, 2), (4, 5), (2, 3), 1, 2),
-        ((2, 3, 1, 1), 3, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0),
-        ((2, 3, 7, 7), 3, (2, 2), (2, 2), (0, 0), (1, 1), 1, 5),
-        ((5, 17, 6, 5), 18, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0),
-    ]
-    for x, out, kernel, stride, padding, dilation, groups, chunk in geometries:
-        w = (out, x[1] // groups, *kernel)
-        y = tuple(output_shape(x, w, stride, padding, dilation))
-        rest = [list(stride), list(padding), list(dilation), groups, chunk]
-        name = f"{sized(x)}-{sized(w)}-{sized(stride)}"
+def _stored_products() -> Made:
+    """Every way in which operands are stored and shifts are divided: (bits, signed) of both."""
+    for a, b, groups, ta, tb, batch in (
+        ((4, True), (4, True), 4, False, True, ()),  # b takes all shifts, a is read in place
+        ((4, True), (4, True), 4, True, False, (2,)),
+        ((6, True), (6, True), 5, False, False, (2,)),  # two bits each
+        ((6, True), (6, True), 5, False, True, ()),
+        ((8, True), (4, False), 5, False, False, ()),  # b is the unsigned one
+        ((8, False), (8, False), 1, False, True, ()),  # a is stored minus 128
+        ((8, False), (8, False), 4, False, False, ()),
+        ((8, True), (8, True), 12, True, True, ()),
+    ):
 
-        def fprop(s: Source, x=x, w=w, rest=rest) -> list[Any]:
-            return [s.integers(0, 255, *x, dtype=U8), s.integers(-127, 127, *w), *rest]
+        def make(s: Source, a=a, b=b, groups=groups, ta=ta, tb=tb, batch=batch) -> list[Any]:
+            m, n, k = 83, 70, 91
+            operands = []
+            for (bits, signed), shape in (
+                (a, (k, m) if ta else (m, k)),
+                (b, (n, k) if tb else (k, n)),
+            ):
+                low, high = limits(bits, signed)
+                dtype = I8 if signed else U8
+                operands.append(s.integers(low, high, *batch, *shape, dtype=dtype))
+            each = (k, 1) if ta else (1, k)
+            exponent = s.integers(0, groups - 1, *batch, *each)
+            return [*operands, exponent, groups, ta, tb, 0]
 
-        def dgrad(s: Source, x=x, w=w, y=y, rest=rest) -> list[Any]:
-            e = s.integers(0, 3, 1, y[1], 1, 1)
-            return [s.integers(-127, 127, *y), s.integers(-7, 7, *w), e, 4, list(x), *rest]
+        kinds = "-".join(f"{'s' if signed else 'u'}{bits}" for bits, signed in (a, b))
+        name = f"{kinds}-G{groups}-{'t' * ta}n{'t' * tb}"
+        yield "shift_matmul", f"{name}-{len(batch)}", Ranged(make, (a, b))
 
-        def wgrad(s: Source, x=x, w=w, y=y, rest=rest) -> list[Any]:
-            e = s.integers(0, 7, y[0], 1, *y[2:])
-            return [s.integers(-127, 127, *y), s.integers(-127, 127, *x), e, 8, list(w), *rest]
 
-        for op, make, scale in (
-            ("conv_fprop", fprop, (1, out, 1, 1)),
-            ("conv_dgrad", dgrad, (x[0], 1, 1, 1)),
-            ("conv_wgrad", wgrad, (out, 1, 1, 1)),
-        ):
-            yield op, name, make
-            yield (
-                f"{op}_dequantize",
-                name,
-                lambda s, m=make, sc=scale: [*m(s), [s.uniform(1), s.uniform(*sc)], None, False],
-            )
+def _long_products() -> Made:
+    """More than int32 holds, results that are not in cache, panels that one task reads."""
+    for label, m, n, k, chunk in (
+        ("wide", 2, 17, 70_004, 60_000),
+        ("wide-narrow", 3, 5, 66_400, 60_000),
+        ("segments", 18, 40, 20_000, 0),
+        ("far", 300, 500, 6, 0),
+    ):
         yield (
-            "conv_fprop_dequantize",
-            f"{name}-bias-relu",
-            lambda s, m=fprop, o=out: [*m(s), [s.uniform(1)], s.normal(1, o, 1, 1), True],
+            "shift_matmul",
+            label,
+            lambda s, m=m, n=n, k=k, c=chunk: [
+                *(s.integers(100 if c else -9, 127, *size) for size in ((m, k), (n, k))),
+                *(None, 1, False, True, c),
+            ],
         )
+    yield (
+        "shift_matmul",
+        "batches",
+        lambda s: [s.grid(U8, 17, 5, 8), s.grid(I8, 17, 20, 8), None, 1, False, True, 0],
+    )
+
+
+def _absmax_products() -> Made:
+    for label, batch, m, n, k, bias, relu in (
+        ("plain", (), 9, 37, 20, False, False),
+        ("relu", (3,), 14, 20, 5, True, True),
+        ("narrow", (), 40, 3, 12, True, False),
+    ):
+
+        def make(s: Source, batch=batch, m=m, n=n, k=k, bias=bias, relu=relu) -> list[Any]:
+            operands = [s.grid(U8, *batch, m, k), s.grid(I8, *batch, k, n), None]
+            scales = [s.uniform(n), s.uniform(m, 1)]
+            return [*operands, 1, False, False, 0, scales, s.normal(n) if bias else None, relu]
+
+        yield "shift_matmul_dequantize_absmax", label, make
+
+    def with_nan(s: Source) -> list[Any]:
+        scale = s.uniform(70)
+        scale[65] = float("nan")
+        operands = [s.grid(U8, 30, 8), s.grid(I8, 8, 70), None]
+        return [*operands, 1, False, False, 0, [scale], None, False]
+
+    yield "shift_matmul_dequantize_absmax", "nan", with_nan
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A geometry, the bits of both operands, the groups of the gradient, and the sign of x."""
+
+    x: tuple[int, int, int, int]
+    outputs: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    k_chunk: int = 0
+    bits: int = 8
+    shift_groups: int = 1
+    signed: bool = False
+
+    @property
+    def w(self) -> tuple[int, ...]:
+        return (self.outputs, self.x[3] // self.groups, *self.kernel)
+
+    @property
+    def y(self) -> tuple[int, ...]:
+        return tuple(output_shape(self.x, self.w, self.stride, self.padding, self.dilation))
+
+    @property
+    def rest(self) -> list[Any]:
+        windows = [list(one) for one in (self.stride, self.padding, self.dilation)]
+        return [*windows, self.groups, self.k_chunk]
+
+    def __str__(self) -> str:
+        stride = sized((*self.stride, *self.dilation))
+        return f"{sized(self.x)}-{sized(self.w)}-{stride}-{self.bits}-{self.shift_groups}"
+
+    def draw(self, s: Source, shape: tuple[int, ...], signed: bool = True) -> Tensor:
+        low, high = limits(self.bits, signed)
+        return s.integers(low, high, *shape, dtype=I8 if signed else U8)
+
+    def fprop(self, s: Source) -> list[Any]:
+        return [self.draw(s, self.x, self.signed), self.draw(s, self.w), *self.rest]
+
+    def dgrad(self, s: Source) -> list[Any]:
+        e = s.integers(0, self.shift_groups - 1, 1, 1, 1, self.outputs)
+        shift = [e if self.shift_groups > 1 else None, self.shift_groups]
+        return [self.draw(s, self.y), self.draw(s, self.w), *shift, list(self.x), *self.rest]
+
+    def wgrad(self, s: Source) -> list[Any]:
+        e = s.integers(0, self.shift_groups - 1, *self.y[:3], 1)
+        shift = [e if self.shift_groups > 1 else None, self.shift_groups]
+        x = self.draw(s, self.x, self.signed)
+        return [self.draw(s, self.y), x, *shift, list(self.w), *self.rest]
+
+
+SAME = {"kernel": (3, 3), "padding": (1, 1)}
+CONVOLUTIONS = [
+    # Shapes of ResNets: whole vectors, shifts in the weights, strides as phases.
+    Convolution((9, 8, 8, 16), 32, **SAME, bits=4, shift_groups=4),
+    Convolution((2, 10, 10, 64), 80, **SAME, stride=(2, 2), bits=4, shift_groups=4, signed=True),
+    # Odd sizes, fewer channels than lanes, shifts on both sides, every tail.
+    Convolution((5, 9, 7, 3), 5, **SAME, bits=6, shift_groups=4, signed=True),
+    Convolution((1, 31, 9, 20), 40, **SAME, stride=(2, 2), bits=6, shift_groups=4),
+    # 16-bit operands, dilation, groups of channels, 64-bit results.
+    Convolution((2, 9, 7, 4), 6, (3, 2), (2, 1), (1, 0), (1, 2), 2, 3, 8, 4),
+    Convolution((2, 4, 40, 2), 3, (3, 7), (3, 2), (4, 5), (2, 3), k_chunk=2, shift_groups=8),
+    Convolution((2, 10, 10, 6), 8, (3, 3), (2, 2), (2, 2), (2, 2), signed=True),
+    # Kernels of one pixel, of the stride's size, of even size; padding that nothing reads.
+    Convolution((2, 6, 6, 64), 20, (1, 1), (2, 2)),
+    Convolution((2, 5, 5, 6), 9, (1, 1), padding=(1, 1), signed=True),
+    Convolution((2, 12, 12, 3), 20, (4, 4), (4, 4)),
+    Convolution((2, 1, 1, 3), 3, **SAME),
+    Convolution((0, 4, 4, 3), 3, **SAME),
+    # Depthwise.
+    Convolution((3, 8, 8, 6), 6, **SAME, stride=(2, 2), groups=6, shift_groups=4, signed=True),
+    Convolution((1, 30, 9, 40), 40, (5, 5), (2, 1), (2, 2), (1, 2), 40),
+]
+LONG = {
+    "conv_fprop": Convolution((1, 3, 3, 70001), 2, (2, 2), k_chunk=9),
+    "conv_dgrad": Convolution((1, 2, 2, 3), 70001, (1, 1), k_chunk=9),
+    "conv_wgrad": Convolution((1, 270, 300, 2), 3, (2, 2), k_chunk=9, signed=True),
+}
+"""Reductions that one int32 accumulator does not hold at 8 bits."""
+
+
+def convolutions() -> Made:
+    """Every geometry with each product, accumulators and float results in turns."""
+    for index, c in enumerate(CONVOLUTIONS):
+        products = {
+            "conv_fprop": (c.fprop, ((c.bits, c.signed), (c.bits, True)), (c.outputs,)),
+            "conv_dgrad": (c.dgrad, ((c.bits, True), (c.bits, True)), (c.x[0], 1, 1, 1)),
+            "conv_wgrad": (
+                c.wgrad,
+                ((c.bits, True), (c.bits, c.signed)),
+                (c.outputs, 1, 1, 1),
+            ),
+        }
+        for position, (op, (make, operands, scale)) in enumerate(products.items()):
+            if (index + position) % 2:
+                yield op, str(c), Ranged(make, operands)
+            else:
+
+                def fused(s: Source, make=make, scale=scale) -> list[Any]:
+                    return [*make(s), [s.uniform(1), s.uniform(*scale)], None, False]
+
+                yield f"{op}_dequantize", str(c), Ranged(fused, operands)
+    c = CONVOLUTIONS[3]
+
+    def biased(s: Source) -> list[Any]:
+        return [*c.fprop(s), [s.uniform(1)], s.normal(c.outputs), True]
+
+    yield "conv_fprop_dequantize", f"{c}-bias-relu", biased
+    for op, long in LONG.items():
+        yield op, f"long-{long}", getattr(long, op.removeprefix("conv_"))
