@@ -1,28 +1,12 @@
 """Matrix products with group shifts, with and without their epilogue."""
 
-from tvm import tirx
-
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.gemm import Product
-from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 
 MOST_GROUPS = 12
 """Groups up to which the shortest segment of any operands adds up in int32."""
-
-
-def shift_of(exponent: Array | None, groups: int, index: Expr) -> Expr | None:
-    """groups - 1 - exponent[index] as int32, None without an exponent."""
-    if exponent is None:
-        return None
-    return nest.const(groups - 1, "int32") - nest.cast(exponent[index], "int32")
-
-
-def shifted(value: Expr, shift: Expr | None) -> Expr:
-    """An int8 or uint8 value as int32, shifted left."""
-    wide = nest.cast(value, "int32")
-    return wide if shift is None else tirx.shift_left(wide, shift)
 
 
 def _limit(spec: KernelSpec) -> str:
