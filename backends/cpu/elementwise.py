@@ -241,8 +241,8 @@ def _to_integers(spec: KernelSpec) -> str:
     return "float to integer conversion" if floats or "float64" in (source, result) else ""
 
 
-_PAIR = {"arguments": ("self", "other")}
-_ONE = {"arguments": ("self",)}
+_PAIR: dict[str, Any] = {"arguments": ("self", "other")}
+_ONE: dict[str, Any] = {"arguments": ("self",)}
 
 for _name, _of in {"add": lambda a, b: a + b, "sub": lambda a, b: a - b}.items():
     _enter(

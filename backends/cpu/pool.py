@@ -195,7 +195,7 @@ def _backward_apart(windows: _Windows, dx: Array, part: Part) -> None:
             tests += [w < m for w, m in zip(window, windows.pooled, strict=True)]
 
             def add(sums: Array, c: Expr) -> None:
-                at = _offset(n, *window, windows.pooled, windows.channels, c)
+                at = _offset(n, window[0], window[1], windows.pooled, windows.channels, c)
                 with nest.when(tirx.all(*tests)):
                     _add(sums, part, at, tap[0] * kernel[1] + tap[1])
 
@@ -241,7 +241,7 @@ def _phase(
                     _add(sums, part, first, kh * windows.kernel[1] + kw)
 
     with nest.when(tirx.all(*inside)):
-        _store_vectors(windows, dx, n, *place, add)
+        _store_vectors(windows, dx, n, place[0], place[1], add)
 
 
 @KERNELS.kernel("sq::max_pool2d_backward")

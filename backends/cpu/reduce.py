@@ -15,7 +15,7 @@ from sqcompile.ops.reduce import CHUNK
 
 COLUMNS = 64
 """Results that one task of a column sum takes: rows of x are read in pieces of four lines."""
-TILE = 64
+TILE = 32
 """Rows that a column sum takes for one vector of results before it goes to the next."""
 
 

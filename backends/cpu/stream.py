@@ -247,12 +247,15 @@ class _Blocks:
         """Operands that repeat in every row, written out for a block."""
         found: list[Array | None] = []
         for read, s, repeated in zip(self.stream.reads, self.steps, self.repeated, strict=True):
-            found.append(nest.scratch(self.size, read.array.dtype) if repeated else None)
-            if repeated:
-                first = nest.linear(at, s[:-2])
-                with nest.serial(self.rows, "row") as row, nest.serial(self.row, "c") as c:
-                    value = read.array[nest.linear([c], s[-1:], first)]
-                    found[-1].store(row * self.row + c, value)
+            if not repeated:
+                found.append(None)
+                continue
+            pattern = nest.scratch(self.size, read.array.dtype)
+            first = nest.linear(at, s[:-2])
+            with nest.serial(self.rows, "row") as row, nest.serial(self.row, "c") as c:
+                value = read.array[nest.linear([c], s[-1:], first)]
+                pattern.store(row * self.row + c, value)
+            found.append(pattern)
         return found
 
     def _block(self, at: Sequence[Expr], block: Expr, patterns: Sequence[Array | None]) -> None:
