@@ -3,6 +3,7 @@
 #   make test     the tests; make test ARGS="tests/report -x"
 #   make lint     ruff and mypy
 #   make bench    the demo's step beside PyTorch, with one and two threads
+#   make kernels  every kind of kernel beside PyTorch's (about ten minutes)
 #   make claims   the figures that README.md quotes, measured again (an hour or more)
 #   make clean    remove what was made, but for the environment (.venv)
 
@@ -13,7 +14,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench claims clean
+.PHONY: demo test lint bench kernels claims clean
 
 demo: $(READY)
 	$(BIN)/sqcompile train examples/digits_resnet.py --recipe w4a4g4 --compare-fp32 \
@@ -35,9 +36,12 @@ bench: $(READY)
 	$(BIN)/sqcompile examples/digits_resnet.py -o runs/bench
 	$(BIN)/sqcompile bench runs/bench --threads 1,2
 
+kernels: $(READY)
+	$(BIN)/python tools/bench_kernels.py --threads 1,2
+
 # The figures in README.md. What a command prints is kept in runs/claims too; the first command that
 # fails ends it, and so does a bound that no longer holds. Needs two cores, an x86 CPU with AVX2,
-# and patience for the last measurement: 18 trainings.
+# and patience for the accuracies: 18 trainings.
 CLAIMS := runs/claims
 DIGITS := examples/digits_resnet.py
 RECIPES := w4a4g4,w6a6g6,w8a8g8,paper-4bit,naive-4bit
@@ -54,6 +58,8 @@ claims: $(READY)
 	  tee $(CLAIMS)/gradient_error.txt
 	$(BIN)/python tools/accuracy.py --protocol digits --recipe $(RECIPES) --seeds 3 \
 	  --json $(CLAIMS)/accuracy.json | tee $(CLAIMS)/accuracy.txt
+	$(BIN)/python tools/bench_kernels.py --threads 1,2 --compile-times \
+	  --json $(CLAIMS)/kernels.json | tee $(CLAIMS)/kernels.txt
 	$(BIN)/python -m pytest -m claims
 
 clean:
