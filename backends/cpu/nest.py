@@ -112,7 +112,6 @@ def scratch(size: int, dtype: str) -> Array:
     return Array(T.alloc_buffer((max(size, 1),), dtype), TensorSpec((size,), dtype))
 
 
-<<<<<<< HEAD
 def workspace(size: int, dtype: str) -> Array:
     """`scratch` of a kilobyte or more for computed indices. TVM narrows scratch to what its
     accesses touch, and takes long to find that it is all; it leaves a view alone."""
@@ -120,12 +119,8 @@ def workspace(size: int, dtype: str) -> Array:
     return _flat(T.alloc_buffer((size,), dtype), spec)
 
 
-def prefetch(array: Array, index: Expr) -> None:
-    """Ask for the cache line of an element that will be written."""
-=======
 def prefetch(array: Array, index: Expr, write: bool = False) -> None:
     """Ask for the cache line of an element that will be read, or written."""
->>>>>>> gemm
     address = tirx.address_of(array.buffer[index])
     how = [tirx.const(value, "int32") for value in (int(write), 3, 1)]
     T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, *how))
