@@ -120,6 +120,9 @@ def _no_dangling_quantizer(module: GraphModule) -> None:
     for node in calls(module, quantize.quantize, quantize.quantize_stochastic):
         if not node.users:
             _fail(node, "quantises what nothing reads")
+    for node in calls(module, quantize.shift_quantize):
+        if not any(item.args[1] == 0 for item in node.users):
+            _fail(node, "quantises what nothing reads")
 
 
 def _bounded(module: GraphModule) -> None:

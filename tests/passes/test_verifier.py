@@ -71,3 +71,15 @@ def test_shapes_and_dtypes_must_be_those_of_the_definition():
     module = _break(_product(), "y", val=torch.empty(4, 6, dtype=torch.int64, device="meta"))
     with pytest.raises(BrokenInvariant, match="by its definition torch.int32"):
         verify(module, frozenset())
+
+
+def test_a_fused_quantiser_whose_integers_nothing_reads_dangles():
+    module = graph(
+        "x: f32[4, 8], rng: i64[4] -> scale",
+        """
+        fused = sq.shift_quantize(x, None, rng, [0], [1], 4, 4, 5)
+        scale = fused[2]
+        """,
+    )
+    with pytest.raises(BrokenInvariant, match="quantises what nothing reads"):
+        verify(module, frozenset({"no dangling quantiser"}))
