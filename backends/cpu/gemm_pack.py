@@ -244,7 +244,7 @@ class Packing:
         return replace(part, source=whole, places=rows_of)
 
     def _fetch(self, part: Part, vector: Expr, joined: int, block: Expr, k: Expr) -> None:
-        """Fetch step k of a quarter of the lines: four blocks share a cache line, and take turns."""
+        """Fetch step k of a quarter of the lines: four blocks share a cache line, in turns."""
         source, places, count = part.source, part.places, joined * BYTES // 4
         with nest.serial(count, "ahead") as ahead:
             line = tirx.floormod(block, 4) * count + ahead
