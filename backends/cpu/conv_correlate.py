@@ -16,20 +16,22 @@ from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_geometry import Lines
+from sqcompile.backends.cpu.conv_image import Image, aligned_width
 from sqcompile.backends.cpu.conv_operands import Stored
-from sqcompile.backends.cpu.conv_pack import Image, Panels, Reading, aligned_width, pick, starts
+from sqcompile.backends.cpu.conv_vectors import pick, starts
+from sqcompile.backends.cpu.conv_weights import Panels, Reading
 from sqcompile.backends.cpu.epilogue import Epilogue
 from sqcompile.backends.cpu.machine import machine
 from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.kernels import KernelSpec
 
-IMAGE_BYTES = 1 << 15
+IMAGE_BYTES = 1 << 17
 """Padded lines that a task packs at a time, about: beside a panel they fit the L2 cache."""
 LONG_IMAGE = 1 << 18
 """Bytes from which an image is packed in pieces."""
 TASKS = 8
 """Parallel tasks that a kernel makes where it can."""
-PIXELS = 64
+PIXELS = 128
 """Pixels of a block at least, where there are as many: panels are read once for each block."""
 SHORTEST = 4
 """Rows of a block at least: neighbouring blocks both pack the lines between them."""

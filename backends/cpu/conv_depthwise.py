@@ -10,8 +10,9 @@ from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_correlate import Block, Correlation, blocks
 from sqcompile.backends.cpu.conv_dgrad import shifts
 from sqcompile.backends.cpu.conv_geometry import Geometry, backward, forward
+from sqcompile.backends.cpu.conv_image import Image
 from sqcompile.backends.cpu.conv_operands import Range, Stored
-from sqcompile.backends.cpu.conv_pack import Image, at, filled, pick, pieces, shift_of
+from sqcompile.backends.cpu.conv_vectors import at, filled, pick, pieces, shift_of
 from sqcompile.backends.cpu.epilogue import Epilogue
 from sqcompile.backends.cpu.machine import machine
 from sqcompile.backends.cpu.nest import Array, Expr

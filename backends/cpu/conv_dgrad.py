@@ -8,7 +8,8 @@ from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_correlate import Correlation, correlate
 from sqcompile.backends.cpu.conv_geometry import Geometry, backward
 from sqcompile.backends.cpu.conv_operands import store
-from sqcompile.backends.cpu.conv_pack import Reading, shift_of
+from sqcompile.backends.cpu.conv_vectors import shift_of
+from sqcompile.backends.cpu.conv_weights import Reading
 from sqcompile.backends.cpu.nest import Expr
 from sqcompile.backends.kernels import KernelSpec
 

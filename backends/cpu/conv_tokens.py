@@ -8,7 +8,7 @@ from tvm import tirx
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_geometry import Geometry
 from sqcompile.backends.cpu.conv_operands import BIAS, Stored
-from sqcompile.backends.cpu.conv_pack import (
+from sqcompile.backends.cpu.conv_vectors import (
     SLACK,
     at,
     filled,

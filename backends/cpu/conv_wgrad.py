@@ -11,10 +11,11 @@ from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_geometry import Geometry, Lines, forward
+from sqcompile.backends.cpu.conv_image import Image
 from sqcompile.backends.cpu.conv_operands import Stored, store
-from sqcompile.backends.cpu.conv_pack import SLACK, Image, interleave
 from sqcompile.backends.cpu.conv_sums import Sums
 from sqcompile.backends.cpu.conv_tokens import Gradient
+from sqcompile.backends.cpu.conv_vectors import SLACK, interleave
 from sqcompile.backends.cpu.machine import machine
 from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.kernels import KernelSpec
@@ -259,6 +260,7 @@ class _Wgrad:
         self, x: Array, start: Expr, image: Expr, row: Expr, rows: Expr, piece: Expr, group: Expr
     ) -> None:
         """[image line][step][vector][lanes * depth] of the lines that `rows` rows read."""
+        assert self.blocks is not None
         g, slices, lines = self.g, self.slices, self.blocks.lines
         columns = forward(g.columns, skip=False)
         whole = g.groups * g.inputs
@@ -323,18 +325,18 @@ class _Wgrad:
         first, images, rows = place
         height, steps = self.blocks.height, self.packed.steps
         flat = lines.stride == 1
-        with nest.serial(images, "image") as i, nest.serial(1 if flat else rows, "row") as r:
-            with nest.serial(rows * steps if flat else steps, "step") as step:
-                line = i * height + r * lines.stride + tap * lines.spacing
-                left = line * self.line + step * slices.vectors * self.vector
-                token = first + i * self.g.rows.out + r
-                for c in range(self.tile):
-                    word = self.packed.place(group * self.g.outputs + channel + c, token)
-                    word = word + step * self.packed.strip * dot.depth
-                    right = dot.repeated(packed, word)
-                    for v in range(slices.vectors):
-                        value = dot.loaded(x, left + v * self.vector)
-                        sums[c][v].store(lanes, dot.add(sums[c][v][lanes], value, right))
+        outer = images, (1 if flat else rows), (rows * steps if flat else steps)
+        with nest.loops(outer, "t") as (i, r, step):
+            line = i * height + r * lines.stride + tap * lines.spacing
+            left = line * self.line + step * slices.vectors * self.vector
+            token = first + i * self.g.rows.out + r
+            for c in range(self.tile):
+                word = self.packed.place(group * self.g.outputs + channel + c, token)
+                word = word + step * self.packed.strip * dot.depth
+                right = dot.repeated(packed, word)
+                for v in range(slices.vectors):
+                    value = dot.loaded(x, left + v * self.vector)
+                    sums[c][v].store(lanes, dot.add(sums[c][v][lanes], value, right))
         for c in range(self.tile):
             for v in range(slices.vectors):
                 self.sums.add(own, start, (channel + c, tap, v), sums[c][v][lanes], once)

@@ -1,243 +1,28 @@
-"""Packing for convolutions: image lines into padded scratch, weights into panels of vectors."""
+"""Weights of fprop and dgrad, packed into panels of vectors."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
 
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_geometry import Lines, Phase
 from sqcompile.backends.cpu.conv_operands import BIAS, Stored
-from sqcompile.backends.cpu.machine import Dot
+from sqcompile.backends.cpu.conv_vectors import (
+    SLACK,
+    at,
+    interleave,
+    pick,
+    pieces,
+    power_of_two,
+    scaled,
+)
 from sqcompile.backends.cpu.nest import Array, Expr
 
 FEW_TAPS = 16
 """Kernel pixels up to which weights are packed all taps at a time."""
 CHUNK = 16
 """Words of a result channel that are packed before the next channel's."""
-COPIED = 64
-"""Elements that a copy moves at a time."""
-ALIGNED = 64
-"""Elements of a cache line (half as many of 16-bit ones): stores across two lines cost twice."""
-WIDENED = 8
-"""Lines are widened to whole cache lines where they are at least so many times as long."""
-SLACK = 64
-"""Elements behind an image that a last, partial dot product may read; its weights are zero."""
-
-
-def at(start: Expr, lanes: int) -> Expr:
-    """The index of `lanes` elements from start on."""
-    return start if lanes == 1 else nest.ramp(start, lanes)
-
-
-def filled(value: Expr, lanes: int) -> Expr:
-    """A scalar in every lane, of any number."""
-    return value if lanes == 1 else nest.splat(value, lanes)
-
-
-def aligned_width(width: int, channels: int) -> int:
-    """The next width whose lines are whole cache lines, if that is not much more."""
-    wide = next(w for w in count(width) if w * channels % ALIGNED == 0)
-    return wide if (wide - width) * WIDENED <= width else width
-
-
-@contextmanager
-def pieces(length: int, widest: int = COPIED) -> Iterator[tuple[Expr, int]]:
-    """A loop over vectors that cover `length` elements: (start, lanes).
-
-    The last one overlaps the one before it instead of leaving a rest: no loop is scalar.
-    """
-    lanes = min(widest, 1 << (length.bit_length() - 1))
-    with starts(length, lanes, "piece") as start:
-        yield start, lanes
-
-
-@contextmanager
-def starts(length: int, size: int, name: str = "tile") -> Iterator[Expr]:
-    """A loop over pieces of `size` that cover `length`: where each starts; the last may overlap."""
-    with nest.serial(-(-length // size), name) as index:
-        start = index * size
-        yield tirx.min(start, length - size) if length % size else start
-
-
-def pick(index: Expr, values: Sequence[int]) -> Expr:
-    """values[index]: an affine expression where it can be, else a chain of selections."""
-    step = values[1] - values[0] if len(values) > 1 else 0
-    if all(value == values[0] + i * step for i, value in enumerate(values)):
-        return values[0] + index * step if step else values[0]
-    chosen: Expr = nest.const(values[-1], "int32")
-    for i, value in reversed(list(enumerate(values[:-1]))):
-        chosen = nest.select(index == i, nest.const(value, "int32"), chosen)
-    return chosen
-
-
-@dataclass(frozen=True)
-class Image:
-    """Padded lines [height][width][channels] of one image in scratch, as `stored` has them.
-
-    Channels are not padded: a dot product that reads past the last one multiplies by zero.
-    `factors` holds the power of two that each channel is multiplied by, repeated over a line.
-    """
-
-    rows: Lines
-    columns: Lines
-    channels: int
-    height: int
-    width: int
-    stored: Stored
-    factors: Array | None = None
-
-    @property
-    def lead(self) -> int:
-        """Elements before the image, such that the first copied element of a line is aligned."""
-        left = (self._inside()[0] - self.columns.origin) * self.channels
-        return -left % ALIGNED
-
-    @property
-    def line(self) -> int:
-        """Elements of a line."""
-        return self.width * self.channels
-
-    @property
-    def size(self) -> int:
-        """Elements of the image."""
-        return self.height * self.line
-
-    def scratch(self, images: int) -> Array:
-        """Memory for some images."""
-        return nest.scratch(self.lead + images * self.size + SLACK, self.stored.dot.left)
-
-    def pack(self, x: Array, image: Expr, first: Expr, out: Array, start: Expr) -> None:
-        """Write `height` lines of image `image` of x (N, H, W, C), the first one line `first`."""
-        with nest.serial(self.height, "line") as line:
-            row = self.rows.origin + (first + line) * self.rows.pitch
-            begin = start + line * self.line
-            inside = tirx.all(row >= 0, row < self.rows.source)
-            with nest.when(inside):
-                self.pack_line(x, image * self.rows.source + row, out, begin)
-            with nest.when(tirx.Not(inside)):
-                self.clear(out, begin, self.line)
-
-    def pack_line(self, x: Array, row: Expr, out: Array, begin: Expr) -> None:
-        """Write the line of row `row` (n * H + h) of x."""
-        low, high = self._inside()
-        left, copied = (low - self.columns.origin) * self.channels, (high - low) * self.channels
-        if copied <= 0:
-            self.clear(out, begin, self.line)
-            return
-        source = (row * self.columns.source + low) * self.channels
-        self.clear(out, begin, left)
-        with pieces(copied) as (piece, lanes):
-            value = x[at(source + piece, lanes)]
-            factor = None if self.factors is None else self.factors[at(piece, lanes)]
-            out.store(at(begin + left + piece, lanes), stored(self.stored, value, factor, lanes))
-        self.clear(out, begin + left + copied, self.line - left - copied)
-
-    def pack_slices(self, x: Array, image: Expr, stride: int, first: Expr, out: Array) -> None:
-        """As `pack`, of channels first, ... of x, which has `stride` of them."""
-        with nest.serial(self.height, "line") as line:
-            row = self.rows.origin + line * self.rows.pitch
-            inside = tirx.all(row >= 0, row < self.rows.source)
-            with nest.when(inside):
-                source = image * self.rows.source + row
-                self.pack_slice(x, source, stride, first, out, line * self.line)
-            with nest.when(tirx.Not(inside)):
-                self.clear(out, line * self.line, self.line)
-
-    def pack_slice(
-        self, x: Array, row: Expr, stride: int, first: Expr, out: Array, start: Expr
-    ) -> None:
-        """Write `channels` channels of a row's pixels, which have `stride` of them."""
-        low, high = self._inside()
-        left = (low - self.columns.origin) * self.channels
-        if high <= low:
-            self.clear(out, start, self.line)
-            return
-        self.clear(out, start, left)
-        source = (row * self.columns.source + low) * stride + first
-        with nest.serial(high - low, "pixel") as pixel, pieces(self.channels) as (piece, lanes):
-            value = x[at(source + pixel * stride + piece, lanes)]
-            place = at(start + left + pixel * self.channels + piece, lanes)
-            out.store(place, stored(self.stored, value, None, lanes))
-        end = left + (high - low) * self.channels
-        self.clear(out, start + end, self.line - end)
-
-    def _inside(self) -> tuple[int, int]:
-        origin = self.columns.origin
-        return max(origin, 0), min(origin + self.width, self.columns.source)
-
-    def clear(self, out: Array, start: Expr, length: int) -> None:
-        """What padding holds."""
-        if length > 0:
-            with pieces(length) as (piece, lanes):
-                zero = nest.const(self.stored.bias, out.dtype)
-                out.store(at(start + piece, lanes), filled(zero, lanes))
-
-    def fill_factors(self, factor: Callable[[Expr], Expr]) -> None:
-        """factors = factor(channel), int16, for a whole line."""
-        assert self.factors is not None
-        with (
-            nest.serial(self.factors.size // self.channels, "pixel") as pixel,
-            nest.serial(self.channels, "channel") as channel,
-        ):
-            self.factors.store(pixel * self.channels + channel, factor(channel))
-
-
-def stored(form: Stored, value: Expr, factor: Expr | None, lanes: int) -> Expr:
-    """int8 or uint8 values as the left operand, times a power of two."""
-    dtype = nest.dtype_of(value).split("x")[0]
-    if form.dot.bytes and factor is None:
-        if dtype == "uint8":
-            return value
-        raw = tirx.reinterpret("uint8" if lanes == 1 else f"uint8x{lanes}", value)
-        return raw ^ filled(nest.const(form.bias, "uint8"), lanes) if form.bias else raw
-    wide = nest.cast(value, "int16", lanes)
-    if factor is not None:
-        wide = wide * factor
-    if not form.dot.bytes:
-        return wide
-    return nest.cast(wide + filled(nest.const(form.bias, "int16"), lanes), "uint8", lanes)
-
-
-def interleave(vectors: Sequence[Expr], lanes: int) -> Expr:
-    """[first of each, second of each, ...] of vectors of `lanes` elements."""
-    order = [q * lanes + lane for lane in range(lanes) for q in range(len(vectors))]
-    return tirx.Shuffle(list(vectors), [tirx.const(i, "int32") for i in order])
-
-
-def power_of_two(shift: Expr) -> Expr:
-    """1 << shift as int32, in a register."""
-    held = nest.scratch(1, "int32")
-    held.store(0, tirx.shift_left(nest.const(1, "int32"), shift))
-    return held[0]
-
-
-def scaled(value: Expr, factors: Sequence[Expr], words: int, dot: Dot) -> Expr:
-    """Words of `depth` values times powers of two, one for each place in a word.
-
-    There is no product of bytes: even and odd ones are multiplied as 16-bit values.
-    """
-    half, kind = words * 2, f"int16x{words * 2}"
-
-    def both(first: Expr, second: Expr) -> Expr:
-        pair = tirx.bitwise_or(first, tirx.shift_left(second, nest.const(16, "int32")))
-        return tirx.reinterpret(kind, filled(pair, words))
-
-    pairs = tirx.reinterpret(kind, value)
-    if not dot.bytes:
-        return pairs * both(factors[0], factors[1])
-    low, high = (nest.splat(nest.const(mask, "int16"), half) for mask in (0xFF, -0x100))
-    even = (pairs * both(factors[0], factors[2])) & low
-    odd = (pairs & high) * both(factors[1], factors[3])
-    return tirx.reinterpret(f"int8x{words * 4}", even | odd)
-
-
-def shift_of(exponent: Array, groups: int, index: Expr) -> Expr:
-    """groups - 1 - exponent[index] as int32; an exponent of one element serves every index."""
-    value = exponent[index if exponent.size > 1 else 0]
-    return nest.const(groups - 1, "int32") - nest.cast(value, "int32")
 
 
 @dataclass(frozen=True)
