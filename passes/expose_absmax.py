@@ -4,7 +4,11 @@ import operator
 
 from torch.fx import GraphModule, Node
 
-from sqcompile.ops.norm_fused import l1_batch_norm_relu_quantize, quantize_l1_layer_norm
+from sqcompile.ops.norm_fused import (
+    l1_batch_norm_relu_quantize,
+    quantize_l1_layer_norm,
+    quantize_l1_layer_norm_backward,
+)
 from sqcompile.ops.product import shift_matmul_dequantize_absmax
 from sqcompile.ops.quantize import absmax, shift_quantize
 from sqcompile.passes.editing import Editor, calls, copy_graph, finish
@@ -16,6 +20,7 @@ _PLACES = {
     shift_matmul_dequantize_absmax.target: 1,
     l1_batch_norm_relu_quantize.target: 1,
     quantize_l1_layer_norm.target: 3,
+    quantize_l1_layer_norm_backward.target: 1,
 }
 """The output of an op that is an absmax; None where it is the only one."""
 

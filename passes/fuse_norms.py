@@ -32,7 +32,8 @@ def fuse_norms(module: GraphModule) -> GraphModule:
     """After this pass (it needs what pack_saved leaves) a batch norm whose result is only
     quantised, possibly behind a ReLU, is one op with the ReLU, the absmax, the quantiser and the
     packing of xhat and mask; a layer norm is one op with the quantiser of its input and the
-    packing of xhat; and norm gradients read packed xhat as it is. Values do not change."""
+    packing of xhat; norm gradients read packed xhat as it is, and the input gradient of a layer
+    norm quantises the gradient itself. Values do not change."""
     graph = copy_graph(module)
     editor = Editor(graph)
     for node in calls(graph, norm.l1_batch_norm):
@@ -43,6 +44,8 @@ def fuse_norms(module: GraphModule) -> GraphModule:
         _fuse_layer_norm(editor, node)
     for node in calls(graph, *PACKED_BACKWARDS):
         _read_packed(editor, node)
+    for node in calls(graph, norm.l1_layer_norm_backward, norm_fused.l1_layer_norm_packed_backward):
+        _quantize_gradient(editor, node)
     return finish(graph)
 
 
@@ -168,3 +171,40 @@ def _read_packed(editor: Editor, node: Node) -> None:
         new = editor.call(op, *given.values(), like=node, **meta)
     node.name, new.name = new.name, node.name
     node.replace_all_uses_with(new)
+    node.graph.erase_node(node)
+
+
+def _quantize_gradient(editor: Editor, node: Node) -> None:
+    """Take the stochastic quantiser of rows into an input gradient that alone reads it."""
+    q, scale, xhat, coefficient, step = node.args
+    if not is_call(q, quantize.quantize_stochastic) or not is_call(scale, quantize.quant_scale):
+        return
+    h, r, outer, exponent, rng, bits, stream = q.args  # type: ignore[union-attr]
+    if (
+        outer is not None
+        or exponent is not None
+        or not is_call(r, quantize.absmax)
+        or list(r.args) != [h, None, [1]]
+        or list(scale.args) != [r, bits, True, 1]  # type: ignore[union-attr]
+        or set(q.users) | set(scale.users) != {node}  # type: ignore[union-attr]
+        or set(r.users) != {q, scale}
+    ):
+        return
+    g, gamma = h, None
+    if is_call(h, aten.mul.Tensor) and set(h.users) == {r, q}:
+        g, gamma = _gradient_and_gamma(h)
+    with editor.before(node):
+        meta = {key: value for key, value in node.meta.items() if key != "val"}
+        op = norm_fused.quantize_l1_layer_norm_backward
+        args = (g, gamma, rng, bits, stream, xhat, coefficient, step)
+        fused = editor.call(op, *args, like=node, **meta)
+        _stand_for(editor, node, fused, 0)
+
+
+def _gradient_and_gamma(h: Node) -> tuple[Node, Node | None]:
+    """The factors of a product of rows and one row, (h, None) of another product."""
+    for g, gamma in (h.args, h.args[::-1]):
+        if isinstance(g, Node) and isinstance(gamma, Node) and g.meta["val"].dtype == torch.float32:
+            if shape(g) == shape(h) and shape(gamma) == shape(h)[1:]:
+                return g, gamma
+    return h, None

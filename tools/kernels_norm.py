@@ -145,15 +145,14 @@ def _layer_norm_from_float(rows: int, features: int) -> Comparison:
     run_forward = compiled(traced(forward, *given))
     _, packed, coefficient, _ = run_forward(*given)
 
-    def gradient(g: Tensor, axis: int, rng: Tensor) -> tuple[Tensor, Tensor]:
-        r = quantize.absmax(g, None, [axis])
-        q = quantize.quantize_stochastic(g, r, None, None, rng, 8, STREAMS[axis])
-        return q, quantize.quant_scale(r, 8, True, 1)
-
     def backward(g: Tensor, gamma: Tensor, rng: Tensor, packed: Tensor, c: Tensor) -> object:
-        dx = norm_fused.l1_layer_norm_packed_backward(*gradient(g * gamma, 1, rng), packed, c, STEP)
-        sums = norm_fused.l1_layer_norm_affine_packed_backward(*gradient(g, 0, rng), packed, STEP)
-        return dx, sums
+        dx, _ = norm_fused.quantize_l1_layer_norm_backward(
+            g, gamma, rng, 8, STREAMS[1], packed, c, STEP
+        )
+        r = quantize.absmax(g, None, [0])
+        q = quantize.quantize_stochastic(g, r, None, None, rng, 8, STREAMS[0])
+        scale = quantize.quant_scale(r, 8, True, 1)
+        return dx, norm_fused.l1_layer_norm_affine_packed_backward(q, scale, packed, STEP)
 
     back = (g, gamma, rng, packed, coefficient)
     run_backward = compiled(traced(backward, *back))

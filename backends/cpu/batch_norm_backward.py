@@ -52,11 +52,14 @@ def l1_batch_norm_backward(spec: KernelSpec) -> object:
     return f.result
 
 
-def vector(g: Array, xhat: Saved, dx: Array, at: Expr, constants: Sequence[Expr]) -> None:
-    """16 elements of dx from `at` on."""
+def vector(
+    g: Array, xhat: Saved, dx: Array, at: Expr, constants: Sequence[Expr], first: Expr = 0
+) -> None:
+    """16 elements of dx from `at` on; g begins at element `first`."""
     above, below, factor = constants
     part = nest.select(xhat.positive(at), above, below)
-    value = nest.cast(nest.cast(g[nest.ramp(at)], "int32", LANES), "float32", LANES)
+    integers = nest.cast(g[nest.ramp(at - first)], "int32", LANES)
+    value = nest.cast(integers, "float32", LANES)
     dx.store(nest.ramp(at), (value - part) * factor)
 
 

@@ -38,9 +38,9 @@ class Terms:
         """Elements of a vector."""
         return self.dot.lanes * self.dot.depth
 
-    def load(self, g: Array, at: Expr) -> tuple[Expr, Expr]:
-        """Vectors of g and of k + offset from element `at` on."""
-        value = g[nest.ramp(at, self.count)]
+    def load(self, g: Array, at: Expr, first: Expr = 0) -> tuple[Expr, Expr]:
+        """Vectors of g and of k + offset from element `at` on; g begins at element `first`."""
+        value = g[nest.ramp(at - first, self.count)]
         if not self.dot.bytes:
             value = nest.cast(value, self.dot.right, self.count)
         return value, self.saved.vector(at, self.dot)[0]
@@ -65,9 +65,9 @@ class Terms:
         for slot, (left, right) in zip(slots, pairs, strict=True):
             slot.store(lanes, dot.add(slot[lanes], left, right))
 
-    def scalar(self, g: Array, i: Expr) -> list[Expr]:
-        """The three terms of one element, int32."""
-        value, k = nest.cast(g[i], "int32"), self.saved.scalar(i)
+    def scalar(self, g: Array, i: Expr, first: Expr = 0) -> list[Expr]:
+        """The three terms of one element, int32; g begins at element `first`."""
+        value, k = nest.cast(g[i - first], "int32"), self.saved.scalar(i)
         offset = nest.const(self.saved.offset(self.dot), "int32")
         return [value, value * (k + offset), nest.cast(k >= nest.zero("int32"), "int32")]
 

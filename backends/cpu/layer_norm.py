@@ -19,7 +19,7 @@ from sqcompile.backends.cpu.norm import (
     threshold,
     to_float,
 )
-from sqcompile.backends.cpu.saved_xhat import saved
+from sqcompile.backends.cpu.saved_xhat import Saved, saved
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 
@@ -167,25 +167,37 @@ def l1_layer_norm_backward(spec: KernelSpec) -> object:
         h, (dx,) = f["h"], f.outputs
         rows, length = h.shape
         saved_k = saved_of(f)
-        terms_of = terms(saved_k)
         with nest.parallel(rows, h.size * 4, "m") as m:
-            start = m * length
-            sums = row_sums(
-                length,
-                3,
-                lambda slots, i: terms_of.add(slots, *terms_of.load(h, start + i)),
-                lambda i: terms_of.scalar(h, start + i),
-            )
             factor = held(f["h_scale"][m] * f["coefficient"][m])
-            totals = held_sums(terms_of.results(sums, length))
-            parts = InputGradient.of(spec, totals, length, factor)
-            constants = [parts.above, parts.below, parts.factor]
-            with nest.serial(length // LANES, "v") as v:
-                wide = [nest.splat(one) for one in constants]
-                vector(h, saved_k, dx, start + v * LANES, wide)
-            with nest.serial(length, "i", length - length % LANES) as i:
-                at = start + i
-                positive = saved_k.scalar(at) >= nest.zero("int32")
-                part = nest.select(positive, parts.above, parts.below)
-                dx.store(at, (to_float(nest.cast(h[at], "int32")) - part) * parts.factor)
+            row_gradient(spec, h, saved_k, dx, factor, m * length, length)
     return f.result
+
+
+def row_gradient(
+    spec: KernelSpec,
+    h: Array,
+    saved_k: Saved,
+    dx: Array,
+    factor: Expr,
+    start: Expr,
+    length: int,
+    first: Expr = 0,
+) -> None:
+    """dx of the row from element `start` on; h begins at element `first`."""
+    terms_of = terms(saved_k)
+    sums = row_sums(
+        length,
+        3,
+        lambda slots, i: terms_of.add(slots, *terms_of.load(h, start + i, first)),
+        lambda i: terms_of.scalar(h, start + i, first),
+    )
+    totals = held_sums(terms_of.results(sums, length))
+    parts = InputGradient.of(spec, totals, length, factor)
+    with nest.serial(length // LANES, "v") as v:
+        wide = [nest.splat(one) for one in (parts.above, parts.below, parts.factor)]
+        vector(h, saved_k, dx, start + v * LANES, wide, first)
+    with nest.serial(length, "i", length - length % LANES) as i:
+        at = start + i
+        positive = saved_k.scalar(at) >= nest.zero("int32")
+        part = nest.select(positive, parts.above, parts.below)
+        dx.store(at, (to_float(nest.cast(h[at - first], "int32")) - part) * parts.factor)

@@ -1,6 +1,8 @@
 """L1 layer norm of float rows: absmax, quantisation, statistics and result in one visit of a row,
 whose integers stay in the L1 cache."""
 
+from collections.abc import Callable
+
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
@@ -26,21 +28,22 @@ def _limit(spec: KernelSpec) -> str:
     return whole_bytes(spec) if _packs(spec) else ""
 
 
-def _absmax(x: Array, start: Expr, length: int) -> Expr:
-    """The largest magnitude of a row, by its bits."""
+def row_absmax(value: Callable[[Expr], Expr], length: int) -> Expr:
+    """The largest magnitude of value(0), ..., value(length - 1), by its bits."""
 
-    def magnitude(value: Expr) -> Expr:
-        return tirx.bitwise_and(nest.bits_of(value, "int32"), nest.const(0x7FFFFFFF, "int32"))
+    def magnitude(i: Expr) -> Expr:
+        bits = nest.bits_of(value(i), "int32")
+        return tirx.bitwise_and(bits, nest.const(0x7FFFFFFF, "int32"))
 
     lanes, best = nest.scratch(LANES, "int32"), nest.scratch(1, "int32")
     with nest.lanes() as lane:
         lanes.store(lane, nest.zero("int32"))
     with nest.serial(length // LANES, "v") as v, nest.lanes() as lane:
-        lanes.store(lane, tirx.max(lanes[lane], magnitude(x[start + v * LANES + lane])))
+        lanes.store(lane, tirx.max(lanes[lane], magnitude(v * LANES + lane)))
     largest = tirx.call_llvm_pure_intrin("int32", "llvm.vector.reduce.smax", lanes[nest.ramp(0)])
     best.store(0, largest)
     with nest.serial(length, "i", length - length % LANES) as i:
-        best.store(0, tirx.max(best[0], magnitude(x[start + i])))
+        best.store(0, tirx.max(best[0], magnitude(i)))
     return held(nest.bits_of(best[0], "float32"))
 
 
@@ -59,7 +62,7 @@ def quantize_l1_layer_norm(spec: KernelSpec) -> object:
             with nest.serial(count, "row") as index:
                 m = begin + index
                 start = m * length
-                r = _absmax(x, start, length)
+                r = row_absmax(lambda i, first=start: x[first + i], length)
                 absmax.store(m, r)
                 steps = held(nest.select(is_tiny(r), f32(0.0), steps_per_unit(bits, True, r)))
                 scale = nest.select(is_tiny(r), f32(1.0), r / f32(limits(bits, True)[1]))

@@ -76,11 +76,11 @@ def _rounded(
     for factor in others:
         scale = scale * read(factor)
     low, high = limits(bits, True)
-    moved = nest.fence(value * scale, lanes_of(x)) + _uniform(draw)
+    moved = nest.fence(value * scale, lanes_of(x)) + uniform(draw)
     return cast(floored(clamp(moved, low, high)), "int8")
 
 
-def _uniform(draw: Expr) -> Expr:
+def uniform(draw: Expr) -> Expr:
     """(draw + 1/2) * 2^-16, exactly: the draw in the top of a mantissa makes 1 + u."""
     mantissa = tirx.shift_left(draw, same(7, "uint32", draw))
     number = tirx.bitwise_or(mantissa, same(0x3F800040, "uint32", draw))

@@ -16,7 +16,7 @@ from sqcompile.ops.norm import (
     l1_layer_norm_backward,
 )
 from sqcompile.ops.pack import pack_int4, pack_mask, unpack_int4
-from sqcompile.ops.quantize import absmax, quant_scale, quantize
+from sqcompile.ops.quantize import absmax, quant_scale, quantize, quantize_stochastic
 from sqcompile.ops.table import op
 
 PACKED_BITS = 4
@@ -160,6 +160,36 @@ def l1_layer_norm_packed_backward(
 @l1_layer_norm_packed_backward.meta
 def _(h: Tensor, h_scale: Tensor, packed: Tensor, coefficient: Tensor, step: float) -> Tensor:
     return h.new_empty(h.shape, dtype=torch.float32)
+
+
+@op(
+    "sq::quantize_l1_layer_norm_backward",
+    doc="Input gradient of L1 layer norm from float rows, which it quantises first.",
+)
+def quantize_l1_layer_norm_backward(
+    g: Tensor,
+    gamma: Tensor | None,
+    rng: Tensor,
+    in_bits: int,
+    stream: int,
+    xhat: Tensor,
+    coefficient: Tensor,
+    step: float,
+) -> tuple[Tensor, Tensor]:
+    """g float32 (M, D), gamma float32 (D,), rng int64[4]; gamma * g is quantised stochastically in
+    `in_bits` bits per row; xhat int8 (M, D), or as pack_int4 leaves it (uint8; D even) ->
+    (dx float32 (M, D) of l1_layer_norm_backward, r (M, 1), the absmax of every row)."""
+    h = g if gamma is None else g * gamma
+    r = absmax.reference(h, None, [1])
+    q = quantize_stochastic.reference(h, r, None, None, rng, in_bits, stream)
+    scale = quant_scale.reference(r, in_bits, True, 1)
+    k = unpack_int4.reference(xhat, list(g.shape), True) if xhat.dtype == torch.uint8 else xhat
+    return l1_layer_norm_backward.reference(q, scale, k, coefficient, step), r
+
+
+@quantize_l1_layer_norm_backward.meta
+def _(g: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return g.new_empty(g.shape), g.new_empty((g.shape[0], 1))
 
 
 @op(

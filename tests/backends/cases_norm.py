@@ -101,6 +101,17 @@ def layer_norms() -> Made:
             g, xhat = s.integers(-127, 127, m, d), s.integers(-high - 1, high, m, d)
             return [g, s.uniform(1, d), xhat, 0.05]
 
+        for bits in (8,) if features % 2 else (4,):
+
+            def from_gradient(s: Source, m=rows, d=features, b=bits) -> list[Any]:
+                g, k = s.normal(m, d), s.integers(-8, 7, m, d)
+                g[-1] = 1e-35  # counts as zero
+                gamma = None if d == 16 else s.normal(d)
+                xhat = pack_int4.reference(k) if b == 4 else k
+                return [g, gamma, torch.tensor([1, 2, 3, 4]), 8, 7, xhat, s.uniform(m, 1), 0.3352]
+
+            yield "quantize_l1_layer_norm_backward", f"{label}-{bits}", from_gradient
+
         for op, make in (("l1_layer_norm", backward), ("l1_layer_norm_affine", affine_backward)):
             yield f"{op}_backward", label, lambda s, f=make: f(s, high=127)
             if features % 2 == 0 or make is affine_backward:

@@ -101,6 +101,10 @@ EXAMPLES: dict[str, list[list[Any]]] = {
         [f32(5, 4), 8, f32(4), f32(4), *NORM],
         [f32(5, 4), 6, None, None, 1e-5, 16, 6, 0.1],
     ],
+    "quantize_l1_layer_norm_backward": [
+        [f32(5, 4), f32(4), RNG, 8, 7, u8(10), f32(5, 1), 0.3352],
+        [f32(5, 3), None, RNG, 6, 7, i8(5, 3), f32(5, 1), 0.1],
+    ],
     "l1_layer_norm_packed_backward": [[i8(5, 4), f32(5, 1), u8(10), f32(5, 1), 0.3352]],
     "l1_layer_norm_affine_packed_backward": [[i8(5, 4), f32(1, 4), u8(10), 0.3352]],
     "l1_layer_norm": [

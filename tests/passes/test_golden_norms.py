@@ -164,3 +164,52 @@ def test_fuse_norms_takes_the_quantiser_of_a_layer_norm_with_even_rows(features)
         """,
     )
     assert same(fuse_norms(before), after if features == 6 else before)
+
+
+@pytest.mark.parametrize("order", ["g_0, p_g", "p_g, g_0"])
+def test_fuse_norms_takes_the_gradients_quantiser_into_the_input_gradient(order):
+    inputs = (
+        "g_0: f32[4, 6], p_g: f32[6], xp: u8[12], k: i8[4, 6], c: f32[4, 1], rng: i64[4] -> dx, dz"
+    )
+    before = graph(
+        inputs,
+        f"""
+        h = aten.mul.Tensor({order})
+        r = sq.absmax(h, None, [1])
+        q = sq.quantize_stochastic(h, r, None, None, rng, 8, 7)
+        s = sq.quant_scale(r, 8, True, 1)
+        u = sq.unpack_int4(xp, [4, 6], True)
+        dx = sq.l1_layer_norm_backward(q, s, u, c, 0.3352)
+        rg = sq.absmax(g_0, None, [1])
+        qg = sq.quantize_stochastic(g_0, rg, None, None, rng, 8, 9)
+        sg = sq.quant_scale(rg, 8, True, 1)
+        dz = sq.l1_layer_norm_backward(qg, sg, k, c, 0.3352)
+        """,
+    )
+    after = graph(
+        inputs,
+        """
+        n = sq.quantize_l1_layer_norm_backward(g_0, p_g, rng, 8, 7, xp, c, 0.3352)
+        dx = n[0]
+        m = sq.quantize_l1_layer_norm_backward(g_0, None, rng, 8, 9, k, c, 0.3352)
+        dz = m[0]
+        """,
+    )
+    assert same(fuse_norms(before), after)
+
+
+@pytest.mark.parametrize(
+    "reader", ["o = aten.neg(q)", "o = aten.neg(r)"], ids=["integers", "absmax"]
+)
+def test_fuse_norms_leaves_a_gradients_quantiser_that_is_read_otherwise(reader):
+    before = graph(
+        "g_0: f32[4, 6], k: i8[4, 6], c: f32[4, 1], rng: i64[4] -> dx, o",
+        f"""
+        r = sq.absmax(g_0, None, [1])
+        q = sq.quantize_stochastic(g_0, r, None, None, rng, 8, 7)
+        s = sq.quant_scale(r, 8, True, 1)
+        dx = sq.l1_layer_norm_backward(q, s, k, c, 0.3352)
+        {reader}
+        """,
+    )
+    assert same(fuse_norms(before), before)

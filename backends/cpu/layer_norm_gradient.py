@@ -1,0 +1,105 @@
+"""Input gradient of L1 layer norm from float rows: gamma * g, its absmax, its integers, their sums
+and dx while a row lies in the L1 cache.
+
+Draws belong to blocks of 128 elements, whatever the rows are: a group of rows makes those of all
+blocks that it touches before its rows are visited. Two groups that share a block make it twice,
+so groups are not short.
+"""
+
+from math import gcd
+
+from tvm import tirx
+
+from sqcompile.backends.cpu import nest
+from sqcompile.backends.cpu.layer_norm import row_gradient
+from sqcompile.backends.cpu.layer_norm_quantize import TASKS, row_absmax
+from sqcompile.backends.cpu.nest import LANES, Array, Expr
+from sqcompile.backends.cpu.norm import held
+from sqcompile.backends.cpu.philox import BLOCK, Philox
+from sqcompile.backends.cpu.rounding import clamp, floored, step, steps_per_unit
+from sqcompile.backends.cpu.saved_xhat import Saved
+from sqcompile.backends.cpu.stochastic import uniform
+from sqcompile.backends.cpu.table import KERNELS
+from sqcompile.backends.kernels import KernelSpec
+from sqcompile.ops.quantize import limits
+
+GROUP = 2048
+"""Elements of a group of rows, at least: its draws as floats take 8 KB."""
+
+
+def _limit(spec: KernelSpec) -> str:
+    odd = spec.tensor("xhat").dtype == "uint8" and spec.tensor("g").shape[1] % 2
+    return "rows of packed values need an even length" if odd else ""
+
+
+def _group(rows: int, length: int) -> int:
+    """Rows of a group: whole blocks where a few rows more make them whole."""
+    few, whole = -(-GROUP // length), BLOCK // gcd(length, BLOCK)
+    return max(1, min(rows, -(-few // whole) * whole if whole <= 2 * few else few))
+
+
+@KERNELS.kernel("sq::quantize_l1_layer_norm_backward", run_time=("stream",), limit=_limit)
+def quantize_l1_layer_norm_backward(spec: KernelSpec) -> object:
+    """Parallel over blocks of groups."""
+    with nest.function(spec, ("stream",)) as f:
+        g, (dx, absmax) = f["g"], f.outputs
+        rows, length = g.shape
+        group = _group(rows, length)
+        groups = -(-rows // group)
+        tasks = min(groups, TASKS)
+        xhat = Saved(f["xhat"], f["xhat"].dtype == "uint8")
+        philox = Philox.of(f["rng"], f.scalars["stream"])
+        row = _Row(spec, f)
+        blocks = group * length // BLOCK + (1 if group * length % BLOCK == 0 else 2)
+        with nest.parallel(tasks, g.size * 16, "task") as task:
+            draws = nest.workspace(blocks * BLOCK, "float32")
+            q = nest.scratch(length, "int8")
+            begin = tirx.floordiv(task * groups, tasks)
+            count = tirx.floordiv((task + 1) * groups, tasks) - begin
+            with nest.serial(count, "group") as index:
+                top = (begin + index) * group
+                bottom = tirx.min(top + group, rows)
+                block = tirx.floordiv(top * length, BLOCK)
+                _fill(draws, philox, block, tirx.floordiv(bottom * length - 1, BLOCK) - block + 1)
+                with nest.serial(bottom - top, "row") as one:
+                    m = top + one
+                    start = m * length
+                    r = row.quantize(start, draws, start - block * BLOCK, q)
+                    absmax.store(m, r)
+                    factor = held(step(spec["in_bits"], True, 1, r) * f["coefficient"][m])
+                    row_gradient(spec, q, xhat, dx, factor, start, length, start)
+    return f.result
+
+
+def _fill(draws: Array, philox: Philox, block: Expr, count: Expr) -> None:
+    """The uniform numbers of `count` blocks."""
+    with nest.serial(count, "block") as index:
+        for place, draw in enumerate(philox.draws(block + index)):
+            draws.store(nest.ramp(index * BLOCK + place * LANES), uniform(draw))
+
+
+class _Row:
+    """What quantises a row of gamma * g."""
+
+    def __init__(self, spec: KernelSpec, f: nest.Function) -> None:
+        self.bits, self.g, self.gamma = spec["in_bits"], f["g"], f.get("gamma")
+        self.length = self.g.shape[1]
+
+    def quantize(self, start: Expr, draws: Array, first: Expr, q: Array) -> Expr:
+        """The absmax of the row from element `start` on, whose draws begin at `first`; its
+        integers in q."""
+
+        def value(i: Expr) -> Expr:
+            one = self.g[start + i]
+            return one if self.gamma is None else one * self.gamma[i]
+
+        r = row_absmax(value, self.length)
+        scale = held(steps_per_unit(self.bits, True, r))
+        low, high = limits(self.bits, True)
+
+        def one(i: Expr) -> None:
+            moved = nest.fence(value(i) * scale) + draws[first + i]
+            q.store(i, nest.cast(floored(clamp(moved, low, high)), "int8"))
+
+        nest.vectors(self.length, one)
+        return r
