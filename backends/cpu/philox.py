@@ -42,28 +42,55 @@ class Philox:
         seed, *rest = (_word(rng[i]) for i in range(4))
         return cls((seed, _word(stream)), (rest[0], rest[1], rest[2]))
 
+    def start(self, block: Expr) -> "State":
+        """The counters of block `block`, before the first round."""
+        return State(self, block)
+
     def draws(self, block: Expr) -> list[Expr]:
         """The eight 16-lane uint32 draws (16 bits each) of elements 128 * block ...: draw d of
         lane l belongs to element 128 * block + 16 * d + l. Emits statements into the open loop."""
-        state = [[nest.scratch(_HALF, "uint64") for _ in range(4)] for _ in range(2)]
-        products = [nest.scratch(_HALF, "uint64") for _ in range(2)]
-        lane = nest.ramp(0, _HALF)
-        for half, words in enumerate(state):
-            first = nest.cast(block, "uint64") * nest.const(LANES, "uint64")
-            start = first + nest.const(half, "uint64")
-            words[0].store(lane, tirx.Ramp(start, nest.const(2, "uint64"), _HALF))
-            for word, value in zip(words[1:], self.counter, strict=True):
-                word.store(lane, nest.splat(value, _HALF))
+        state = self.start(block)
         for index in range(ROUNDS):
-            for words in state:
-                self._round(words, products, lane, index)
-        return [draw for word in range(4) for draw in _halves(state, word, lane)]
+            state.round(index)
+        return [draw for word in state.words() for draw in (low_half(word), high_half(word))]
 
-    def _round(self, words: list[Array], products: list[Array], lane: Expr, index: int) -> None:
+
+class State:
+    """Sixteen counters on their way through the rounds, in registers."""
+
+    def __init__(self, philox: Philox, block: Expr) -> None:
+        self.key = philox.key
+        self.halves = [[nest.scratch(_HALF, "uint64") for _ in range(4)] for _ in range(2)]
+        self.products = [nest.scratch(_HALF, "uint64") for _ in range(2)]
+        self.lane = nest.ramp(0, _HALF)
+        first = nest.splat(nest.cast(block, "uint64") * nest.const(LANES, "uint64"), _HALF)
+        for half, words in enumerate(self.halves):
+            step = tirx.Ramp(nest.const(half, "uint64"), nest.const(2, "uint64"), _HALF)
+            words[0].store(self.lane, tirx.bitwise_or(first, step))
+            for word, value in zip(words[1:], philox.counter, strict=True):
+                word.store(self.lane, nest.splat(value, _HALF))
+
+    def round(self, index: int) -> None:
+        """Round `index` of ROUNDS, as statements in the open loop."""
+        for words in self.halves:
+            self._round(words, index)
+
+    def words(self) -> list[Expr]:
+        """The four output words, each uint32x16 in the order of the counters."""
+        return [self._joined(word) for word in range(4)]
+
+    def _joined(self, word: int) -> Expr:
+        even, odd = (words[word][self.lane] for words in self.halves)
+        low = tirx.bitwise_and(even, _splat_word(_HALF))
+        high = tirx.shift_left(odd, nest.splat(nest.const(32, "uint64"), _HALF))
+        return tirx.reinterpret(f"uint32x{LANES}", tirx.bitwise_or(low, high))
+
+    def _round(self, words: list[Array], index: int) -> None:
         keys = [
             tirx.bitwise_and(key + nest.const(index * weyl & _WORD, "uint64"), _splat_word(1))
             for key, weyl in zip(self.key, _WEYL, strict=True)
         ]
+        lane, products = self.lane, self.products
         for product, word, multiplier in zip(products, words[::2], _MULTIPLIERS, strict=True):
             low = tirx.bitwise_and(word[lane], _splat_word(_HALF))
             product.store(lane, low * nest.splat(nest.const(multiplier, "uint64"), _HALF))
@@ -83,13 +110,14 @@ def _splat_word(lanes: int) -> Expr:
     return mask if lanes == 1 else nest.splat(mask, lanes)
 
 
-def _halves(state: list[list[Array]], word: int, lane: Expr) -> tuple[Expr, Expr]:
-    """The low and high 16 bits of output word `word` of all 16 counters, as uint32x16."""
-    even = tirx.bitwise_and(state[0][word][lane], _splat_word(_HALF))
-    odd = tirx.shift_left(state[1][word][lane], nest.splat(nest.const(32, "uint64"), _HALF))
-    joined = tirx.reinterpret(f"uint32x{LANES}", tirx.bitwise_or(even, odd))
-    mask, shift = nest.const(0xFFFF, "uint32"), nest.const(16, "uint32")
-    return tirx.bitwise_and(joined, nest.splat(mask)), tirx.shift_right(joined, nest.splat(shift))
+def low_half(word: Expr) -> Expr:
+    """The low 16 bits of an output word: an even draw."""
+    return tirx.bitwise_and(word, nest.splat(nest.const(0xFFFF, "uint32")))
+
+
+def high_half(word: Expr) -> Expr:
+    """The high 16 bits of an output word: the odd draw after it."""
+    return tirx.shift_right(word, nest.splat(nest.const(16, "uint32")))
 
 
 @KERNELS.kernel("sq::draws", run_time=("stream",))
