@@ -180,5 +180,5 @@ def test_the_folder_is_for_reading(tmp_path):
     run = tmp_path / "run"
     assert {"kernels_0.ll", "kernels_0.s"} <= {path.name for path in (run / "variant_0").iterdir()}
     assert "def step(" in (run / "00_captured.txt").read_text()
-    assert "sq.shift_matmul" in (run / "09_bound_accumulators.txt").read_text()
+    assert "sq.shift_matmul" in next(run.glob("*_bound_accumulators.txt")).read_text()
     assert list((run / "variant_1").glob("*_forward.txt"))
