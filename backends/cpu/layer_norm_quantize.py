@@ -10,7 +10,7 @@ from sqcompile.backends.cpu.bit_packing import nibbles
 from sqcompile.backends.cpu.layer_norm import Row, whole_bytes
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
 from sqcompile.backends.cpu.norm import f32, held
-from sqcompile.backends.cpu.rounding import is_tiny, steps_per_unit, rounded
+from sqcompile.backends.cpu.rounding import is_tiny, rounded, steps_per_unit
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.norm_fused import PACKED_BITS

@@ -7,7 +7,7 @@ from tvm import tirx
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
 from sqcompile.backends.cpu.philox import BLOCK, Philox
-from sqcompile.backends.cpu.rounding import bits_of, cast, clamp, floored, lanes_of, same
+from sqcompile.backends.cpu.rounding import bits_of, floor_to_int8, lanes_of, same
 from sqcompile.backends.cpu.scaled import Factor, Scaled
 from sqcompile.ops.quantize import limits
 
@@ -77,7 +77,7 @@ def _rounded(
         scale = scale * read(factor)
     low, high = limits(bits, True)
     moved = nest.fence(value * scale, lanes_of(x)) + uniform(draw)
-    return cast(floored(clamp(moved, low, high)), "int8")
+    return floor_to_int8(moved, low, high)
 
 
 def uniform(draw: Expr) -> Expr:
