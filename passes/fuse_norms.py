@@ -204,7 +204,8 @@ def _quantize_gradient(editor: Editor, node: Node) -> None:
 def _gradient_and_gamma(h: Node) -> tuple[Node, Node | None]:
     """The factors of a product of rows and one row, (h, None) of another product."""
     for g, gamma in (h.args, h.args[::-1]):
-        if isinstance(g, Node) and isinstance(gamma, Node) and g.meta["val"].dtype == torch.float32:
-            if shape(g) == shape(h) and shape(gamma) == shape(h)[1:]:
-                return g, gamma
+        if not isinstance(g, Node) or not isinstance(gamma, Node):
+            continue
+        if shape(g) == shape(h) and shape(gamma) == shape(h)[1:]:
+            return g, gamma
     return h, None

@@ -16,7 +16,7 @@ from sqcompile.backends.cpu.layer_norm_quantize import TASKS, row_absmax
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
 from sqcompile.backends.cpu.norm import held
 from sqcompile.backends.cpu.philox import BLOCK, Philox
-from sqcompile.backends.cpu.rounding import clamp, floored, step, steps_per_unit
+from sqcompile.backends.cpu.rounding import floor_to_int8, step, steps_per_unit
 from sqcompile.backends.cpu.saved_xhat import Saved
 from sqcompile.backends.cpu.stochastic import uniform
 from sqcompile.backends.cpu.table import KERNELS
@@ -89,17 +89,24 @@ class _Row:
         """The absmax of the row from element `start` on, whose draws begin at `first`; its
         integers in q."""
 
-        def value(i: Expr) -> Expr:
-            one = self.g[start + i]
-            return one if self.gamma is None else one * self.gamma[i]
+        def value(i: Expr, lanes: int = 1) -> Expr:
+            one = self.g[_at(start + i, lanes)]
+            return one if self.gamma is None else one * self.gamma[_at(i, lanes)]
 
         r = row_absmax(value, self.length)
         scale = held(steps_per_unit(self.bits, True, r))
-        low, high = limits(self.bits, True)
 
-        def one(i: Expr) -> None:
-            moved = nest.fence(value(i) * scale) + draws[first + i]
-            q.store(i, nest.cast(floored(clamp(moved, low, high)), "int8"))
+        def put(i: Expr, lanes: int) -> None:
+            product = value(i, lanes) * (scale if lanes == 1 else nest.splat(scale, lanes))
+            moved = nest.fence(product, lanes) + draws[_at(first + i, lanes)]
+            q.store(_at(i, lanes), floor_to_int8(moved, *limits(self.bits, True)))
 
-        nest.vectors(self.length, one)
+        with nest.serial(self.length // LANES, "v") as v:
+            put(v * LANES, LANES)
+        with nest.serial(self.length, "i", self.length - self.length % LANES) as i:
+            put(i, 1)
         return r
+
+
+def _at(index: Expr, lanes: int) -> Expr:
+    return index if lanes == 1 else nest.ramp(index, lanes)
