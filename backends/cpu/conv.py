@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sqcompile.backends.cpu import conv_depthwise, winograd
+from sqcompile.backends.cpu import conv_depthwise, winograd, winograd_wgrad
 from sqcompile.backends.cpu.conv_dgrad import dgrad
 from sqcompile.backends.cpu.conv_fprop import fprop
 from sqcompile.backends.cpu.conv_wgrad import wgrad
@@ -36,6 +36,7 @@ DGRAD = (
 )
 WGRAD = (
     Algorithm("depthwise", conv_depthwise.fits, conv_depthwise.wgrad),
+    Algorithm("winograd", winograd_wgrad.fits, winograd_wgrad.generate),
     Algorithm("direct", _any, wgrad),
 )
 """Algorithms of each product, the fastest first; the first that fits is taken."""

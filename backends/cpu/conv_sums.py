@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sqcompile.backends.cpu.conv_wgrad import Slices
 
 
-class _Rows(Epilogue):
+class Rows(Epilogue):
     """An epilogue that sees weights (O, C, KH, KW) as rows (O, C * KH * KW)."""
 
     def __init__(self, spec: KernelSpec, f: nest.Function) -> None:
@@ -46,7 +46,7 @@ class Sums:
     ) -> None:
         self.g, self.slices, self.kind = g, slices, kind
         self.epilogue = Epilogue(spec, f)
-        self.rows = _Rows(spec, f) if _Rows.fits(self.epilogue) else None
+        self.rows = Rows(spec, f) if Rows.fits(self.epilogue) else None
         self.channels = -(-g.outputs // tile) * tile
         self.each = g.rows.kernel * slices.vectors * slices.lanes
         self.size = self.channels * self.each
