@@ -10,7 +10,7 @@ from math import gcd
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
-from sqcompile.backends.cpu.conv_pack import interleave, shift_of
+from sqcompile.backends.cpu.conv_vectors import interleave, shift_of
 from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.cpu.winograd_input import WIDTH, Image, Shifts, Strip, pieces, span
 from sqcompile.backends.cpu.winograd_ranges import POSITIONS, SIDE, Split
@@ -59,9 +59,7 @@ class Packed:
         ):
             within = piece * LANES
             first = position * plane + tile * self.channels + block * self.block + within
-            tiles = [
-                staged[nest.ramp(first + u * self.channels, LANES)] for u in range(QUAD)
-            ]
+            tiles = [staged[nest.ramp(first + u * self.channels, LANES)] for u in range(QUAD)]
             at = self.start(block) + position * self.plane
             at = at + (quad * self.block + within) * QUAD
             out.store(nest.ramp(at, WIDTH), interleave(tiles, LANES))
