@@ -10,13 +10,14 @@ from sqcompile.ops.norm_fused import (
     quantize_l1_layer_norm_backward,
 )
 from sqcompile.ops.product import shift_matmul_dequantize_absmax
-from sqcompile.ops.quantize import absmax, shift_quantize
+from sqcompile.ops.quantize import absmax, quantize_rows, shift_quantize
 from sqcompile.passes.editing import Editor, calls, copy_graph, finish
 from sqcompile.passes.printing import source_line
 
 _PLACES = {
     absmax.target: None,
     shift_quantize.target: 4,
+    quantize_rows.target: 2,
     shift_matmul_dequantize_absmax.target: 1,
     l1_batch_norm_relu_quantize.target: 1,
     quantize_l1_layer_norm.target: 3,

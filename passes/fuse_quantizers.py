@@ -1,4 +1,5 @@
-"""Let a gradient's ShiftQuant be one op: absmax, groups, scales and rounding read it together."""
+"""Let a quantiser be one op: a gradient's ShiftQuant with its absmaxes, groups and scales, a
+weight's with its absmax and scale, so that they read the tensor together."""
 
 from dataclasses import dataclass
 from math import prod
@@ -24,13 +25,16 @@ aten = torch.ops.aten
 def fuse_quantizers(module: GraphModule) -> GraphModule:
     """After this pass a gradient whose absmaxes serve one stochastic quantiser alone is quantised
     by sq.shift_quantize, with the folded weight scale where nothing else reads their product.
-    Values do not change. An absmax that two quantisers share stays: each would measure again."""
+    Values do not change. An absmax that two quantisers share stays: each would measure again.
+    A graph input with an absmax for every row, a weight, is quantised by sq.quantize_rows."""
     graph = copy_graph(module)
     editor = Editor(graph)
     for node in calls(graph, quantize.quantize_stochastic):
         found = _match(node)
         if found is not None:
             _fuse(editor, found)
+    for node in calls(graph, quantize.quantize):
+        _fuse_rows(editor, node)
     return finish(graph)
 
 
@@ -134,3 +138,20 @@ def _fuse(editor: Editor, found: _Quantizer) -> None:
         if found.outer is not None:
             for scale in [u for u in found.outer.users if is_call(u, quantize.outer_scale)]:
                 item(3, scale)
+
+
+def _fuse_rows(editor: Editor, q: Node) -> None:
+    """Let q and the absmax of its rows be one op; the scale too, where it is in q's steps. Inputs
+    alone: what is computed per token belongs to the norm that gives it."""
+    x, r, bits, signed = (arguments(q)[name] for name in ("x", "r", "bits", "signed"))
+    if x.op != "placeholder" or not is_call(r, quantize.absmax):
+        return
+    if _measured(r) != (x, None) or _kept(r) != [0]:
+        return
+    with editor.before(r):
+        fused = editor.call(quantize.quantize_rows, x, bits, signed, like=q)
+        replace(q, editor.item(fused, 0, name=q.name, bits=bits, signed=signed))
+        for scale in [user for user in r.users if is_call(user, quantize.quant_scale)]:
+            if scale.args[1:] == (bits, signed, 1):
+                replace(scale, editor.item(fused, 1, name=scale.name))
+        replace(r, editor.item(fused, 2, name=r.name))

@@ -17,8 +17,8 @@ from sqcompile.ops.quantize import TINY, limits
 
 _ROUNDER = 1.5 * 2**23
 _ROUNDER_BITS = 0x4B400000
-_DOWN = 1 | 8
-"""Toward minus infinity, without exceptions: rounding of an AVX-512 conversion."""
+_NEAREST, _DOWN = 8, 9
+"""Rounding of an AVX-512 conversion, without exceptions: ties to even, toward minus infinity."""
 
 
 def lanes_of(value: Expr) -> int:
@@ -140,27 +140,30 @@ def floor_to(value: Expr, dtype: str) -> Expr:
     return cast(floored(value), dtype)
 
 
-def bytes_floored(values: Sequence[Expr], low: int, high: int) -> list[Expr]:
-    """clamp(floor(value), low, high) of scalars or vectors as int8, neighbours joined in longer
-    vectors where the CPU packs them so.
+def to_bytes(values: Sequence[Expr], low: int, high: int, down: bool) -> list[Expr]:
+    """clamp(floor(value), low, high), or the nearest integer instead of the floor, as int8 or
+    (low = 0) uint8 of scalars or vectors; neighbours are joined where the CPU packs them so.
 
-    AVX-512 rounds down as it converts, and four vectors become one by saturating packs, so that
-    the lower limit costs a comparison of bytes: 8 instructions for four vectors, not 16 and four
-    stores. A positive value is clamped before, since conversion overflows to the lowest integer.
+    AVX-512 rounds as it converts, and four vectors become one by saturating packs, so that the
+    lower limit costs a comparison of bytes: 3 instructions a vector, not 6 and a store. A
+    positive value is clamped before, since conversion overflows to the lowest integer.
     """
+    dtype = "int8" if low else "uint8"
     if len(values) != 4 or machine().vector_bits != 512:
-        return [floor_to(clamp(value, low, high), "int8") for value in values]
-    mask, down = tirx.const(-1, "int16"), tirx.const(_DOWN, "int32")
+        round_to = floored if down else rounded
+        return [cast(round_to(clamp(value, low, high)), dtype) for value in values]
+    mask, mode = tirx.const(-1, "int16"), tirx.const(_DOWN if down else _NEAREST, "int32")
     passed = nest.splat(nest.zero("int32"))
     whole = []
     for value in values:
         below = tirx.min(same(high, "float32", value), value)
-        whole.append(_call("int32x16", "mask.cvtps2dq.512", below, passed, mask, down))
+        whole.append(_call("int32x16", "mask.cvtps2dq.512", below, passed, mask, mode))
     shorts = [_call("int16x32", "packssdw.512", *whole[i : i + 2]) for i in (0, 2)]
-    mixed = tirx.reinterpret("int32x16", _call("int8x64", "packsswb.512", *shorts))
+    pack = "packsswb.512" if low else "packuswb.512"
+    mixed = tirx.reinterpret("int32x16", _call("int8x64", pack, *shorts))
     order = [tirx.const(4 * (i % 4) + i // 4, "int32") for i in range(16)]  # packs stay in 128 bits
-    joined = tirx.reinterpret("int8x64", tirx.Shuffle([mixed], order))
-    return [tirx.max(joined, same(low, "int8", joined))]
+    joined = tirx.reinterpret(f"{dtype}x64", tirx.Shuffle([mixed], order))
+    return [tirx.max(joined, same(low, dtype, joined))]
 
 
 def _call(kind: str, name: str, *arguments: Expr) -> Expr:

@@ -12,7 +12,7 @@ from tvm import tirx
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
 from sqcompile.backends.cpu.philox import BLOCK, Philox, State
-from sqcompile.backends.cpu.rounding import bits_of, bytes_floored, lanes_of, same
+from sqcompile.backends.cpu.rounding import bits_of, lanes_of, same, to_bytes
 from sqcompile.backends.cpu.scaled import Factor, Scaled
 from sqcompile.ops.philox import DRAWS_PER_BLOCK, ROUNDS
 from sqcompile.ops.quantize import limits
@@ -49,7 +49,7 @@ def quantize_blocks(
                     return factor.read(row, column, 1)
 
                 moved = _moved(scaled.x[at], scaled.factors, scales, one, uniform(held[e]))
-                (value,) = bytes_floored([moved], *limits(bits, True))
+                (value,) = to_bytes([moved], *limits(bits, True), down=True)
                 q.store(at, value)
 
 
@@ -82,7 +82,7 @@ def _whole_blocks(
                 done = upto
                 if len(moved) == 4:
                     at = start - 3 * LANES
-                    for value in bytes_floored(moved, *limits(bits, True)):
+                    for value in to_bytes(moved, *limits(bits, True), down=True):
                         q.store(nest.ramp(at, lanes_of(value)), value)
                         at = at + lanes_of(value)
                     moved = []

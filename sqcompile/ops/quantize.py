@@ -93,6 +93,24 @@ def _(x: Tensor, r: Tensor, bits: int, signed: bool) -> Tensor:
     return x.new_empty(x.shape, dtype=torch.int8 if signed else torch.uint8)
 
 
+@op("sq::quantize_rows", doc="Nearest-even quantisation of every row by its own absmax.")
+def quantize_rows(x: Tensor, bits: int, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """x float32 -> (q int8 or uint8 like x, scale, r: float32 kept on the first axis).
+
+    What absmax over all axes but the first, quantize and quant_scale (one group) give: a weight
+    with a scale for every output channel.
+    """
+    r = absmax.reference(x, None, _every(x, [0]))
+    return quantize.reference(x, r, bits, signed), quant_scale.reference(r, bits, signed, 1), r
+
+
+@quantize_rows.meta
+def _(x: Tensor, bits: int, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    kept = _reduced(x.shape, _every(x, [0]))
+    dtype = torch.int8 if signed else torch.uint8
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(kept), x.new_empty(kept)
+
+
 @op("sq::quantize_stochastic", doc="Unbiased quantisation, with outer scales and group shifts.")
 def quantize_stochastic(
     x: Tensor,

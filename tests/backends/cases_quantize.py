@@ -114,6 +114,25 @@ def gradients() -> Made:
     )
 
 
+def weights() -> Made:
+    """quantize_rows: whole runs of vectors, a run that overlaps, vectors, scalars, ties, zeros."""
+    for shape, bits, signed in (
+        ((9, 128), 4, True),
+        ((70, 5, 9, 7), 4, True),
+        ((33, 150), 8, False),
+        ((20, 37), 2, True),
+        ((6, 1, 3, 3), 8, True),
+        ((5,), 4, True),
+    ):
+
+        def make(s: Source, shape=shape, grid=(bits, signed)) -> list[Any]:
+            x = s.edges(*shape) if shape[0] % 3 else s.integers(-15, 15, *shape).float() / 2
+            x[::4] = 0.0
+            return [x, *grid]
+
+        yield "quantize_rows", f"{sized(shape)}-{'s' if signed else 'u'}{bits}", make
+
+
 def absmaxes() -> Made:
     """Every way through the kernel: tasks on kept axes, slices, a flat reduction, short rows."""
     for label, shape, axes, outer in (

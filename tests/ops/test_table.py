@@ -48,6 +48,7 @@ EXAMPLES: dict[str, list[list[Any]]] = {
         [f32(3, 4), f32(1, 1), f32(3, 1), zeros8(1, 4), RNG, 4, 5],
         [f32(2, 4, 5, 3), f32(1, 1, 1, 3), None, None, RNG, 8, 5],
     ],
+    "quantize_rows": [[f32(3, 4), 4, True], [f32(2, 3, 1, 1), 8, False], [f32(3), 2, True]],
     "shift_quantize": [
         [f32(3, 4), f32(1, 4), RNG, [0], [1], 4, 4, 5],
         [f32(2, 3, 4, 5), None, RNG, [3], [0, 1, 2], 6, 3, 5],

@@ -137,3 +137,45 @@ def test_expose_absmax_shows_what_is_measured_inside():
     last = done.graph.output_node().args[0][-1]
     assert last.target is operator.getitem and last.args[1] == 4
     assert described == ["graph node g_0 (dgrad fc)"]
+
+
+WEIGHT = """
+    r = sq.absmax(w, None, [1])
+    s = sq.quant_scale(r, 4, True, 1)
+    q = sq.quantize(w, r, 4, True)
+"""
+
+
+def test_a_weight_is_measured_and_quantised_in_one_op():
+    before = graph("w: f32[4, 6] -> q, s", WEIGHT)
+    after = graph(
+        "w: f32[4, 6] -> q, s",
+        """
+        f = sq.quantize_rows(w, 4, True)
+        q = f[0]
+        s = f[1]
+        """,
+    )
+    assert same(fuse_quantizers(before), after)
+
+
+def test_other_readers_of_a_weights_absmax_read_it_from_the_op():
+    other = f"{WEIGHT}\n    t = sq.quant_scale(r, 8, True, 1)"
+    before = graph("w: f32[4, 6] -> q, s, r, t", other)
+    after = graph(
+        "w: f32[4, 6] -> q, s, r, t",
+        """
+        f = sq.quantize_rows(w, 4, True)
+        q = f[0]
+        s = f[1]
+        r = f[2]
+        t = sq.quant_scale(r, 8, True, 1)
+        """,
+    )
+    assert same(fuse_quantizers(before), after)
+
+
+def test_rows_of_a_computed_tensor_stay():
+    """A norm takes them in."""
+    before = graph("x: f32[4, 6] -> q, s", f"w = aten.neg.default(x){WEIGHT}")
+    assert same(fuse_quantizers(before), before)
