@@ -50,8 +50,8 @@ class Philox:
         lane = nest.ramp(0, _HALF)
         for half, words in enumerate(state):
             first = nest.cast(block, "uint64") * nest.const(LANES, "uint64")
-            start = first + nest.const(half, "uint64")
-            words[0].store(lane, tirx.Ramp(start, nest.const(2, "uint64"), _HALF))
+            steps = tirx.Ramp(nest.const(half, "uint64"), nest.const(2, "uint64"), _HALF)
+            words[0].store(lane, nest.splat(first, _HALF) + steps)
             for word, value in zip(words[1:], self.counter, strict=True):
                 word.store(lane, nest.splat(value, _HALF))
         for index in range(ROUNDS):
