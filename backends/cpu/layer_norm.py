@@ -1,6 +1,7 @@
-"""L1 layer norm: a task takes rows, and visits a row once, while it lies in the L1 cache."""
+"""L1 layer norm: a task takes a few rows and does all with them while they lie in the L1 cache."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from tvm import tirx
 
@@ -25,6 +26,10 @@ from sqcompile.backends.kernels import KernelSpec
 
 LONGEST = 1 << 14
 """Vectors that a lane sums in int32: 2^14 times 4 products of int8 stay below 2^31."""
+
+
+BLOCK = 4096
+"""Elements of a block of rows."""
 
 
 def row_sums(
@@ -107,49 +112,77 @@ class RowStatistics:
 
 
 class Row:
-    """The elements of one normalised row of int8 from `start` on."""
+    """The elements of one normalised row of int8 from `start` on, with the factor and the int32
+    mean of its `spread`."""
 
     def __init__(
         self,
         spec: KernelSpec,
         x: Array,
         start: Expr,
-        scale: Expr,
+        factor: Expr,
+        mean: Expr,
         gamma: Array | None,
         beta: Array | None,
     ) -> None:
         self.spec, self.x, self.start, self.affine = spec, x, start, (gamma, beta)
-        length = spec.tensor("x").shape[1]
-        row = RowStatistics(spec, x, start, length)
-        self.spread = Spread.of(spec, row.mean, row.deviation, length, held(scale))
-        self.mean = held(nest.cast(row.mean, "int32"), "int32")
+        self.factor, self.mean = factor, mean
 
     def element(self, i: Expr) -> tuple[Expr, Expr]:
         """(y, k) of element i of the row: x * 2^f - m has 25 bits at most."""
         shift = nest.const(self.spec["frac_bits"], "int32")
         value = nest.cast(self.x[self.start + i], "int32")
-        xhat = to_float(tirx.shift_left(value, shift) - self.mean) * self.spread.factor
+        xhat = to_float(tirx.shift_left(value, shift) - self.mean) * self.factor
         gamma, beta = (None if a is None else a[i] for a in self.affine)
         return affine(xhat, gamma, beta), saved(xhat, self.spec["bits"], self.spec["step"])
 
 
+def row_spread(spec: KernelSpec, x: Array, start: Expr, scale: Expr) -> tuple[Spread, Expr]:
+    """The spread of the row of int8 from `start` on and its mean as int32."""
+    length = spec.tensor("x").shape[1]
+    row = RowStatistics(spec, x, start, length)
+    spread = Spread.of(spec, row.mean, row.deviation, length, held(scale))
+    return spread, held(nest.cast(row.mean, "int32"), "int32")
+
+
+@contextmanager
+def row_blocks(rows: int, length: int, work: int) -> Iterator[tuple[int, Expr, Expr]]:
+    """Blocks of rows for tasks: (most rows of a block, its first row, its number of rows).
+
+    What all rows of a block want is computed first: the chains of dependent scalars behind the
+    sums of one row (divisions, reductions) then run beside those of the next.
+    """
+    most = max(1, min(rows, BLOCK // length))
+    with nest.parallel(-(-rows // most), rows * work, "block") as block:
+        first = block * most
+        yield most, first, tirx.min(rows - first, most) if rows % most else most
+
+
 @KERNELS.kernel("sq::l1_layer_norm")
 def l1_layer_norm(spec: KernelSpec) -> object:
-    """Sum, deviation and result of a row in one visit."""
+    """Sum, deviation and result while a block of rows lies in the L1 cache."""
     with nest.function(spec) as f:
         x, scale, (y, xhat, coefficient) = f["x"], f["scale"], f.outputs
         rows, length = x.shape
-        with nest.parallel(rows, x.size * 4, "m") as m:
-            start = m * length
-            row = Row(spec, x, start, scale[m], f.get("gamma"), f.get("beta"))
-            coefficient.store(m, row.spread.coefficient)
+        with row_blocks(rows, length, length * 4) as (most, first, count):
+            factors, means = nest.scratch(most, "float32"), nest.scratch(most, "int32")
+            with nest.serial(count, "row") as row:
+                m = first + row
+                spread, mean = row_spread(spec, x, m * length, scale[m])
+                coefficient.store(m, spread.coefficient)
+                factors.store(row, spread.factor)
+                means.store(row, mean)
+            with nest.serial(count, "row") as row:
+                start = (first + row) * length
+                factor, mean = held(factors[row]), held(means[row], "int32")
+                one_row = Row(spec, x, start, factor, mean, f.get("gamma"), f.get("beta"))
 
-            def one(i: Expr) -> None:
-                value, k = row.element(i)
-                y.store(start + i, value)
-                xhat.store(start + i, nest.cast(k, "int8"))
+                def one(i: Expr) -> None:
+                    value, k = one_row.element(i)
+                    y.store(start + i, value)
+                    xhat.store(start + i, nest.cast(k, "int8"))
 
-            nest.vectors(length, one)
+                nest.vectors(length, one)
     return f.result
 
 
@@ -162,42 +195,53 @@ def whole_bytes(spec: KernelSpec) -> str:
 @KERNELS.kernel("sq::l1_layer_norm_backward")
 @KERNELS.kernel("sq::l1_layer_norm_packed_backward", limit=whole_bytes)
 def l1_layer_norm_backward(spec: KernelSpec) -> object:
-    """Sums and dx of a row in one visit."""
+    """Sums and dx while a block of rows lies in the L1 cache."""
     with nest.function(spec) as f:
         h, (dx,) = f["h"], f.outputs
         rows, length = h.shape
-        saved_k = saved_of(f)
-        with nest.parallel(rows, h.size * 4, "m") as m:
-            factor = held(f["h_scale"][m] * f["coefficient"][m])
-            row_gradient(spec, h, saved_k, dx, factor, m * length, length)
+        with row_blocks(rows, length, length * 4) as (most, first, count):
+            gradient = RowGradients(spec, h, saved_of(f), length, most)
+            with nest.serial(count, "row") as row:
+                m = first + row
+                factor = held(f["h_scale"][m] * f["coefficient"][m])
+                gradient.sum(row, m * length, factor)
+            with nest.serial(count, "row") as row:
+                gradient.write(dx, row, (first + row) * length)
     return f.result
 
 
-def row_gradient(
-    spec: KernelSpec,
-    h: Array,
-    saved_k: Saved,
-    dx: Array,
-    factor: Expr,
-    start: Expr,
-    length: int,
-    first: Expr = 0,
-) -> None:
-    """dx of the row from element `start` on; h begins at element `first`."""
-    terms_of = terms(saved_k)
-    sums = row_sums(
-        length,
-        3,
-        lambda slots, i: terms_of.add(slots, *terms_of.load(h, start + i, first)),
-        lambda i: terms_of.scalar(h, start + i, first),
-    )
-    totals = held_sums(terms_of.results(sums, length))
-    parts = InputGradient.of(spec, totals, length, factor)
-    with nest.serial(length // LANES, "v") as v:
-        wide = [nest.splat(one) for one in (parts.above, parts.below, parts.factor)]
-        vector(h, saved_k, dx, start + v * LANES, wide, first)
-    with nest.serial(length, "i", length - length % LANES) as i:
-        at = start + i
-        positive = saved_k.scalar(at) >= nest.zero("int32")
-        part = nest.select(positive, parts.above, parts.below)
-        dx.store(at, (to_float(nest.cast(h[at - first], "int32")) - part) * parts.factor)
+class RowGradients:
+    """dx of a block of rows; h begins at element `origin`."""
+
+    def __init__(
+        self, spec: KernelSpec, h: Array, k: Saved, length: int, most: int, origin: Expr = 0
+    ) -> None:
+        self.spec, self.h, self.saved, self.length, self.origin = spec, h, k, length, origin
+        self.constants = [nest.scratch(most, "float32") for _ in range(3)]
+
+    def sum(self, row: Expr, start: Expr, factor: Expr) -> None:
+        """Row number `row` of the block, which begins at element `start`."""
+        terms_of = terms(self.saved)
+        sums = row_sums(
+            self.length,
+            3,
+            lambda slots, i: terms_of.add(slots, *terms_of.load(self.h, start + i, self.origin)),
+            lambda i: terms_of.scalar(self.h, start + i, self.origin),
+        )
+        totals = held_sums(terms_of.results(sums, self.length))
+        parts = InputGradient.of(self.spec, totals, self.length, factor)
+        values = (parts.above, parts.below, parts.factor)
+        for array, value in zip(self.constants, values, strict=True):
+            array.store(row, value)
+
+    def write(self, dx: Array, row: Expr, start: Expr) -> None:
+        """dx of the row."""
+        above, below, factor = (held(array[row]) for array in self.constants)
+        with nest.serial(self.length // LANES, "v") as v:
+            wide = [nest.splat(one) for one in (above, below, factor)]
+            vector(self.h, self.saved, dx, start + v * LANES, wide, self.origin)
+        with nest.serial(self.length, "i", self.length - self.length % LANES) as i:
+            at = start + i
+            part = nest.select(self.saved.scalar(at) >= nest.zero("int32"), above, below)
+            value = to_float(nest.cast(self.h[at - self.origin], "int32"))
+            dx.store(at, (value - part) * factor)

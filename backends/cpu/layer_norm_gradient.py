@@ -1,5 +1,5 @@
 """Input gradient of L1 layer norm from float rows: gamma * g, its absmax, its integers, their sums
-and dx while a row lies in the L1 cache.
+and dx while a group of rows lies in the L1 cache.
 
 Draws belong to blocks of 128 elements, whatever the rows are: a group of rows makes those of all
 blocks that it touches before its rows are visited. Two groups that share a block make it twice,
@@ -11,7 +11,7 @@ from math import gcd
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
-from sqcompile.backends.cpu.layer_norm import row_gradient
+from sqcompile.backends.cpu.layer_norm import RowGradients
 from sqcompile.backends.cpu.layer_norm_quantize import TASKS, row_absmax
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
 from sqcompile.backends.cpu.norm import held
@@ -53,7 +53,8 @@ def quantize_l1_layer_norm_backward(spec: KernelSpec) -> object:
         blocks = group * length // BLOCK + (1 if group * length % BLOCK == 0 else 2)
         with nest.parallel(tasks, g.size * 16, "task") as task:
             draws = nest.workspace(blocks * BLOCK, "float32")
-            q = nest.scratch(length, "int8")
+            q = nest.workspace(max(group * length, nest.STACK), "int8")
+            scales = nest.scratch(group, "float32")
             begin = tirx.floordiv(task * groups, tasks)
             count = tirx.floordiv((task + 1) * groups, tasks) - begin
             with nest.serial(count, "group") as index:
@@ -61,13 +62,19 @@ def quantize_l1_layer_norm_backward(spec: KernelSpec) -> object:
                 bottom = tirx.min(top + group, rows)
                 block = tirx.floordiv(top * length, BLOCK)
                 _fill(draws, philox, block, tirx.floordiv(bottom * length - 1, BLOCK) - block + 1)
+                origin = top * length
+                gradients = RowGradients(spec, q, xhat, length, group, origin)
                 with nest.serial(bottom - top, "row") as one:
-                    m = top + one
-                    start = m * length
-                    r = row.quantize(start, draws, start - block * BLOCK, q)
-                    absmax.store(m, r)
-                    factor = held(step(spec["in_bits"], True, 1, r) * f["coefficient"][m])
-                    row_gradient(spec, q, xhat, dx, factor, start, length, start)
+                    absmax.store(top + one, row.absmax(origin + one * length))
+                with nest.serial(bottom - top, "row") as one:
+                    start, r = one * length, held(absmax[top + one])
+                    row.quantize(origin, start, r, draws, origin - block * BLOCK, q)
+                    scales.store(one, step(spec["in_bits"], True, 1, r))
+                with nest.serial(bottom - top, "row") as one:
+                    factor = held(scales[one] * f["coefficient"][top + one])
+                    gradients.sum(one, origin + one * length, factor)
+                with nest.serial(bottom - top, "row") as one:
+                    gradients.write(dx, one, origin + one * length)
     return f.result
 
 
@@ -85,27 +92,31 @@ class _Row:
         self.bits, self.g, self.gamma = spec["in_bits"], f["g"], f.get("gamma")
         self.length = self.g.shape[1]
 
-    def quantize(self, start: Expr, draws: Array, first: Expr, q: Array) -> Expr:
-        """The absmax of the row from element `start` on, whose draws begin at `first`; its
-        integers in q."""
+    def _value(self, start: Expr, i: Expr, lanes: int = 1) -> Expr:
+        one = self.g[_at(start + i, lanes)]
+        return one if self.gamma is None else one * self.gamma[_at(i, lanes)]
 
-        def value(i: Expr, lanes: int = 1) -> Expr:
-            one = self.g[_at(start + i, lanes)]
-            return one if self.gamma is None else one * self.gamma[_at(i, lanes)]
+    def absmax(self, start: Expr) -> Expr:
+        """The absmax of the row from element `start` on."""
+        return row_absmax(lambda i: self._value(start, i), self.length)
 
-        r = row_absmax(value, self.length)
+    def quantize(
+        self, origin: Expr, start: Expr, r: Expr, draws: Array, first: Expr, q: Array
+    ) -> None:
+        """q of the row from element `start` on of the group, which begins at element `origin`, its
+        draws at `first`."""
         scale = held(steps_per_unit(self.bits, True, r))
 
         def put(i: Expr, lanes: int) -> None:
-            product = value(i, lanes) * (scale if lanes == 1 else nest.splat(scale, lanes))
-            moved = nest.fence(product, lanes) + draws[_at(first + i, lanes)]
-            q.store(_at(i, lanes), floor_to_int8(moved, *limits(self.bits, True)))
+            value = self._value(origin + start, i, lanes)
+            product = value * (scale if lanes == 1 else nest.splat(scale, lanes))
+            moved = nest.fence(product, lanes) + draws[_at(first + start + i, lanes)]
+            q.store(_at(start + i, lanes), floor_to_int8(moved, *limits(self.bits, True)))
 
         with nest.serial(self.length // LANES, "v") as v:
             put(v * LANES, LANES)
         with nest.serial(self.length, "i", self.length - self.length % LANES) as i:
             put(i, 1)
-        return r
 
 
 def _at(index: Expr, lanes: int) -> Expr:

@@ -7,7 +7,7 @@ from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.bit_packing import nibbles
-from sqcompile.backends.cpu.layer_norm import Row, whole_bytes
+from sqcompile.backends.cpu.layer_norm import Row, row_spread, whole_bytes
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
 from sqcompile.backends.cpu.norm import f32, held
 from sqcompile.backends.cpu.rounding import is_tiny, rounded, steps_per_unit
@@ -71,8 +71,9 @@ def quantize_l1_layer_norm(spec: KernelSpec) -> object:
                     q.store(i, nest.cast(rounded(nest.fence(x[start + i] * steps)), "int8"))
 
                 nest.vectors(length, quantize)
-                row = Row(spec, q, 0, scale, f.get("gamma"), f.get("beta"))
-                coefficient.store(m, row.spread.coefficient)
+                spread, mean = row_spread(spec, q, 0, scale)
+                row = Row(spec, q, 0, spread.factor, mean, f.get("gamma"), f.get("beta"))
+                coefficient.store(m, spread.coefficient)
                 _write(row, y, xhat if _packs(spec) else None, xhat, start, length)
     return f.result
 
