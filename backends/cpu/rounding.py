@@ -119,18 +119,12 @@ def floor_to_int8(value: Expr, low: int, high: int) -> Expr:
     """
     if machine().vector_bits < 512 or lanes_of(value) != nest.LANES:
         return floor_to(clamp(value, low, high), "int8")
-    every, down = nest.const(-1, "int16"), nest.const(9, "int32")
-    limited = tirx.min(value, same(high, "float32", value))
-    none = nest.splat(nest.zero("int32"))
-    integers = tirx.call_llvm_pure_intrin(
-        "int32x16", "llvm.x86.avx512.mask.cvtps2dq.512", limited, none, every, down
-    )
-    narrow = tirx.call_llvm_pure_intrin(
+    narrow = _call(
         "int8x16",
-        "llvm.x86.avx512.mask.pmovs.db.512",
-        integers,
+        "mask.pmovs.db.512",
+        _converted(value, high, _DOWN),
         nest.splat(nest.zero("int8")),
-        every,
+        tirx.const(-1, "int16"),
     )
     return tirx.max(narrow, same(low, "int8", value))
 
@@ -152,18 +146,22 @@ def to_bytes(values: Sequence[Expr], low: int, high: int, down: bool) -> list[Ex
     if len(values) != 4 or machine().vector_bits != 512:
         round_to = floored if down else rounded
         return [cast(round_to(clamp(value, low, high)), dtype) for value in values]
-    mask, mode = tirx.const(-1, "int16"), tirx.const(_DOWN if down else _NEAREST, "int32")
-    passed = nest.splat(nest.zero("int32"))
-    whole = []
-    for value in values:
-        below = tirx.min(same(high, "float32", value), value)
-        whole.append(_call("int32x16", "mask.cvtps2dq.512", below, passed, mask, mode))
+    whole = [_converted(value, high, _DOWN if down else _NEAREST) for value in values]
     shorts = [_call("int16x32", "packssdw.512", *whole[i : i + 2]) for i in (0, 2)]
     pack = "packsswb.512" if low else "packuswb.512"
     mixed = tirx.reinterpret("int32x16", _call("int8x64", pack, *shorts))
     order = [tirx.const(4 * (i % 4) + i // 4, "int32") for i in range(16)]  # packs stay in 128 bits
     joined = tirx.reinterpret(f"{dtype}x64", tirx.Shuffle([mixed], order))
     return [tirx.max(joined, same(low, dtype, joined))]
+
+
+def _converted(value: Expr, high: int, mode: int) -> Expr:
+    """16 floats -> int32, rounded by `mode`, at most `high`; what is below int32 becomes its
+    lowest number."""
+    below = tirx.min(same(high, "float32", value), value)
+    passed, mask = nest.splat(nest.zero("int32")), tirx.const(-1, "int16")
+    rounding = tirx.const(mode, "int32")
+    return _call("int32x16", "mask.cvtps2dq.512", below, passed, mask, rounding)
 
 
 def _call(kind: str, name: str, *arguments: Expr) -> Expr:

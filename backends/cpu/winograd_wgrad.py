@@ -16,7 +16,7 @@ from sqcompile.backends.cpu.machine import Dot, machine
 from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.cpu.winograd_input import WIDTH, Image
 from sqcompile.backends.cpu.winograd_ranges import POSITIONS, SIDE
-from sqcompile.backends.cpu.winograd_wgrad_pack import QUAD, Gradients, Packed, pack_inputs
+from sqcompile.backends.cpu.winograd_wgrad_pack import QUAD, Gradients, Packed, held, pack_inputs
 from sqcompile.backends.cpu.winograd_wgrad_ranges import OUTPUT, Form, form
 from sqcompile.backends.kernels import KernelSpec
 
@@ -102,13 +102,13 @@ class _Block:
         made = self.plan
         with nest.serial(len(POSITIONS), "position") as position:
             i, j = tirx.floordiv(position, SIDE), tirx.floormod(position, SIDE)
-            left = made.x.start(column) + position * made.x.plane
-            right = made.g.start(row) + position * made.g.plane
+            left = held(made.x.start(column) + position * made.x.plane)
+            right = held(made.g.start(row) + position * made.g.plane)
             central, low = nest.zero("int32"), right
             if made.form.halved:
-                central = nest.cast(tirx.all(i > 0, i < 3, j > 0, j < 3), "int32")
+                central = held(nest.cast(tirx.all(i > 0, i < 3, j > 0, j < 3), "int32"))
                 plane = len(POSITIONS) + 2 * (i - 1) + j - 1
-                low = made.g.start(row) + plane * made.g.plane
+                low = held(made.g.start(row) + plane * made.g.plane)
             self._correct(position, right, low, central)
             with nest.serial(self.block // TILE, "tile") as tile:
                 self._tile(position, tile * TILE, (left, right, low), central)
@@ -202,10 +202,7 @@ def _sum(factors: tuple[int, ...], values: list[Expr]) -> Expr:
     total = None
     for factor, value in zip(factors, values, strict=True):
         for _ in range(abs(factor)):
-            if total is None:
-                total = value
-            else:
-                total = total + value if factor > 0 else total - value
+            total = value if total is None else total + value if factor > 0 else total - value
     return total
 
 
@@ -213,19 +210,19 @@ def generate(spec: KernelSpec) -> object:
     """The kernel of a spec that fits."""
     made = plan(spec)
     assert made is not None
-    with nest.function(spec) as f:
-        rows = Rows(spec, f)
+    with nest.function(spec) as kernel:
+        rows = Rows(spec, kernel)
         steps, biases = nest.scratch(OPAQUE, "int32"), nest.scratch(len(POSITIONS), "int32")
         steps.store(0, made.x.quads)
         for position, bias in enumerate(made.form.biases):
             biases.store(position, nest.const(bias, "int32"))
-        x = pack_inputs(made.image, made.form, made.x, f["x"])
-        gradients = Gradients(made.image, made.form, made.g, f["g"], f.get("exponent"))
+        x = pack_inputs(made.image, made.form, made.x, kernel["x"])
+        gradients = Gradients(made.image, made.form, made.g, kernel["g"], kernel.get("exponent"))
         g = gradients.pack(spec.get("shift_groups", 1))
         work = made.x.size * made.g.channels
         with nest.parallel(made.x.blocks * made.g.blocks, work, "block") as task:
-            column, row = (h(task, made.g.blocks) for h in (tirx.floordiv, tirx.floormod))
+            column, row = (held(f(task, made.g.blocks)) for f in (tirx.floordiv, tirx.floormod))
             block = _Block(made, x, g, biases, nest.bound(steps[0]))
             block.multiply(column, row)
             block.write(column, row, rows)
-    return f.result
+    return kernel.result

@@ -13,13 +13,20 @@ from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_vectors import interleave, shift_of
 from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.cpu.winograd_input import WIDTH, Image, Shifts, Strip, pieces, span
-from sqcompile.backends.cpu.winograd_ranges import POSITIONS, SIDE, Split
+from sqcompile.backends.cpu.winograd_ranges import POSITIONS, Split
 from sqcompile.backends.cpu.winograd_wgrad_ranges import CENTRE, GRADIENT, Form
 
 QUAD = 4
 LANES = 16
 """Channels that are interleaved at a time."""
 TASKS = 8
+
+
+def held(value: Expr) -> Expr:
+    """An int32 in a register: TVM takes long over large indices."""
+    slot = nest.scratch(1, "int32")
+    slot.store(0, value)
+    return slot[0]
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,7 @@ class Packed:
             within = piece * LANES
             first = position * plane + tile * self.channels + block * self.block + within
             tiles = [staged[nest.ramp(first + u * self.channels, LANES)] for u in range(QUAD)]
-            at = self.start(block) + position * self.plane
-            at = at + (quad * self.block + within) * QUAD
+            at = self.start(block) + position * self.plane + (quad * self.block + within) * QUAD
             out.store(nest.ramp(at, WIDTH), interleave(tiles, LANES))
 
 
@@ -76,16 +82,16 @@ def pack_inputs(image: Image, form: Form, packed: Packed, source: Array) -> Arra
     with nest.parallel(-(-rows // step), packed.size, "strip") as task:
         strip = Strip(image, source, Shifts(None, 1, image.channels, split))
         staged = nest.workspace(len(POSITIONS) * plane, "uint8")
-        first, own = task * step, tirx.min(step, rows - task * step)
+        first, own = task * step, held(tirx.min(step, rows - task * step))
         with nest.serial(tirx.floordiv(own + batch - 1, batch), "batch") as number:
             with nest.serial(batch, "row") as r:
                 row = number * batch + r
-                n, y = (f(first + row, image.rows) for f in (tirx.floordiv, tirx.floormod))
+                n, y = (held(f(first + row, image.rows)) for f in (tirx.floordiv, tirx.floormod))
                 with nest.when(row < own):
                     strip.read(n, y, tirx.EQ(row, 0))
                     strip.transform(y, staged, r * image.line, plane, split)
             quads = batch * image.tiles // QUAD
-            before = tirx.floordiv(first + number * batch, batch) * quads
+            before = held(tirx.floordiv(first + number * batch, batch) * quads)
             with nest.serial(tirx.min(quads, packed.quads - before), "quad") as quad:
                 packed.quad(staged, plane, quad * QUAD, out, before + quad)
     return out
@@ -126,26 +132,20 @@ class Gradients:
         """(index, shift, bits that remain) of the four tokens of a tile, none of one that is not
         there. x86 shifts no bytes, so pairs of bytes are shifted and masked."""
         image = self.image
-        row, column = tirx.floordiv(tile, image.tiles), tirx.floormod(tile, image.tiles)
-        n, y = tirx.floordiv(row, image.rows), tirx.floormod(row, image.rows) * 2
+        row, x = held(tirx.floordiv(tile, image.tiles)), held(tirx.floormod(tile, image.tiles) * 2)
+        n, y = held(tirx.floordiv(row, image.rows)), held(tirx.floormod(row, image.rows) * 2)
         found = []
         for r, s in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            inside = tirx.all(n < image.images, y + r < self.height, column * 2 + s < self.width)
-            index = (n * self.height + y + r) * self.width + column * 2 + s
-            index = nest.bound(nest.select(inside, index, 0))
+            inside = tirx.all(n < image.images, y + r < self.height, x + s < self.width)
+            index = (n * self.height + y + r) * self.width + x + s
+            index = held(nest.select(inside, index, 0))
             shift = nest.zero("int32")
             if self.exponent is not None:
                 shift = shift_of(self.exponent, groups, index)
-            shift = self._held(shift)
+            shift = held(shift)
             mask = tirx.bitwise_and(tirx.shift_left(nest.const(255, "int32"), shift), 255) * 257
-            found.append((index, shift, self._held(nest.select(inside, mask, 0))))
+            found.append((index, shift, held(nest.select(inside, mask, 0))))
         return found
-
-    @staticmethod
-    def _held(value: Expr) -> Expr:
-        held = nest.scratch(1, "int32")
-        held.store(0, value)
-        return held[0]
 
     def _value(self, token: tuple[Expr, Expr, Expr], channel: Expr, lanes: int) -> Expr:
         index, *bits = token

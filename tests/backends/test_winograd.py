@@ -9,10 +9,11 @@ import torch
 import tvm
 
 from sqcompile.backends import targets
-from sqcompile.backends.cpu import winograd
+from sqcompile.backends.cpu import winograd, winograd_wgrad
 from sqcompile.backends.cpu.build import llvm_target
 from sqcompile.backends.cpu.machine import machine
 from sqcompile.backends.cpu.winograd_ranges import split
+from sqcompile.backends.cpu.winograd_wgrad_ranges import form
 from sqcompile.backends.kernels import RANGES, KernelSpec, spec_of
 from sqcompile.ops import OPS
 from sqcompile.ops.conv import output_shape
@@ -21,7 +22,8 @@ from tests.backends.cases import U8, Source, call_node, tensors
 
 @dataclass(frozen=True)
 class Convolution:
-    """A product of `op` with images x, `columns` output channels and ranges of its operands."""
+    """A product of `op` with images x, `columns` output channels and ranges of its operands: of
+    images or gradients, and of weights; of the gradient and images for wgrad."""
 
     op: str
     x: tuple[int, int, int, int]
@@ -30,6 +32,7 @@ class Convolution:
     values: tuple[int, int] = (-7, 7)
     weights: tuple[int, int] = (-7, 7)
     groups: int = 1
+    k_chunk: int = 0
     epilogue: bool = False
     bias: bool = False
 
@@ -43,23 +46,35 @@ class Convolution:
         """Of the op table."""
         return OPS[f"sq::conv_{self.op}{'_dequantize' * self.epilogue}"]
 
+    @property
+    def algorithm(self) -> Any:
+        """The module that computes it."""
+        return winograd_wgrad if self.op == "wgrad" else winograd
+
     def arguments(self) -> list[Any]:
         """Arguments whose integers are the ends of their ranges every other time."""
         s = Source(self.name)
         w = (self.columns, self.x[3], 3, 3)
         geometry = [[1, 1], [self.padding] * 2, [1, 1]]
-        weights = extreme(s, self.weights, w)
+        y = output_shape(self.x, w, *geometry)
         if self.op == "fprop":
-            found = [extreme(s, self.values, self.x), weights]
+            found = [extreme(s, self.values, self.x), extreme(s, self.weights, w)]
         else:
-            y = output_shape(self.x, w, *geometry)
-            found = [extreme(s, self.values, y), weights, None, self.groups, list(self.x)]
+            other, result = (self.x, w) if self.op == "wgrad" else (w, self.x)
+            found = [extreme(s, self.values, y), extreme(s, self.weights, other)]
+            found += [None, self.groups, list(result)]
             if self.groups > 1:
-                found[2] = s.integers(0, self.groups - 1, 1, 1, 1, self.columns)
-        found += [*geometry, 1, 0]
+                free = (*y[:3], 1) if self.op == "wgrad" else (1, 1, 1, self.columns)
+                found[2] = s.integers(0, self.groups - 1, *free)
+        found += [*geometry, 1, self.k_chunk]
         if self.epilogue:
-            last = self.columns if self.op == "fprop" else self.x[3]
-            found += [[s.uniform(1), s.uniform(last)], s.normal(last) if self.bias else None]
+            last = {
+                "fprop": (self.columns,),
+                "dgrad": (self.x[3],),
+                "wgrad": (self.columns, 1, 1, 1),
+            }
+            scale = last[self.op]
+            found += [[s.uniform(1), s.uniform(*scale)], s.normal(*scale) if self.bias else None]
             found += [self.bias]
         return found
 
@@ -86,6 +101,11 @@ CASES = [
     Convolution("dgrad", (2, 9, 6, 7), 12, 2, groups=3, values=(-15, 15)),
     Convolution("dgrad", (2, 3, 7, 32), 70, 0, weights=(-3, 3), groups=5, epilogue=True),
     Convolution("dgrad", (3, 4, 4, 128), 64, groups=4, epilogue=True),
+    # Halved centres, and none; tiles that fill no quad; rows and columns left over.
+    Convolution("wgrad", (2, 8, 8, 64), 64, weights=(0, 15), groups=4, epilogue=True),
+    Convolution("wgrad", (3, 7, 9, 32), 48, groups=4),
+    Convolution("wgrad", (5, 5, 6, 32), 16, 0, groups=3, epilogue=True, bias=True),
+    Convolution("wgrad", (1, 3, 4, 32), 16, 2, (-31, 31), (0, 63)),
 ]
 
 
@@ -103,7 +123,7 @@ def functions() -> dict[Convolution, Any]:
     """All kernels, compiled at once."""
     target = targets.get("cpu")
     with target.compiled_for():
-        made = {f"k{i}": winograd.generate(case.spec()) for i, case in enumerate(CASES)}
+        made = {f"k{i}": case.algorithm.generate(case.spec()) for i, case in enumerate(CASES)}
     module = {name: one.with_attr("global_symbol", name) for name, one in made.items()}
     built = tvm.compile(tvm.IRModule(module), target=llvm_target(target))
     return {case: built[name] for case, name in zip(CASES, made, strict=True)}
@@ -120,7 +140,7 @@ def test_kernel_equals_reference(case: Convolution) -> None:
 
 def fits(case: Convolution, mcpu: str = "") -> bool:
     with targets.get("cpu", mcpu=mcpu).compiled_for():
-        return winograd.fits(case.spec())
+        return bool(case.algorithm.fits(case.spec()))
 
 
 @needs_bytes
@@ -135,6 +155,19 @@ def test_fits_where_it_is_exact_and_pays() -> None:
     backward = Convolution("dgrad", (4, 8, 8, 64), 64, groups=4)
     assert fits(backward)
     assert not fits(replace(backward, groups=5))
+
+
+@needs_bytes
+def test_gradients_of_weights_fit_where_it_is_exact_and_pays() -> None:
+    layer = Convolution("wgrad", (16, 8, 8, 64), 64, weights=(0, 15), groups=4, epilogue=True)
+    assert fits(layer)
+    assert not fits(layer, "x86-64-v3")
+    assert not fits(replace(layer, groups=5))
+    assert not fits(replace(layer, values=(-15, 15)))
+    assert not fits(replace(layer, weights=(0, 127)))
+    assert not fits(replace(layer, x=(16, 8, 8, 48)))
+    assert not fits(replace(layer, columns=24))
+    assert not fits(replace(layer, k_chunk=4, epilogue=False))
 
 
 @pytest.mark.parametrize(
@@ -161,3 +194,29 @@ def test_split_of_shifts(
 def test_a_long_reduction_has_no_split() -> None:
     assert split((0, 15), (-7, 7), 1, depth=512)
     assert split((0, 15), (-7, 7), 1, depth=1 << 20) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "seen", "groups", "halved"),
+    [
+        ((-7, 7), (0, 15), 1, False),
+        ((-7, 7), (0, 15), 3, False),
+        ((-7, 7), (0, 15), 4, True),
+        ((-7, 7), (-7, 7), 4, True),
+        ((-31, 31), (0, 63), 1, False),
+        ((-63, 63), (0, 15), 1, True),
+        ((-7, 7), (0, 15), 5, None),
+        ((-31, 31), (0, 15), 3, None),
+        ((-7, 7), (0, 127), 1, None),
+    ],
+)
+def test_form_of_a_gradient(
+    given: tuple[int, int], seen: tuple[int, int], groups: int, halved: bool | None
+) -> None:
+    found = form(given, seen, groups, tiles=4096)
+    assert (found and found.halved) == halved
+
+
+def test_a_gradient_of_many_tiles_has_no_form() -> None:
+    assert form((-7, 7), (0, 15), 4, tiles=1 << 14)
+    assert form((-7, 7), (0, 15), 4, tiles=1 << 16) is None
