@@ -29,6 +29,7 @@ class Rows(Epilogue):
         return all(not any(epilogue.steps(operand)[1:]) for operand in operands)
 
     def steps(self, operand: Array) -> list[int]:
+        """The strides with which a scale is read as rows: one value a row, or one for all."""
         return [int(operand.size > 1), 0]
 
 

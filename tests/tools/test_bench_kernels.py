@@ -2,13 +2,18 @@
 
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import geometric_mean
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / "tools"
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +91,51 @@ def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
 
     result = CliRunner().invoke(main, ["--only", "gem"])
     assert result.exit_code == 2 and "there are gemm, shift_gemm" in result.output
+
+
+Measured = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least geometric mean of a family's ratios over the shapes that `of` selects, with one
+    thread, each against the fastest of `peers`."""
+
+    family: str
+    peers: tuple[str, ...]
+    least: float
+    of: Callable[[str], bool] = lambda shape: True
+
+
+HALF = ("fp32", "bf16")
+RESNET20 = ("128x32x32 16->16 3x3 4", "128x16x16 32->32 3x3 4", "128x8x8 64->64 3x3 4")
+RESNET18 = tuple(
+    f"16x{size}x{size} {channels}->{channels} 3x3 4"
+    for size, channels in ((32, 64), (16, 128), (8, 256), (4, 512))
+)
+BOUNDS = (
+    Bound("gemm", ("bf16",), 1.85),
+    Bound("quantize_gemm", ("bf16",), 1.5, lambda shape: shape.startswith("dW")),
+    Bound("conv_fprop", HALF, 2.0, lambda shape: shape.startswith(RESNET20)),
+    Bound("conv_dgrad", HALF, 2.0, lambda shape: shape.startswith(RESNET20)),
+    Bound("conv_wgrad", HALF, 2.0, lambda shape: shape.startswith(RESNET20)),
+    Bound("conv_fprop", HALF, 2.6, lambda shape: shape.startswith(RESNET18)),
+    Bound("conv_dgrad", HALF, 2.6, lambda shape: shape.startswith(RESNET18)),
+    Bound("conv_wgrad", HALF, 2.1, lambda shape: shape.startswith(RESNET18)),
+    Bound("l1_batch_norm", ("BatchNorm2d",), 1.36),
+    Bound("l1_layer_norm", ("LayerNorm",), 1.36),
+)
+
+
+@pytest.mark.claims
+@pytest.mark.parametrize("bound", BOUNDS, ids=lambda b: f"{b.family}-{b.least}")
+def test_kernels_reach_the_ratios_that_are_claimed(bound: Bound) -> None:
+    rows: list[Measured] = json.loads((ROOT / "runs" / "claims" / "kernels.json").read_text())
+    by_shape: dict[str, list[Measured]] = {}
+    for row in rows:
+        wanted = row["name"] == bound.family and row["peer_name"] in bound.peers
+        if wanted and row["threads"] == 1 and bound.of(row["shape"]):
+            by_shape.setdefault(row["shape"], []).append(row)
+    assert by_shape
+    least = [min(row["peer"] for row in found) / found[0]["ours"] for found in by_shape.values()]
+    assert geometric_mean(least) >= bound.least
