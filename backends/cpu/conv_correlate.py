@@ -25,7 +25,7 @@ from sqcompile.backends.cpu.machine import machine
 from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.kernels import KernelSpec
 
-IMAGE_BYTES = 1 << 17
+IMAGE_BYTES = 160 << 10
 """Padded lines that a task packs at a time, about: beside a panel they fit the L2 cache."""
 LONG_IMAGE = 1 << 18
 """Bytes from which an image is packed in pieces."""
@@ -52,6 +52,13 @@ def tile_of(outputs: int) -> tuple[int, int, int]:
     vectors = -(-vectors // blocks)
     pixels = {1: 16, 2: 12, 3: 8, 4: 6}[vectors]
     return blocks, vectors, pixels if cpu.registers >= 32 else pixels // 2 - 1
+
+
+def even(count: int, most: int) -> int:
+    """A size of at most `most` that cuts `count` into pieces with little or no overlap."""
+    divisor = next(n for n in range(most, 0, -1) if count % n == 0)
+    pieces = -(-count // most)
+    return divisor if 2 * divisor >= most else -(-count // pieces)
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ class Correlation:
         size = self.image(most, None).size * (1 if self.stored.dot.bytes else 2)
         pixels = most * self.columns.count
         images = max(self.images // TASKS, -(-PIXELS // pixels))
-        images = max(1, min(IMAGE_BYTES // size, images, self.images))
+        images = even(self.images, max(1, min(IMAGE_BYTES // size, images, self.images)))
         pieces = -(-size // IMAGE_BYTES) if size > LONG_IMAGE else 1
         pieces = max(pieces, -(-TASKS // self.images))
         if images > 1 or pieces == 1:

@@ -1,6 +1,6 @@
 """Sums of wgrad on their way from vectors of (column tap, channel) pairs to weights OIHW."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from tvm import tirx
@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from sqcompile.backends.cpu.conv_wgrad import Slices
 
 
+<<<<<<< HEAD
 class Rows(Epilogue):
+=======
+FEW_TAPS = 16
+"""Kernel pixels up to which vectors of sums are transposed in registers."""
+
+
+class _Rows(Epilogue):
+>>>>>>> conv
     """An epilogue that sees weights (O, C, KH, KW) as rows (O, C * KH * KW)."""
 
     def __init__(self, spec: KernelSpec, f: nest.Function) -> None:
@@ -106,8 +114,8 @@ class Sums:
                 value = value - nest.splat(offset[out], lanes)
             return value if kind == self.kind else nest.cast(value, kind, lanes)
 
-        if self.rows is not None and slices.whole and slices.channels == slices.lanes:
-            self._turned(total, piece, out)
+        if self.rows is not None and slices.whole and g.taps <= FEW_TAPS:
+            self._turned(self.rows, total, piece, out)
             return
         row = nest.scratch(slices.lanes, kind)
         with nest.loops([g.rows.kernel, slices.vectors], "v") as (tap, vector):
@@ -118,16 +126,20 @@ class Sums:
                 with nest.when(tirx.all(kw < g.columns.kernel, c < g.inputs)):
                     self.epilogue.element(row[lane], [out, c, tap, kw])
 
-    def _turned(self, total: object, piece: Expr, out: Expr) -> None:
-        """`lanes` channels of all taps: the transpose of vectors of one tap each is a stretch of
-        the output."""
+    def _turned(
+        self, rows: _Rows, total: Callable[[int, int], Expr], piece: Expr, out: Expr
+    ) -> None:
+        """`lanes` channels of all taps at a time: the transpose of vectors of one tap each is a
+        stretch of the output."""
         lanes, taps = self.slices.lanes, self.g.taps
-        vectors = [total(tap * lanes, lanes) for tap in range(taps)]
-        first = self.slices.first(piece) * taps
-        for j in range(taps):
-            order = [(i % taps) * lanes + i // taps for i in range(j * lanes, (j + 1) * lanes)]
-            turned = tirx.Shuffle(vectors, [tirx.const(i, "int32") for i in order])
-            self.rows.vector(turned, [out, first + j * lanes], lanes)
+        together = self.slices.vectors // self.g.columns.kernel
+        for part in range(together):
+            vectors = [total((tap * together + part) * lanes, lanes) for tap in range(taps)]
+            first = (self.slices.first(piece) + part * lanes) * taps
+            for j in range(taps):
+                order = [(i % taps) * lanes + i // taps for i in range(j * lanes, (j + 1) * lanes)]
+                turned = tirx.Shuffle(vectors, [tirx.const(i, "int32") for i in order])
+                rows.vector(turned, [out, first + j * lanes], lanes)
 
     def nothing(self) -> None:
         """Zeros through the epilogue: there are no tokens."""
