@@ -15,15 +15,11 @@ if TYPE_CHECKING:
     from sqcompile.backends.cpu.conv_wgrad import Slices
 
 
-<<<<<<< HEAD
-class Rows(Epilogue):
-=======
 FEW_TAPS = 16
 """Kernel pixels up to which vectors of sums are transposed in registers."""
 
 
-class _Rows(Epilogue):
->>>>>>> conv
+class Rows(Epilogue):
     """An epilogue that sees weights (O, C, KH, KW) as rows (O, C * KH * KW)."""
 
     def __init__(self, spec: KernelSpec, f: nest.Function) -> None:
@@ -127,7 +123,7 @@ class Sums:
                     self.epilogue.element(row[lane], [out, c, tap, kw])
 
     def _turned(
-        self, rows: _Rows, total: Callable[[int, int], Expr], piece: Expr, out: Expr
+        self, rows: Rows, total: Callable[[int, int], Expr], piece: Expr, out: Expr
     ) -> None:
         """`lanes` channels of all taps at a time: the transpose of vectors of one tap each is a
         stretch of the output."""
