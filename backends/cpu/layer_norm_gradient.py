@@ -12,7 +12,7 @@ from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.layer_norm import RowGradients
-from sqcompile.backends.cpu.layer_norm_quantize import TASKS, row_absmax
+from sqcompile.backends.cpu.layer_norm_quantize import row_absmax
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
 from sqcompile.backends.cpu.norm import held
 from sqcompile.backends.cpu.philox import BLOCK, Philox
@@ -23,6 +23,8 @@ from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.quantize import limits
 
+TASKS = 64
+"""Blocks of groups; a block has scratch for one group."""
 GROUP = 2048
 """Elements of a group of rows, at least: its draws as floats take 8 KB."""
 

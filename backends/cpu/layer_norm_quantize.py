@@ -1,5 +1,5 @@
-"""L1 layer norm of float rows: absmax, quantisation, statistics and result in one visit of a row,
-whose integers stay in the L1 cache."""
+"""L1 layer norm of float rows: absmax, quantisation, statistics and result while a few rows and
+their integers lie in the L1 cache."""
 
 from collections.abc import Callable
 
@@ -7,17 +7,13 @@ from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.bit_packing import nibbles
-from sqcompile.backends.cpu.layer_norm import Row, row_spread, whole_bytes
+from sqcompile.backends.cpu.layer_norm import Row, row_blocks, row_spread, whole_bytes
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
-from sqcompile.backends.cpu.norm import f32, held
-from sqcompile.backends.cpu.rounding import is_tiny, rounded, steps_per_unit
+from sqcompile.backends.cpu.norm import held
+from sqcompile.backends.cpu.rounding import rounded, step, steps_per_unit
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.norm_fused import PACKED_BITS
-from sqcompile.ops.quantize import limits
-
-TASKS = 64
-"""Blocks of rows; a block has one row of scratch."""
 
 
 def _packs(spec: KernelSpec) -> bool:
@@ -54,27 +50,33 @@ def quantize_l1_layer_norm(spec: KernelSpec) -> object:
     with nest.function(spec) as f:
         x, (y, xhat, coefficient, absmax) = f["x"], f.outputs
         rows, length = x.shape
-        tasks = min(rows, TASKS)
-        with nest.parallel(tasks, x.size * 8, "task") as task:
-            q = nest.scratch(length, "int8")
-            begin = tirx.floordiv(task * rows, tasks)
-            count = tirx.floordiv((task + 1) * rows, tasks) - begin
-            with nest.serial(count, "row") as index:
-                m = begin + index
-                start = m * length
-                r = row_absmax(lambda i, first=start: x[first + i], length)
-                absmax.store(m, r)
-                steps = held(nest.select(is_tiny(r), f32(0.0), steps_per_unit(bits, True, r)))
-                scale = nest.select(is_tiny(r), f32(1.0), r / f32(limits(bits, True)[1]))
+        with row_blocks(rows, length, length * 8) as (most, first, count):
+            q = nest.workspace(max(most * length, nest.STACK), "int8")
+            factors, means = nest.scratch(most, "float32"), nest.scratch(most, "int32")
+            origin = first * length
+            with nest.serial(count, "row") as row:
+                start = origin + row * length
+                absmax.store(first + row, row_absmax(lambda i, at=start: x[at + i], length))
+            with nest.serial(count, "row") as row:
+                start, r = row * length, held(absmax[first + row])
+                steps = held(steps_per_unit(bits, True, r))
 
                 def quantize(i: Expr) -> None:
-                    q.store(i, nest.cast(rounded(nest.fence(x[start + i] * steps)), "int8"))
+                    value = rounded(nest.fence(x[origin + start + i] * steps))
+                    q.store(start + i, nest.cast(value, "int8"))
 
                 nest.vectors(length, quantize)
-                spread, mean = row_spread(spec, q, 0, scale)
-                row = Row(spec, q, 0, spread.factor, mean, f.get("gamma"), f.get("beta"))
+            with nest.serial(count, "row") as row:
+                m = first + row
+                spread, mean = row_spread(spec, q, row * length, step(bits, True, 1, absmax[m]))
                 coefficient.store(m, spread.coefficient)
-                _write(row, y, xhat if _packs(spec) else None, xhat, start, length)
+                factors.store(row, spread.factor)
+                means.store(row, mean)
+            with nest.serial(count, "row") as row:
+                factor, mean = held(factors[row]), held(means[row], "int32")
+                one = Row(spec, q, row * length, factor, mean, f.get("gamma"), f.get("beta"))
+                packed = xhat if _packs(spec) else None
+                _write(one, y, packed, xhat, (first + row) * length, length)
     return f.result
 
 
