@@ -217,8 +217,8 @@ def generate(spec: KernelSpec) -> object:
         for position, bias in enumerate(made.form.biases):
             biases.store(position, nest.const(bias, "int32"))
         x = pack_inputs(made.image, made.form, made.x, kernel["x"])
-        gradients = Gradients(made.image, made.form, made.g, kernel["g"], kernel.get("exponent"))
-        g = gradients.pack(spec.get("shift_groups", 1))
+        given = (kernel["g"], kernel.get("exponent"), spec["shift_groups"])
+        g = Gradients(made.image, made.form, made.g, *given).pack()
         work = made.x.size * made.g.channels
         with nest.parallel(made.x.blocks * made.g.blocks, work, "block") as task:
             column, row = (held(f(task, made.g.blocks)) for f in (tirx.floordiv, tirx.floormod))

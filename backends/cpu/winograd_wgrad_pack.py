@@ -12,7 +12,7 @@ from tvm import tirx
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_vectors import interleave, shift_of
 from sqcompile.backends.cpu.nest import Array, Expr
-from sqcompile.backends.cpu.winograd_input import WIDTH, Image, Shifts, Strip, pieces, span
+from sqcompile.backends.cpu.winograd_input import WIDTH, Image, Shifts, Strip, repeated
 from sqcompile.backends.cpu.winograd_ranges import POSITIONS, Split
 from sqcompile.backends.cpu.winograd_wgrad_ranges import CENTRE, GRADIENT, Form
 
@@ -20,6 +20,8 @@ QUAD = 4
 LANES = 16
 """Channels that are interleaved at a time."""
 TASKS = 8
+TOKENS = ((0, 0), (0, 1), (1, 0), (1, 1))
+"""Of a tile of the gradient, row and column."""
 
 
 def held(value: Expr) -> Expr:
@@ -40,8 +42,9 @@ class Packed:
 
     @property
     def plane(self) -> int:
-        """Bytes of a position of a block."""
-        return self.quads * self.block * QUAD
+        """Bytes of a position of a block, a line more: positions that are written side by side
+        would share their cache sets if they were a power of two apart."""
+        return self.quads * self.block * QUAD + WIDTH
 
     @property
     def blocks(self) -> int:
@@ -101,66 +104,82 @@ class Gradients:
     """G g G^T of tiles (images, height, width, channels) of the gradient with its shifts."""
 
     def __init__(
-        self, image: Image, form: Form, packed: Packed, source: Array, exponent: Array | None
+        self,
+        image: Image,
+        form: Form,
+        packed: Packed,
+        source: Array,
+        exponent: Array | None,
+        groups: int,
     ) -> None:
         self.image, self.form, self.packed = image, form, packed
         self.source, self.exponent = source, exponent
+        self.groups = 1 if exponent is None else groups
         self.height, self.width = source.shape[1:3]
 
-    def pack(self, groups: int) -> Array:
+    def pack(self) -> Array:
         """The packed operands."""
-        packed, channels = self.packed, self.packed.channels
-        out = nest.workspace(packed.size, "int8")
-        plane = QUAD * channels
+        packed, out = self.packed, nest.workspace(self.packed.size, "int8")
         step = -(-packed.quads // TASKS)
-        with nest.parallel(-(-packed.quads // step), packed.size, "strip") as task:
-            staged = nest.workspace(packed.planes * plane, "int8")
-            with nest.serial(tirx.min(step, packed.quads - task * step), "quad") as number:
-                quad = task * step + number
-                with nest.serial(QUAD, "tile") as tile:
-                    tokens = self._tokens(quad * QUAD + tile, groups)
-                    for channel, lanes in pieces(channels):
-                        values = [self._value(token, channel, lanes) for token in tokens]
-                        for position, value in enumerate(self._transform(values, lanes)):
-                            at = span(position * plane + tile * channels + channel, lanes)
-                            out_value = tirx.reinterpret(f"int8x{lanes}", value)
-                            staged.store(at, out_value)
-                packed.quad(staged, plane, 0, out, quad)
+        with (
+            nest.parallel(-(-packed.quads // step), packed.size, "strip") as task,
+            nest.serial(tirx.min(step, packed.quads - task * step), "quad") as number,
+        ):
+            quad = held(task * step + number)
+            indices = nest.scratch(len(TOKENS) * QUAD, "int32")
+            masks = nest.scratch(len(TOKENS) * self.groups * QUAD, "uint8")
+            with nest.serial(QUAD, "tile") as tile:
+                self._find(held(quad * QUAD + tile), tile, indices, masks)
+            with (
+                nest.serial(packed.blocks, "block") as block,
+                nest.serial(packed.block // LANES, "piece") as piece,
+            ):
+                within = piece * LANES
+                first = held(block * packed.block + within)
+                at = held(packed.start(block) + (quad * packed.block + within) * QUAD)
+                values = [self._value(k, first, indices, masks) for k in range(len(TOKENS))]
+                for position, value in enumerate(self._transform(values)):
+                    value = tirx.reinterpret(f"int8x{WIDTH}", value)
+                    out.store(nest.ramp(at + position * packed.plane, WIDTH), value)
         return out
 
-    def _tokens(self, tile: Expr, groups: int) -> list[tuple[Expr, Expr, Expr]]:
-        """(index, shift, bits that remain) of the four tokens of a tile, none of one that is not
-        there. x86 shifts no bytes, so pairs of bytes are shifted and masked."""
+    def _find(self, tile: Expr, place: Expr, indices: Array, masks: Array) -> None:
+        """Indices of the tokens of a tile, and their shifts as masks: for each bit 255 where a
+        value is doubled once more, then 255 where there is a token at all."""
         image = self.image
         row, x = held(tirx.floordiv(tile, image.tiles)), held(tirx.floormod(tile, image.tiles) * 2)
         n, y = held(tirx.floordiv(row, image.rows)), held(tirx.floormod(row, image.rows) * 2)
-        found = []
-        for r, s in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        for k, (r, s) in enumerate(TOKENS):
             inside = tirx.all(n < image.images, y + r < self.height, x + s < self.width)
-            index = (n * self.height + y + r) * self.width + x + s
-            index = held(nest.select(inside, index, 0))
-            shift = nest.zero("int32")
-            if self.exponent is not None:
-                shift = shift_of(self.exponent, groups, index)
-            shift = held(shift)
-            mask = tirx.bitwise_and(tirx.shift_left(nest.const(255, "int32"), shift), 255) * 257
-            found.append((index, shift, held(nest.select(inside, mask, 0))))
-        return found
+            index = held(nest.select(inside, (n * self.height + y + r) * self.width + x + s, 0))
+            indices.store(k * QUAD + place, index)
+            yes = [inside]
+            if self.groups > 1:
+                shift = held(shift_of(self.exponent, self.groups, index))
+                yes = [*(shift > bit for bit in range(self.groups - 1)), inside]
+            for bit, one in enumerate(yes):
+                mask = nest.cast(nest.select(one, nest.const(255, "int32"), 0), "uint8")
+                masks.store((k * self.groups + bit) * QUAD + place, mask)
 
-    def _value(self, token: tuple[Expr, Expr, Expr], channel: Expr, lanes: int) -> Expr:
-        index, *bits = token
-        half = lanes // 2
-        shift, mask = (nest.splat(nest.cast(one, "uint16"), half) for one in bits)
-        value = self.source[nest.ramp(index * self.packed.channels + channel, lanes)]
-        pairs = tirx.reinterpret(f"uint16x{half}", value)
-        pairs = tirx.bitwise_and(tirx.shift_left(pairs, shift), mask)
-        return tirx.reinterpret(f"uint8x{lanes}", pairs)
+    def _value(self, token: int, channel: Expr, indices: Array, masks: Array) -> Expr:
+        """LANES channels of a token of four tiles, interleaved, with their shifts."""
+        rows = []
+        for tile in range(QUAD):
+            start = indices[token * QUAD + tile] * self.packed.channels + channel
+            rows.append(nest.cast(self.source[nest.ramp(start, LANES)], "uint8", LANES))
+        value = interleave(rows, LANES)
+        for bit in range(self.groups):
+            (value,) = nest.kept([value], "uint8", WIDTH)
+            word = masks[nest.ramp((token * self.groups + bit) * QUAD, QUAD)]
+            kept = tirx.bitwise_and(value, repeated(tirx.reinterpret("uint32", word), LANES))
+            value = value + kept if bit < self.groups - 1 else kept
+        return value
 
-    def _transform(self, values: list[Expr], lanes: int) -> list[Expr]:
+    def _transform(self, values: list[Expr]) -> list[Expr]:
         """The operands, bytes modulo 256."""
-        values = nest.kept(values, "uint8", lanes)
+        values = nest.kept(values, "uint8", WIDTH)
         columns = [
-            nest.kept([_sum(f, values[s], values[2 + s]) for f in GRADIENT], "uint8", lanes)
+            nest.kept([_sum(f, values[s], values[2 + s]) for f in GRADIENT], "uint8", WIDTH)
             for s in range(2)
         ]
         found, low = [], []
@@ -169,9 +188,9 @@ class Gradients:
             if not (self.form.halved and i in CENTRE and j in CENTRE):
                 found.append(_sum(GRADIENT[j], left, right))
                 continue
-            zero = nest.splat(nest.zero("uint8"), lanes)
+            zero = nest.splat(nest.zero("uint8"), WIDTH)
             right = right if GRADIENT[j][1] > 0 else zero - right
-            (high,) = nest.kept([_half(left, right, lanes)], "uint8", lanes)
+            (high,) = nest.kept([_half(left, right)], "uint8", WIDTH)
             found.append(high)
             low.append(left + right - high - high)
         return found + low
@@ -184,10 +203,10 @@ def _sum(factors: tuple[int, ...], first: Expr, second: Expr) -> Expr:
     return (first, first + second, first - second)[factors[1]]
 
 
-def _half(first: Expr, second: Expr, lanes: int) -> Expr:
+def _half(first: Expr, second: Expr) -> Expr:
     """Half the sum of signed bytes, rounded up: x86 has it for unsigned ones."""
-    sign = nest.splat(nest.const(128, "uint8"), lanes)
-    wide = [nest.cast(one + sign, "uint16", lanes) for one in (first, second)]
-    total = wide[0] + wide[1] + nest.splat(nest.const(1, "uint16"), lanes)
-    total = tirx.shift_right(total, nest.splat(nest.const(1, "uint16"), lanes))
-    return nest.cast(total, "uint8", lanes) + sign
+    sign = nest.splat(nest.const(128, "uint8"), WIDTH)
+    wide = [nest.cast(one + sign, "uint16", WIDTH) for one in (first, second)]
+    total = wide[0] + wide[1] + nest.splat(nest.const(1, "uint16"), WIDTH)
+    total = tirx.shift_right(total, nest.splat(nest.const(1, "uint16"), WIDTH))
+    return nest.cast(total, "uint8", WIDTH) + sign
