@@ -179,16 +179,14 @@ def _quantize_gradient(editor: Editor, node: Node) -> None:
     q, scale, xhat, coefficient, step = node.args
     if not is_call(q, quantize.quantize_stochastic) or not is_call(scale, quantize.quant_scale):
         return
-    h, r, outer, exponent, rng, bits, stream = q.args  # type: ignore[union-attr]
-    if (
-        outer is not None
-        or exponent is not None
-        or not is_call(r, quantize.absmax)
-        or list(r.args) != [h, None, [1]]
-        or list(scale.args) != [r, bits, True, 1]  # type: ignore[union-attr]
-        or set(q.users) | set(scale.users) != {node}  # type: ignore[union-attr]
-        or set(r.users) != {q, scale}
-    ):
+    assert isinstance(q, Node) and isinstance(scale, Node)
+    h, r, outer, exponent, rng, bits, stream = q.args
+    if not is_call(r, quantize.absmax) or outer is not None or exponent is not None:
+        return
+    assert isinstance(h, Node) and isinstance(r, Node)
+    alone = set(q.users) | set(scale.users) == {node} and set(r.users) == {q, scale}
+    per_row = list(r.args) == [h, None, [1]] and list(scale.args) == [r, bits, True, 1]
+    if not alone or not per_row:
         return
     g, gamma = h, None
     if is_call(h, aten.mul.Tensor) and set(h.users) == {r, q}:

@@ -2,6 +2,7 @@
 their integers lie in the L1 cache."""
 
 from collections.abc import Callable
+from functools import partial
 
 from tvm import tirx
 
@@ -43,6 +44,10 @@ def row_absmax(value: Callable[[Expr], Expr], length: int) -> Expr:
     return held(nest.bits_of(best[0], "float32"))
 
 
+def _element(x: Array, start: Expr, i: Expr) -> Expr:
+    return x[start + i]
+
+
 @KERNELS.kernel("sq::quantize_l1_layer_norm", limit=_limit)
 def quantize_l1_layer_norm(spec: KernelSpec) -> object:
     """No element is beyond the absmax of its row, so nothing is clamped."""
@@ -55,8 +60,8 @@ def quantize_l1_layer_norm(spec: KernelSpec) -> object:
             factors, means = nest.scratch(most, "float32"), nest.scratch(most, "int32")
             origin = first * length
             with nest.serial(count, "row") as row:
-                start = origin + row * length
-                absmax.store(first + row, row_absmax(lambda i, at=start: x[at + i], length))
+                read = partial(_element, x, origin + row * length)
+                absmax.store(first + row, row_absmax(read, length))
             with nest.serial(count, "row") as row:
                 start, r = row * length, held(absmax[first + row])
                 steps = held(steps_per_unit(bits, True, r))
