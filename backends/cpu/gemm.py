@@ -54,6 +54,9 @@ class Product:
         if not shape.batch * shape.m * shape.n:
             self.epilogue.finish(0)
             return
+        if not shape.k:
+            self._empty_sums()
+            return
         self._tables()
         self._pack_b()
         extents = [shape.batch, shape.row_blocks, shape.column_blocks]
@@ -63,9 +66,16 @@ class Product:
             Block(self, *nest.unravel(task, extents)).emit()
         self.epilogue.finish(tasks)
 
+    def _empty_sums(self) -> None:
+        """Nothing to add: results are what the epilogue makes of zero."""
+        self.epilogue.prepare(1)
+        with self.epilogue.task(0), nest.loops(self.epilogue.shape) as at:
+            self.epilogue.element(nest.zero("int32"), at)
+        self.epilogue.finish(1)
+
     def _tables(self) -> None:
         factors: dict[str, Factors] = {}
-        if self.exponent is not None and self.groups > 1 and self.shape.k:
+        if self.exponent is not None and self.groups > 1:
             exponents = Exponents.of(self.exponent, self.groups, self.a, not self.a_contiguous)
             of_b, needed = self.plan.b.shift, self.groups - 1
             if self.plan.sorted:

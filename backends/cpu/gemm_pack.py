@@ -252,11 +252,15 @@ class Packing:
             nest.prefetch(source.array, source.at(places.line(v) + tirx.floormod(line, BYTES), k))
 
     def _values(self, part: Part) -> None:
-        """Value by value, then shifted and biased in vectors."""
+        """Value by value into scratch memory, then shifted and biased in vectors. These overlap,
+        so it cannot be done in place, and TVM would use one buffer for both if it were read at
+        the indices that are written: the scratch has a margin."""
         shape, places, dot = self.shape, part.places, self.dot
         lines = dot.lanes if places.full else min(part.source.lines, dot.lanes)
-        with nest.serial(shape.quads * places.width * dot.depth, "clear") as i:
-            part.out.store(part.base + i, nest.zero(self.dtype))
+        margin = dot.depth
+        held = nest.scratch(margin + shape.quads * places.width * dot.depth, self.dtype)
+        with nest.serial(held.size, "clear") as i:
+            held.store(i, nest.zero(self.dtype))
         table = None if self.order is None else self.order.table(part.batch, part.segment)
         count: Expr = self.length(part.segment)
         if self.order is not None:
@@ -270,9 +274,9 @@ class Packing:
             if self.order is not None:
                 k = self.order.step(table, place)
             value = part.source.array[part.source.at(places.line(v) + line, k)]
-            at = self._at(part, v, tirx.floordiv(place, dot.depth))
+            at = self._at(part, v, tirx.floordiv(place, dot.depth)) - part.base + margin
             at = at + line * dot.depth + tirx.floormod(place, dot.depth)
-            part.out.store(at, nest.cast(value, self.dtype))
+            held.store(at, nest.cast(value, self.dtype))
         with nest.serial(shape.quads, "quad") as quad, nest.serial(places.count, "v") as v:
-            packed = part.out[nest.ramp(self._at(part, v, quad), dot.lanes * dot.depth)]
-            self._finish(part, v, quad, packed)
+            at = self._at(part, v, quad) - part.base + margin
+            self._finish(part, v, quad, held[nest.ramp(at, dot.lanes * dot.depth)])

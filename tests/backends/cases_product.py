@@ -126,6 +126,11 @@ def _long_products() -> Made:
         )
     yield (
         "shift_matmul",
+        "few-steps",
+        lambda s: [s.grid(I8, 47, 3), s.grid(I8, 3, 47), None, 1, False, False, 0],
+    )
+    yield (
+        "shift_matmul",
         "batches",
         lambda s: [s.grid(U8, 17, 5, 8), s.grid(I8, 17, 20, 8), None, 1, False, True, 0],
     )
