@@ -272,11 +272,14 @@ class Block:
         for r in range(shape.rows):
             for v in range(shape.vectors):
                 row = self.batch * shape.m + self._row(tile) + r
-                nest.prefetch(epilogue.out, row * shape.n + self.product.column(panel, v))
+                nest.prefetch(
+                    epilogue.out, row * shape.n + self.product.column(panel, v), write=True
+                )
 
     def _reduce(self, sums: Tile, packed_b: PanelB, tile: Expr, segment: Expr) -> None:
         product, shape, depth = self.product, self.shape, self.dot.depth
         rows: InPlace | Packed
+        ahead = product.in_place and shape.segments == 1
         count, missing = product.quads(segment), 0
         if product.in_place:
             row = self.batch * shape.m + self._row(tile)
@@ -287,9 +290,14 @@ class Block:
         else:
             start = (self._row(tile) - self.first_row) * depth
             rows = Packed(self.packed, start, self.width, self.dot)
-        product.reduce(
-            self.batch, segment, count, lambda quad: sums.step(rows, packed_b, quad), sums.double
-        )
+        following = self.batch * shape.m + self._row(tile + 1)
+
+        def step(quad: Expr) -> None:
+            if ahead:  # the rows of the next tile: interleaved reads of them are no pattern
+                nest.prefetch(product.a, following * shape.k + quad * (shape.rows * depth))
+            sums.step(rows, packed_b, quad)
+
+        product.reduce(self.batch, segment, count, step, sums.double)
         if missing:
             assert isinstance(rows, InPlace)
             sums.step(rows.rest(missing), packed_b, count)

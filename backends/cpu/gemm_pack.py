@@ -23,6 +23,8 @@ from sqcompile.backends.cpu.nest import Array, Expr
 
 BYTES = 16
 """Lines and steps of a block that is transposed byte by byte."""
+FETCH = 128
+"""Steps ahead at which lines are fetched that are transposed byte by byte."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,7 @@ class Packing:
             nest.serial(tirx.floordiv(length + BYTES - 1, BYTES), "block") as block,
         ):
             k = tirx.min(block * BYTES, length - BYTES)
+            self._fetch(part, group * joined, joined, block, first + k + FETCH)
             rows = []
             for i in range(BYTES):
                 parts = []
@@ -239,6 +242,14 @@ class Packing:
         whole = Source(turned, (BYTES - first) * width, width, shape.k, False)
         rows_of = replace(places, line=lambda v: v * BYTES)
         return replace(part, source=whole, places=rows_of)
+
+    def _fetch(self, part: Part, vector: Expr, joined: int, block: Expr, k: Expr) -> None:
+        """Fetch step k of a quarter of the lines: four blocks share a cache line, in turns."""
+        source, places, count = part.source, part.places, joined * BYTES // 4
+        with nest.serial(count, "ahead") as ahead:
+            line = tirx.floormod(block, 4) * count + ahead
+            v = tirx.min(vector + tirx.floordiv(line, BYTES), places.count - 1)
+            nest.prefetch(source.array, source.at(places.line(v) + tirx.floormod(line, BYTES), k))
 
     def _values(self, part: Part) -> None:
         """Value by value, then shifted and biased in vectors."""

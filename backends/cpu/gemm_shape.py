@@ -14,7 +14,7 @@ from sqcompile.backends.cpu.gemm_plan import INT32_LIMIT, Plan
 from sqcompile.backends.cpu.machine import Machine
 from sqcompile.backends.kernels import KernelSpec
 
-BLOCK_BYTES = 1 << 17
+BLOCK_BYTES = 1 << 16
 """Rows of a in a block: a share of L2, beside the panel of b that is in use."""
 LEAST_ROWS = 32
 """Rows of a block, at least: each reads all of b from L3."""
@@ -132,7 +132,8 @@ def shape_of(spec: KernelSpec, plan: Plan, cpu: Machine) -> Shape:
     row_blocks = _row_blocks(tiles, rows, batch, min(segment, max(k, 1)) * (4 // depth))
     if in_place and batch * panels >= 2 * TASKS and m * min(k, segment) <= ROW_BYTES:
         row_blocks = 1
-    column_blocks = max(1, min(panels, ceil_div(2 * TASKS, batch * row_blocks)))
+    tasks = 2 * TASKS if in_place else TASKS  # a packed block serves one task
+    column_blocks = max(1, min(panels, ceil_div(tasks, batch * row_blocks)))
     if k > segment:
         block = min(m, ceil_div(tiles, row_blocks) * rows) * (8 if wide else 4)
         column_blocks = max(column_blocks, ceil_div(block * panels * vectors * lanes, TOTAL_BYTES))

@@ -119,11 +119,11 @@ def workspace(size: int, dtype: str) -> Array:
     return _flat(T.alloc_buffer((size,), dtype), spec)
 
 
-def prefetch(array: Array, index: Expr) -> None:
-    """Ask for the cache line of an element that will be written."""
+def prefetch(array: Array, index: Expr, write: bool = False) -> None:
+    """Ask for the cache line of an element that will be read, or written."""
     address = tirx.address_of(array.buffer[index])
-    write, nearest, data = (tirx.const(value, "int32") for value in (1, 3, 1))
-    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, write, nearest, data))
+    how = [tirx.const(value, "int32") for value in (int(write), 3, 1)]
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, *how))
 
 
 def const(value: float, dtype: str) -> Expr:
