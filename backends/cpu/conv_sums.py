@@ -29,6 +29,7 @@ class Rows(Epilogue):
         return all(not any(epilogue.steps(operand)[1:]) for operand in operands)
 
     def steps(self, operand: Array) -> list[int]:
+        """One value for each row, or one for all."""
         return [int(operand.size > 1), 0]
 
 
