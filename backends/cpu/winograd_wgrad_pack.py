@@ -154,7 +154,7 @@ class Gradients:
             index = held(nest.select(inside, (n * self.height + y + r) * self.width + x + s, 0))
             indices.store(k * QUAD + place, index)
             yes = [inside]
-            if self.exponent is not None:
+            if self.exponent is not None and self.groups > 1:
                 shift = held(shift_of(self.exponent, self.groups, index))
                 yes = [*(shift > bit for bit in range(self.groups - 1)), inside]
             for bit, one in enumerate(yes):

@@ -168,6 +168,8 @@ def test_gradients_of_weights_fit_where_it_is_exact_and_pays() -> None:
     assert not fits(replace(layer, x=(16, 8, 8, 48)))
     assert not fits(replace(layer, columns=24))
     assert not fits(replace(layer, k_chunk=4, epilogue=False))
+    assert not fits(replace(layer, x=(3, 8, 8, 64)))
+    assert not fits(replace(layer, x=(16, 64, 64, 64)))
 
 
 @pytest.mark.parametrize(
