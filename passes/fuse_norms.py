@@ -176,17 +176,17 @@ def _read_packed(editor: Editor, node: Node) -> None:
 
 def _quantize_gradient(editor: Editor, node: Node) -> None:
     """Take the stochastic quantiser of rows into an input gradient that alone reads it."""
-    q, scale, xhat, coefficient, step = node.args
+    q, scale, xhat, coefficient, step = arguments(node).values()
     if not is_call(q, quantize.quantize_stochastic) or not is_call(scale, quantize.quant_scale):
         return
-    h, r, outer, exponent, rng, bits, stream = q.args  # type: ignore[union-attr]
+    h, r, outer, exponent, rng, bits, stream = arguments(q).values()
     if (
         outer is not None
         or exponent is not None
         or not is_call(r, quantize.absmax)
         or list(r.args) != [h, None, [1]]
-        or list(scale.args) != [r, bits, True, 1]  # type: ignore[union-attr]
-        or set(q.users) | set(scale.users) != {node}  # type: ignore[union-attr]
+        or list(scale.args) != [r, bits, True, 1]
+        or set(q.users) | set(scale.users) != {node}
         or set(r.users) != {q, scale}
     ):
         return
@@ -203,7 +203,7 @@ def _quantize_gradient(editor: Editor, node: Node) -> None:
 
 def _gradient_and_gamma(h: Node) -> tuple[Node, Node | None]:
     """The factors of a product of rows and one row, (h, None) of another product."""
-    for g, gamma in (h.args, h.args[::-1]):
+    for g, gamma in (h.args[:2], h.args[1::-1]):
         if not isinstance(g, Node) or not isinstance(gamma, Node):
             continue
         if shape(g) == shape(h) and shape(gamma) == shape(h)[1:]:
