@@ -176,7 +176,7 @@ def _read_packed(editor: Editor, node: Node) -> None:
 
 def _quantize_gradient(editor: Editor, node: Node) -> None:
     """Take the stochastic quantiser of rows into an input gradient that alone reads it."""
-    q, scale, xhat, coefficient, step = node.args
+    q, scale, xhat, coefficient, step = arguments(node).values()
     if not is_call(q, quantize.quantize_stochastic) or not is_call(scale, quantize.quant_scale):
         return
     assert isinstance(q, Node) and isinstance(scale, Node)
@@ -201,7 +201,7 @@ def _quantize_gradient(editor: Editor, node: Node) -> None:
 
 def _gradient_and_gamma(h: Node) -> tuple[Node, Node | None]:
     """The factors of a product of rows and one row, (h, None) of another product."""
-    for g, gamma in (h.args, h.args[::-1]):
+    for g, gamma in (h.args[:2], h.args[1::-1]):
         if not isinstance(g, Node) or not isinstance(gamma, Node):
             continue
         if shape(g) == shape(h) and shape(gamma) == shape(h)[1:]:

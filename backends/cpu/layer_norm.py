@@ -28,7 +28,7 @@ LONGEST = 1 << 14
 """Vectors that a lane sums in int32: 2^14 times 4 products of int8 stay below 2^31."""
 
 
-BLOCK = 4096
+BLOCK = 2048
 """Elements of a block of rows."""
 
 
