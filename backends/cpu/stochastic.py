@@ -69,17 +69,16 @@ def _whole_blocks(
         with nest.serial(tirx.min(TASK, whole - first), "block") as i:
             block = first + i
             following = philox.start(block + 1)
-            done, moved = 0, []
+            moved: list[Expr] = []
             for index in range(DRAWS_PER_BLOCK):
                 start = block * BLOCK + index * LANES
                 read = _reader(scaled.extents, start)
                 u = (_uniform_low, _uniform_high)[index % 2](words[index // 2][lane])
                 x = scaled.x[nest.ramp(start)]
                 moved.append(_moved(x, scaled.factors, scales, read, u))
-                upto = ROUNDS * (index + 1) // DRAWS_PER_BLOCK
-                for r in range(done, upto):
+                rounds = [ROUNDS * (index + i) // DRAWS_PER_BLOCK for i in (0, 1)]
+                for r in range(*rounds):
                     following.round(r)
-                done = upto
                 if len(moved) == 4:
                     at = start - 3 * LANES
                     for value in to_bytes(moved, *limits(bits, True), down=True):
