@@ -24,10 +24,12 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the modules beside this one
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout, not installed
 
+import sqcompile  # before torch, so that OpenMP's workers sleep when they wait
+
+# isort: split
 from kernel_peak import dot_peak
 from kernel_timing import MADE, Comparison, Row, compile_seconds, keep_memory, measure
 
-import sqcompile  # before torch: OpenMP's workers sleep when they wait
 from sqcompile.runtime import threads
 
 FAMILIES = {
