@@ -115,6 +115,7 @@ RESNET18 = tuple(
 )
 BOUNDS = (
     Bound("gemm", ("bf16",), 1.85),
+    Bound("quantize_gemm", ("bf16",), 1.85, lambda shape: shape.startswith("dX")),
     Bound("quantize_gemm", ("bf16",), 1.5, lambda shape: shape.startswith("dW")),
     Bound("conv_fprop", HALF, 2.0, lambda shape: shape.startswith(RESNET20)),
     Bound("conv_dgrad", HALF, 2.0, lambda shape: shape.startswith(RESNET20)),
