@@ -108,6 +108,12 @@ def _permuted(argument: object, order: list[int]) -> Node | None:
     return source if found == order else None
 
 
+def _copied_for_its_layout(node: Node) -> bool:
+    """Whether a clone of an image shown channels first is there for its strides alone: tensors
+    of the graph have none. One that the model returns stays."""
+    return _source(node.args[0]) is not None and all(user.op != "output" for user in node.users)
+
+
 class _Images:
     """The rewrites, and which tensors have a channels-last form already."""
 
@@ -120,6 +126,8 @@ class _Images:
         source = _permuted(node, TO_LAST)
         if source is not None:
             replace(node, self.last(source, node))
+        elif is_call(node, aten.clone.default) and _copied_for_its_layout(node):
+            replace(node, node.args[0])  # type: ignore[arg-type]
         elif node.target in ELEMENTWISE:
             if any(_source(a) is not None and shape(a) == shape(node) for a in node.args):  # type: ignore[arg-type]
                 self._stand_for(node, self._elementwise(node))

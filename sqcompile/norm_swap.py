@@ -37,7 +37,7 @@ def l1_batch_norm(
     if running_mean is not None and running_var is not None:
         running_mean.copy_(ema(running_mean, mean.detach(), momentum))
         running_var.copy_(ema(running_var, var.detach(), momentum))
-    return y.movedim(-1, 1)
+    return y.movedim(-1, 1).contiguous()  # as torch's: what follows must not see other strides
 
 
 def _with_running(
@@ -51,7 +51,7 @@ def _with_running(
     spread = var.sqrt() + eps
     factor = spread.reciprocal() if weight is None else weight / spread
     y = (x.movedim(1, -1) - mean) * factor
-    return (y if bias is None else y + bias).movedim(-1, 1)
+    return (y if bias is None else y + bias).movedim(-1, 1).contiguous()
 
 
 def l1_layer_norm(

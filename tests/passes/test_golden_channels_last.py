@@ -353,3 +353,26 @@ def test_a_models_forward_and_backward_compute_the_same():
     with torch.no_grad():
         for got, wanted in zip(done(*inputs), captured.graph(*inputs), strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_copy_for_the_layout_goes_and_one_that_is_returned_stays():
+    before = graph(
+        f"{IMAGE} -> y, first",
+        """
+        p = aten.permute(x_0, [0, 3, 1, 2])
+        copy = aten.clone(p)
+        h = aten.relu(copy)
+        y = aten.permute(h, [0, 2, 3, 1])
+        q = aten.permute(x_0, [0, 3, 1, 2])
+        first = aten.clone(q)
+        """,
+    )
+    after = graph(
+        f"{IMAGE} -> y, first",
+        """
+        y = aten.relu(x_0)
+        copy = aten.clone(x_0)
+        first = aten.permute(copy, [0, 3, 1, 2])
+        """,
+    )
+    assert becomes(before, after)

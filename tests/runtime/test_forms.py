@@ -76,3 +76,45 @@ def test_every_form_means_what_torch_means():
 
 def _error(ours, theirs):
     return float((ours - theirs).detach().norm() / theirs.detach().norm())
+
+
+IMAGES = {
+    "itself": lambda h: h,
+    "adaptive pool": lambda h: F.adaptive_avg_pool2d(h, 1).flatten(1),
+    "mean": lambda h: h.mean((2, 3)),
+    "flatten": lambda h: h.flatten(1),
+    "tokens": lambda h: h.flatten(2).transpose(1, 2),
+    "channels last": lambda h: h.permute(0, 2, 3, 1),
+    "avg pool": lambda h: F.avg_pool2d(h, 2),
+    "max pool": lambda h: F.max_pool2d(h, 3, 2, 1),
+    "pad": lambda h: F.pad(h, (1, 0, 0, 2)),
+    "cat": lambda h: torch.cat([h, h * 2], 1),
+    "slice": lambda h: h[:, 1:3, :, 2:],
+    "select": lambda h: h[:, 1],
+    "copy": lambda h: h.contiguous() + h.clone(),
+}
+
+
+class Images(nn.Module):
+    """What may follow a batch norm, whose image stands channels last in the graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.second = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        h = F.relu(self.norm(self.second(self.first(x))))
+        return {name: form(h) for name, form in IMAGES.items()}
+
+
+def test_every_form_of_an_image_has_the_references_bits():
+    torch.manual_seed(0)
+    model, x = Images(), torch.randn(2, 3, 6, 8)
+    step = sqcompile.compile(model, (x,))
+    result = sqcompile.verify(step, (x,))
+    assert result.equal, [row for row in result.rows if not row.equal]
+    theirs = model(x)
+    for name, ours in step(x).items():
+        assert ours.shape == theirs[name].shape
