@@ -3,7 +3,7 @@
 #   make test     the tests; make test ARGS="tests/report -x"
 #   make lint     ruff and mypy
 #   make bench    the demo's step beside PyTorch, with one and two threads
-#   make kernels  every kind of kernel beside PyTorch's (about ten minutes)
+#   make kernels  every kind of kernel beside PyTorch's (about five minutes)
 #   make claims   the figures that README.md quotes, measured again (an hour or more)
 #   make clean    remove what was made, but for the environment (.venv)
 

@@ -73,7 +73,7 @@ def _chosen(_: click.Context, __: click.Parameter, value: str | None) -> list[st
 )
 @click.option("--only", callback=_chosen, metavar="FAMILY,...", help=", ".join(FAMILIES))
 @click.option("--threads", "counts", default="1,2", show_default=True, metavar="N,...")
-@click.option("--rounds", default=10, show_default=True, help="Turns; the best one counts.")
+@click.option("--rounds", default=8, show_default=True, help="Turns; the best one counts.")
 @click.option("--compile-times", is_flag=True, help="Compile every kernel once more, alone.")
 def main(
     json_file: Path | None, only: list[str], counts: str, rounds: int, compile_times: bool

@@ -74,7 +74,10 @@ RESNET_18 = [
     Shape(16, 8, 256, 256),
     Shape(16, 4, 512, 512),
 ]
-WIDE = [Shape(128, 32, 16, 16, bits=8), Shape(16, 16, 128, 128, bits=8)]
+WIDE = [
+    Shape(128, 32, 16, 16, bits=8),
+    *(Shape(16, size, c, c, bits=8) for size, c in ((32, 64), (16, 128), (8, 256), (4, 512))),
+]
 
 
 def comparisons(family: str) -> Iterator[Comparison]:
