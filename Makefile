@@ -40,7 +40,7 @@ kernels: $(READY)
 	$(BIN)/python tools/bench_kernels.py --threads 1,2
 
 # The figures in README.md. What a command prints is kept in runs/claims too; the first command that
-# fails ends it, and so does a bound that no longer holds. Needs two cores, an x86 CPU with AVX2,
+# fails ends it, and so does a bound that no longer holds. Needs two cores, an x86 CPU with AVX-512 VNNI,
 # and patience for the accuracies: 18 trainings.
 CLAIMS := runs/claims
 DIGITS := examples/digits_resnet.py
