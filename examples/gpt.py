@@ -1,10 +1,10 @@
 """A small GPT on bytes of English text, which the Python documentation brings along.
 
 sqcompile examples/gpt.py --recipe w6a6g6 --verify
-sqcompile train examples/gpt.py --recipe w6a6g6 --epochs 2 --optimizer adamw --lr 0.001 --compare-fp32
+sqcompile train examples/gpt.py --recipe w6a6g6 --epochs 2 --optimizer adamw --lr 0.001
 
-Pre-norm transformer (Radford et al., 2019): learned positions, causal attention, GELU, and an output
-layer that shares the embedding's weight.
+Pre-norm transformer (Radford et al., 2019): learned positions, causal attention, GELU, and an
+output layer that shares the embedding's weight.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A small vision transformer (Dosovitskiy et al., arXiv 2010.11929) for 3x32x32 images, patches of 4x4.
+"""A small vision transformer (Dosovitskiy et al., arXiv 2010.11929): 3x32x32 images, 4x4 patches.
 
 sqcompile examples/vit.py --recipe w6a6g6 --verify
 sqcompile examine examples/vit.py

@@ -9,6 +9,7 @@ from sqcompile.ops.norm_fused import (
     quantize_l1_layer_norm,
     quantize_l1_layer_norm_backward,
 )
+from sqcompile.ops.norm_residual import l1_batch_norm_add_relu
 from sqcompile.ops.product import shift_matmul_dequantize_absmax
 from sqcompile.ops.quantize import absmax, quantize_rows, shift_quantize
 from sqcompile.passes.editing import Editor, calls, copy_graph, finish
@@ -20,6 +21,7 @@ _PLACES = {
     quantize_rows.target: 2,
     shift_matmul_dequantize_absmax.target: 1,
     l1_batch_norm_relu_quantize.target: 1,
+    l1_batch_norm_add_relu.target: 1,
     quantize_l1_layer_norm.target: 3,
     quantize_l1_layer_norm_backward.target: 1,
 }

@@ -61,11 +61,12 @@ class _Readers:
     xhats: list[Node]
 
 
-def _items(node: Node) -> dict[int, Node]:
+def outputs_of(node: Node) -> dict[int, Node]:
+    """The items of an op with several results, by number."""
     return {item.args[1]: item for item in node.users}  # type: ignore[misc]
 
 
-def _packed_readers(xhat: Node | None, bits: int) -> list[Node] | None:
+def packed_readers(xhat: Node | None, bits: int) -> list[Node] | None:
     """The nodes that stand for what the fused op gives as xhat, None when something reads xhat
     unpacked that the fused op packs."""
     if xhat is None:
@@ -77,9 +78,9 @@ def _packed_readers(xhat: Node | None, bits: int) -> list[Node] | None:
 
 
 def _quantized_only(node: Node) -> _Readers | None:
-    items = _items(node)
+    items = outputs_of(node)
     y = items.get(0)
-    xhats = _packed_readers(items.get(1), arguments(node)["bits"])
+    xhats = packed_readers(items.get(1), arguments(node)["bits"])
     if y is None or xhats is None:
         return None
     relus = [user for user in y.users if is_call(user, aten.relu.default)]
@@ -105,7 +106,7 @@ def _quantized_only(node: Node) -> _Readers | None:
     return _Readers(relu, absmaxes[0], quantizers[0], packs, items, xhats)
 
 
-def _stand_for(editor: Editor, old: Node, call: Node, index: int) -> None:
+def stand_for(editor: Editor, old: Node, call: Node, index: int) -> None:
     """Put output `index` of `call` in the place of `old`, with its name and metadata."""
     meta = {key: value for key, value in old.meta.items() if key != "val"}
     new = editor.call(operator.getitem, call, index, like=old, **meta)
@@ -119,21 +120,21 @@ def _fuse_batch_norm(editor: Editor, node: Node, readers: _Readers) -> None:
         op = norm_fused.l1_batch_norm_relu_quantize
         args = [*arguments(node).values(), readers.relu, bits, signed]
         fused = editor.call(op, *args, like=node, name=node.name)
-        _stand_for(editor, readers.quantizer, fused, 0)
-        _stand_for(editor, readers.absmax, fused, 1)
+        stand_for(editor, readers.quantizer, fused, 0)
+        stand_for(editor, readers.absmax, fused, 1)
         for reader in readers.xhats:
-            _stand_for(editor, reader, fused, 2)
+            stand_for(editor, reader, fused, 2)
         for reader in readers.masks:
-            _stand_for(editor, reader, fused, 3)
+            stand_for(editor, reader, fused, 3)
         for index in (2, 3, 4):
             if index in readers.items:
-                _stand_for(editor, readers.items[index], fused, index + 2)
+                stand_for(editor, readers.items[index], fused, index + 2)
 
 
 def _fuse_layer_norm(editor: Editor, node: Node) -> None:
-    given, items = arguments(node), _items(node)
+    given, items = arguments(node), outputs_of(node)
     q, scale = given.pop("x"), given.pop("scale")
-    xhats = _packed_readers(items.get(1), given["bits"])
+    xhats = packed_readers(items.get(1), given["bits"])
     if xhats is None or (given["bits"] <= norm_fused.PACKED_BITS and shape(q)[1] % 2):
         return
     if not is_call(q, quantize.quantize) or not is_call(scale, quantize.quant_scale):
@@ -154,7 +155,7 @@ def _fuse_layer_norm(editor: Editor, node: Node) -> None:
         places = [(items.get(0), 0), *((reader, 1) for reader in xhats), (items.get(2), 2)]
         for old, index in places:
             if old is not None:
-                _stand_for(editor, old, fused, index)
+                stand_for(editor, old, fused, index)
 
 
 def _read_packed(editor: Editor, node: Node) -> None:
@@ -196,7 +197,7 @@ def _quantize_gradient(editor: Editor, node: Node) -> None:
         op = norm_fused.quantize_l1_layer_norm_backward
         args = (g, gamma, rng, bits, stream, xhat, coefficient, step)
         fused = editor.call(op, *args, like=node, **meta)
-        _stand_for(editor, node, fused, 0)
+        stand_for(editor, node, fused, 0)
 
 
 def _gradient_and_gamma(h: Node) -> tuple[Node, Node | None]:

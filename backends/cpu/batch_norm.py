@@ -238,6 +238,10 @@ class Elements:
         return affine(xhat, None if gamma is None else gamma[c], None if beta is None else beta[c])
 
 
+Walk = Callable[[Callable[[Expr, Expr], None]], None]
+"""Goes through the vectors of a tensor: what `Periods.vectors` does."""
+
+
 class Forms:
     """Elements of x in the form that fits all of x ("int32", "float64" or "int64"), and in the
     narrow one where that does, which is known at run time only."""
@@ -249,14 +253,17 @@ class Forms:
         self.narrow = Elements(normal, "int32") if dtype == "int32" else None
         self.fits = normal.fits() if dtype == "int32" else None
 
-    def vectors(self, emit: Callable[[Elements, Expr, Expr], None]) -> None:
-        """emit(elements, index, place) as `Periods.vectors`."""
+    def vectors(
+        self, emit: Callable[[Elements, Expr, Expr], None], walk: Walk | None = None
+    ) -> None:
+        """emit(elements, index, place) as `Periods.vectors`, or as `walk` goes through them."""
+        walk = walk or self.normal.periods.vectors
         if self.narrow is None:
-            self.normal.periods.vectors(lambda *at: emit(self.general, *at))
+            walk(lambda *at: emit(self.general, *at))
             return
         for condition, elements in ((self.fits, self.narrow), (tirx.Not(self.fits), self.general)):
             with nest.when(condition):
-                self.normal.periods.vectors(lambda *at, e=elements: emit(e, *at))
+                walk(lambda *at, e=elements: emit(e, *at))
 
 
 @KERNELS.kernel("sq::l1_batch_norm")

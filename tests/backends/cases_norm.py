@@ -60,12 +60,18 @@ def batch_norms() -> Made:
             relu, out_bits, signed, saved = given
             return [*first, saved, step, relu, out_bits, signed]
 
+        def summed(s: Source, m=forward, given=form, sh=shape) -> list[Any]:
+            *first, _, step = m(s)
+            relu, _, signed, saved = given
+            return [*first, saved, step, s.normal(*sh) if relu or signed else None, relu]
+
         def backward(s: Source, sh=shape, c=channels, a=affine) -> list[Any]:
             g, xhat = s.integers(-127, 127, *sh), s.integers(-8, 7, *sh)
             return [g, s.uniform(c), xhat, s.uniform(c), s.normal(c) if a else None, 0.3352]
 
         yield "l1_batch_norm", label, forward
         yield "l1_batch_norm_relu_quantize", f"{label}-{sized(form)}", fused
+        yield "l1_batch_norm_add_relu", f"{label}-{sized(form)}", summed
         yield "l1_batch_norm_backward", label, backward
         yield "l1_batch_norm_packed_backward", label, packed(backward, 2)
 

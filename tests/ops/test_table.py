@@ -95,6 +95,10 @@ EXAMPLES: dict[str, list[list[Any]]] = {
         [i8(*X).int(), f32(X[-1]), f32(X[-1]), f32(X[-1]), f32(X[-1]), *NORM, True, 4, False],
         [i8(5, 3).int(), f32(3), None, None, None, 1e-5, 16, 6, 0.1, False, 8, True],
     ],
+    "l1_batch_norm_add_relu": [
+        [i8(*X).int(), f32(X[-1]), f32(X[-1]), f32(X[-1]), f32(X[-1]), *NORM, f32(*X), True],
+        [i8(5, 3).int(), f32(3), None, None, None, 1e-5, 16, 6, 0.1, None, False],
+    ],
     "l1_batch_norm_packed_backward": [
         [i8(5, 3), f32(3), u8(8), f32(3), f32(3), 0.3352],
     ],

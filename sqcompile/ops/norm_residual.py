@@ -1,0 +1,62 @@
+"""L1 batch norm with the residual sum and the ReLU behind it, whose float result is kept."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sqcompile.ops.norm import l1_batch_norm
+from sqcompile.ops.norm_fused import PACKED_BITS
+from sqcompile.ops.pack import pack_int4, pack_mask
+from sqcompile.ops.quantize import absmax
+from sqcompile.ops.table import op
+
+
+@op("sq::l1_batch_norm_add_relu", doc="L1 batch norm, residual sum, ReLU, absmax and packing.")
+def l1_batch_norm_add_relu(
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    frac_bits: int,
+    bits: int,
+    step: float,
+    residual: Tensor | None,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """l1_batch_norm, plus residual float32 (*, C) or None, then ReLU if `relu` -> (y float32
+    (*, C), r float32 absmax of y with all axes of size 1, xhat, mask, coefficient, mean, var).
+
+    xhat is packed as by pack_int4 when it has at most 4 bits, else int8 (*, C); mask is y > 0 as
+    by pack_mask, empty without ReLU.
+    """
+    y, xhat, *statistics = l1_batch_norm.reference(
+        x, scale, bias, gamma, beta, eps, frac_bits, bits, step
+    )
+    if residual is not None:
+        y = y + residual
+    if relu:
+        y = torch.relu(y)
+    r = absmax.reference(y, None, list(range(y.dim())))
+    if bits <= PACKED_BITS:
+        xhat = pack_int4.reference(xhat)
+    mask = pack_mask.reference(y > 0) if relu else y.new_empty((0,), dtype=torch.uint8)
+    coefficient, mean, var = statistics
+    return y, r, xhat, mask, coefficient, mean, var
+
+
+@l1_batch_norm_add_relu.meta
+def _(
+    x: Tensor, scale: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    bits, relu = rest[5], rest[8]
+    y = x.new_empty(x.shape, dtype=torch.float32)
+    r = x.new_empty([1] * x.dim(), dtype=torch.float32)
+    xhat = x.new_empty(x.shape, dtype=torch.int8)
+    if bits <= PACKED_BITS:
+        xhat = x.new_empty(((x.numel() + 1) // 2,), dtype=torch.uint8)
+    mask = x.new_empty(((x.numel() + 7) // 8 if relu else 0,), dtype=torch.uint8)
+    coefficient, mean, var = (scale.new_empty(scale.shape) for _ in range(3))
+    return y, r, xhat, mask, coefficient, mean, var
