@@ -1,7 +1,7 @@
 """L1 batch norm over channels last: statistics from exact integer sums, then one elementwise pass.
 
 Three passes over the integers, each parallel over blocks of rows: the sum of every channel (and,
-where asked, its extremes); the sum and number of the elements above the mean, which give the
+where asked, its extremes), unless the product that made the integers gives them; the sum and number of the elements above the mean, which give the
 deviation without 64-bit arithmetic (`norm.deviation`); and the elements themselves.
 """
 
@@ -97,13 +97,31 @@ class Normalizer:
         self.count = prod(self.x.shape[:-1])
         channels = self.periods.channels
         self.extremes = _Extremes(self.periods, self.compared) if extremes else None
-        total, mean = self._sums()
+        given = f.get("statistics")
+        total = self._sums() if given is None else self._given(given)
+        mean = self._mean(total)
         above, number = self._above(mean)
         self.mean, self.factor = mean, nest.scratch(channels, "float32")
         self._finish(total, above, number)
 
-    def _sums(self) -> tuple[Array, Array]:
-        """The sum and the fixed-point mean of every channel."""
+    def _given(self, statistics: Array) -> Array:
+        """The sum of every channel, and its extremes, from the producer of x."""
+        channels, total = self.periods.channels, _integers(self.periods.channels)
+        with nest.serial(channels, "c") as c:
+            total.store(c, statistics[c])
+            for row, end in enumerate(self.extremes.result if self.extremes else (), 1):
+                end.store(c, nest.cast(statistics[row * channels + c], self.compared))
+        return total
+
+    def _mean(self, total: Array) -> Array:
+        """The fixed-point mean of every channel."""
+        mean = _integers(self.periods.channels)
+        with nest.serial(self.periods.channels, "c") as c:
+            mean.store(c, rounded_mean(total[c], self.count, self.spec["frac_bits"]))
+        return mean
+
+    def _sums(self) -> Array:
+        """The sum of every channel, and its extremes where they are asked for."""
         periods, x, extremes = self.periods, self.x, self.extremes
         partial = _integers(periods.tasks * periods.width)
 
@@ -122,7 +140,7 @@ class Normalizer:
                 extremes.close(slots[1], at)
 
         periods.accumulate(4, start, add, end)
-        total, mean = _integers(periods.channels), _integers(periods.channels)
+        total = _integers(periods.channels)
         periods.fold_into(total, partial, lambda a, b: a + b, nest.zero("int64"))
         if extremes:
             extremes.fold()
@@ -130,9 +148,7 @@ class Normalizer:
             total.store(c, total[c] + nest.cast(x[i], "int64"))
             if extremes:
                 extremes.left(c, nest.cast(x[i], self.compared))
-        with nest.serial(periods.channels, "c") as c:
-            mean.store(c, rounded_mean(total[c], self.count, self.spec["frac_bits"]))
-        return total, mean
+        return total
 
     def _above(self, mean: Array) -> tuple[Array, Array]:
         """The sum and the number of the elements above the mean of their channel."""

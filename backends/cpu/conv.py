@@ -53,6 +53,16 @@ def conv_fprop(spec: KernelSpec) -> object:
     return chosen(FPROP, spec).generate(spec)
 
 
+def _limit(spec: KernelSpec) -> str:
+    return "" if spec.outputs[0].size else "statistics of no element"
+
+
+@KERNELS.kernel("sq::conv_fprop_statistics", limit=_limit)
+def conv_fprop_statistics(spec: KernelSpec) -> object:
+    """As conv_fprop."""
+    return conv_fprop(spec)
+
+
 @KERNELS.kernel("sq::conv_dgrad", "sq::conv_dgrad_dequantize")
 def conv_dgrad(spec: KernelSpec) -> object:
     """The first of DGRAD that fits."""
