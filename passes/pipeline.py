@@ -15,7 +15,7 @@ from sqcompile.passes.fold_weight_scales import fold_weight_scales
 from sqcompile.passes.fuse_epilogues import fuse_epilogues
 from sqcompile.passes.fuse_norms import fuse_norms
 from sqcompile.passes.fuse_quantizers import fuse_quantizers
-from sqcompile.passes.gather_statistics import gather_statistics
+from sqcompile.passes.gather_sums import gather_sums
 from sqcompile.passes.pack_saved import pack_saved
 from sqcompile.passes.printing import text
 from sqcompile.passes.quantize_norms import quantize_norms
@@ -72,7 +72,7 @@ def integer_training(recipe: Recipe) -> list[Pass]:
         # a norm quantises and packs what it gives, and reads packed what it saved
         Pass("fuse_norms", fuse_norms),
         # a convolution gives the sums that its batch norm starts from
-        Pass("gather_statistics", gather_statistics),
+        Pass("gather_sums", gather_sums),
         # a product writes float32 itself where nothing else reads its accumulators
         Pass("fuse_epilogues", fuse_epilogues),
         # |partial sum| < 2^31 is proven, or the reduction is split

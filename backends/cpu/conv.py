@@ -47,20 +47,10 @@ def chosen(algorithms: Sequence[Algorithm], spec: KernelSpec) -> Algorithm:
     return next(one for one in algorithms if one.fits(spec))
 
 
-@KERNELS.kernel("sq::conv_fprop", "sq::conv_fprop_dequantize")
+@KERNELS.kernel("sq::conv_fprop", "sq::conv_fprop_dequantize", "sq::conv_fprop_sums")
 def conv_fprop(spec: KernelSpec) -> object:
     """The first of FPROP that fits."""
     return chosen(FPROP, spec).generate(spec)
-
-
-def _limit(spec: KernelSpec) -> str:
-    return "" if spec.outputs[0].size else "statistics of no element"
-
-
-@KERNELS.kernel("sq::conv_fprop_statistics", limit=_limit)
-def conv_fprop_statistics(spec: KernelSpec) -> object:
-    """As conv_fprop."""
-    return conv_fprop(spec)
 
 
 @KERNELS.kernel("sq::conv_dgrad", "sq::conv_dgrad_dequantize")

@@ -15,7 +15,7 @@ from math import prod
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
-from sqcompile.backends.cpu.channel_statistics import Gather, gathers
+from sqcompile.backends.cpu.channel_sums import ChannelSums, sums_of
 from sqcompile.backends.cpu.conv_geometry import Lines
 from sqcompile.backends.cpu.conv_image import Image, aligned_width
 from sqcompile.backends.cpu.conv_operands import Stored
@@ -133,15 +133,13 @@ def correlate(
         return
     panels = c.panels()
     packed = panels.pack(weights, reading, _at_most(shift, c.stored.right_shift))
-    gather = None
-    if gathers(spec):
-        columns = panels.groups * panels.blocks * panels.width
-        gather = Gather(spec, f, prod(c.cut()), columns, panels.stored.dot.lanes)
+    vectors = panels.groups * panels.blocks * panels.vectors
+    sums = sums_of(spec, f, prod(c.cut()), vectors, panels.stored.dot.lanes)
     with blocks(c, epilogue, source, shift, panels.groups * panels.blocks) as (block, part):
-        block.gather = gather
+        block.sums = sums
         block.multiply(panels, *packed, *part)
-    if gather is not None:
-        gather.finish(gather.columns // gather.lanes, panels.place)
+    if sums is not None:
+        sums.finish(vectors, panels.place)
 
 
 @contextmanager
@@ -199,12 +197,12 @@ class Block:
     """The results of one task: some images whole, or some rows of one image.
 
     index: of the block, counted without panels; again: how many of its first results another
-    block computes as well (None: none in any block); gather: where statistics go.
+    block computes as well (None: none in any block); sums: where those of channels go.
     """
 
     index: Expr = 0
     again: Expr | None = None
-    gather: Gather | None = None
+    sums: ChannelSums | None = None
 
     def __init__(
         self,
@@ -314,12 +312,11 @@ class _Tile:
         self.sizes = panels.row_taps(row), panels.runs(column), panels.steps(column)
 
     def clear(self) -> None:
-        """Before the first tile of a panel: its statistics begin."""
-        gather = self.block.gather
-        if gather is not None:
-            panel = gather.columns // self.panels.width * self.block.index + self.index
-            self.place = _held(panel * self.panels.width)
-            gather.clear(self.place, self.panels.vectors)
+        """Before the first tile of a panel: sums of its channels begin."""
+        sums, vectors = self.block.sums, self.panels.vectors
+        if sums is not None:
+            self.place = _held(self.block.index * sums.vectors + self.index * vectors)
+            sums.clear(self.place, vectors)
 
     def compute(self, start: Expr, pixels: int, again: Expr | None) -> None:
         """Results start, ... of the block, of which the first `again` count elsewhere."""
@@ -335,9 +332,9 @@ class _Tile:
         for i, vectors in enumerate(sums):
             for j, one in enumerate(vectors):
                 self._write(one, places[i], j)
-        if self.block.gather is not None:
+        if self.block.sums is not None:
             columns = [[self._result(row[j]) for row in sums] for j in range(panels.vectors)]
-            self.block.gather.add(self.place, columns, again)
+            self.block.sums.add(self.place, columns, again)
 
     def _started(self, vector: int) -> Array:
         made = nest.scratch(self.dot.lanes, "int32")

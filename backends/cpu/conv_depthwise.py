@@ -7,7 +7,7 @@ from math import prod
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
-from sqcompile.backends.cpu.channel_statistics import Gather, gathers
+from sqcompile.backends.cpu.channel_sums import sums_of
 from sqcompile.backends.cpu.conv_correlate import Block, Correlation, blocks
 from sqcompile.backends.cpu.conv_dgrad import shifts
 from sqcompile.backends.cpu.conv_geometry import Geometry, backward, forward
@@ -78,24 +78,21 @@ def _correlate(
         start = vector * lanes
         return tirx.min(start, g.groups - lanes) if g.groups % lanes else start
 
-    gather = None
-    if gathers(spec):
-        gather = Gather(spec, f, prod(c.cut()), vectors * lanes, lanes)
+    sums = sums_of(spec, f, prod(c.cut()), vectors, lanes)
     with blocks(c, epilogue, source, shift, 1) as (block, _):
-        columns = block.index * (vectors * lanes)
-        if gather is not None:
-            gather.clear(columns, vectors)
+        if sums is not None:
+            sums.clear(block.index * vectors, vectors)
         pixels = min(PIXELS, prod(block.extents))
         phases = [len(c.rows.phases), len(c.columns.phases)]
         with nest.loops(phases, "p") as (row, column), block.tiles(pixels) as (start, again):
             place = [block.pixel(start + k, row, column) for k in range(pixels)]
             with nest.serial(vectors, "vector") as vector:
                 weights = turned, g.columns.kernel
-                sums = _tile(block, row, column, weights, place, first(vector), lanes)
-                if gather is not None:
-                    gather.add(columns + vector * lanes, [sums], again)
-    if gather is not None:
-        gather.finish(vectors, lambda vector: (first(vector), lanes))
+                results = _tile(block, row, column, weights, place, first(vector), lanes)
+                if sums is not None:
+                    sums.add(block.index * vectors + vector, [results], again)
+    if sums is not None:
+        sums.finish(vectors, lambda vector: (first(vector), lanes))
 
 
 def _turned(weights: Array, g: Geometry) -> Array:

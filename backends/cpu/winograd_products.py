@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
-from sqcompile.backends.cpu.channel_statistics import Gather
+from sqcompile.backends.cpu.channel_sums import ChannelSums
 from sqcompile.backends.cpu.epilogue import Epilogue
 from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.cpu.winograd_plan import TILES, VECTORS, Plan
@@ -25,7 +25,7 @@ from sqcompile.backends.cpu.winograd_weight import ORDER
 class Operands:
     """What a group of products reads: transformed inputs of `rows` tile rows from `row` on, the
     block of weights at weights[block] and its corrections, for columns from `column` on, whose
-    statistics stand at `place`."""
+    channel sums stand at `place`."""
 
     inputs: Array
     row: Expr
@@ -47,9 +47,9 @@ class Products:
     """Groups of tiles: 16 positions of a block of columns, and the results."""
 
     def __init__(
-        self, made: Plan, epilogue: Epilogue, gather: Gather | None, steps: Expr, rows: int
+        self, made: Plan, epilogue: Epilogue, sums: ChannelSums | None, steps: Expr, rows: int
     ) -> None:
-        self.plan, self.epilogue, self.gather, self.steps = made, epilogue, gather, steps
+        self.plan, self.epilogue, self.channel_sums, self.steps = made, epilogue, sums, steps
         self.plane = made.plane(rows)
         self.cells = [(t, v) for t in range(TILES) for v in range(VECTORS)]
         self.lanes = made.dot.lanes
@@ -57,7 +57,7 @@ class Products:
         self.kept = nest.scratch(4 * len(self.cells) * self.lanes, "int32")
         self.results: Array | None = None
         self.partial = made.filters.columns % made.filters.width != 0
-        if self.partial or gather is not None:
+        if self.partial or sums is not None:
             self.results = nest.scratch(2 * len(self.cells) * self.lanes, "int32")
 
     def group(self, group: Expr, o: Operands) -> None:
@@ -76,7 +76,7 @@ class Products:
             for (row, cell), one in sums.items():
                 one.store(self.own, self._result(o, half, row, cell, one[self.own]))
             self._write(group, o, half, sums)
-            self._gather(group, o, half, sums)
+            self._sum(group, o, half, sums)
 
     def _kept(self, column: Expr, row: int, cell: Cell) -> Expr:
         index = (column * 2 + row) * len(self.cells) + self.cells.index(cell)
@@ -140,10 +140,10 @@ class Products:
         with self._each(group, o, half, sums) as (results, at, (n, y, x)):
             self.epilogue.row(results, at, [n, y, x, o.column], length)
 
-    def _gather(self, group: Expr, o: Operands, half: int, sums: Sums) -> None:
-        """Take results into the statistics: all of a group's, or in memory those that exist."""
-        gather = self.gather
-        if gather is None:
+    def _sum(self, group: Expr, o: Operands, half: int, sums: Sums) -> None:
+        """Add results to the sums of channels: all of a group's, or in memory those that exist."""
+        channel_sums = self.channel_sums
+        if channel_sums is None:
             return
         _, height, width, _ = self.plan.out
         if height % 2 == width % 2 == 0:
@@ -153,12 +153,12 @@ class Products:
                     [one[self.own] for (_, (_, v)), one in sums.items() if v == vector]
                     for vector in range(VECTORS)
                 ]
-                gather.add(o.place, columns)
+                channel_sums.add(o.place, columns)
         else:
             whole = nest.const(0, "bool")
         with nest.when(tirx.Not(whole)), self._each(group, o, half, sums) as (results, at, _):
             ends = [nest.ramp(at + v * self.lanes, self.lanes) for v in range(VECTORS)]
-            gather.add(o.place, [[results[end]] for end in ends])
+            channel_sums.add(o.place, [[results[end]] for end in ends])
 
     @contextmanager
     def _each(

@@ -123,17 +123,16 @@ def l1_batch_norm(
     frac_bits: int,
     bits: int,
     step: float,
-    statistics: Tensor | None = None,
+    sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """x int8/int32/int64 (*, C) worth scale[c] each, plus bias[c]; scale, bias, gamma, beta
     float32 (C,) -> (y float32, xhat int8 in `bits` bits, coefficient (C,), mean (C,), var (C,)).
 
-    y = gamma * xhat + beta; the bias reaches only the mean; var is sigma squared. `statistics`:
-    the channel_statistics of x, int64 (3, C), where its producer gives them.
+    y = gamma * xhat + beta; the bias reaches only the mean; var is sigma squared. `sums`: those of
+    x over all axes but the last, int64 (C,), where its producer gives them.
     """
     axes = _all_but_last(x)
-    total = None if statistics is None else statistics[0]
-    xhat, coefficient, mean, sigma = _normalized(x, scale, axes, eps, frac_bits, total)
+    xhat, coefficient, mean, sigma = _normalized(x, scale, axes, eps, frac_bits, sums)
     mean, sigma = mean.reshape(-1), sigma.reshape(-1)
     return (
         _affine(xhat, gamma, beta),

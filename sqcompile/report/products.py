@@ -14,7 +14,7 @@ from sqcompile.passes.editing import arguments, shape
 from sqcompile.passes.printing import op_name, source_line
 
 _INTEGERS = (torch.int8, torch.uint8)
-_SUFFIXES = ("_statistics", "_absmax", "_dequantize")
+_SUFFIXES = ("_sums", "_absmax", "_dequantize")
 """What names of products end with that do more than multiply, the last part first."""
 
 

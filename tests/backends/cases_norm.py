@@ -9,7 +9,7 @@ import torch
 from sqcompile.ops import OPS
 from sqcompile.ops.norm import fraction_bits
 from sqcompile.ops.pack import pack_int4
-from sqcompile.ops.product import channel_statistics
+from sqcompile.ops.product import channel_sums
 from tests.backends.cases import I8, I32, I64, Made, Source, sized
 
 
@@ -64,7 +64,7 @@ def batch_norms() -> Made:
 
         def given(s: Source, m=forward) -> list[Any]:
             x, *rest = m(s)
-            return [x, *rest, channel_statistics(x)]
+            return [x, *rest, channel_sums(x)]
 
         def backward(s: Source, sh=shape, c=channels, a=affine) -> list[Any]:
             g, xhat = s.integers(-127, 127, *sh), s.integers(-8, 7, *sh)
@@ -74,7 +74,11 @@ def batch_norms() -> Made:
         yield "l1_batch_norm_relu_quantize", f"{label}-{sized(form)}", fused
         if dtype != I8:
             yield "l1_batch_norm", f"{label}-given", given
-            yield "l1_batch_norm_relu_quantize", f"{label}-{sized(form)}-given", partial(given, m=fused)
+            yield (
+                "l1_batch_norm_relu_quantize",
+                f"{label}-{sized(form)}-given",
+                partial(given, m=fused),
+            )
         yield "l1_batch_norm_backward", label, backward
         yield "l1_batch_norm_packed_backward", label, packed(backward, 2)
 

@@ -233,7 +233,7 @@ CONVOLUTIONS = [
     Convolution((3, 8, 8, 6), 6, **SAME, stride=(2, 2), groups=6, shift_groups=4, signed=True),
     Convolution((1, 30, 9, 40), 40, (5, 5), (2, 1), (2, 2), (1, 2), 40),
 ]
-STATISTICS = [
+SUMMED = [
     # Tiles, blocks of images and vectors of channels that overlap; rows of one image; long sums.
     *CONVOLUTIONS[:5],
     Convolution((23, 5, 7, 17), 70, **SAME),
@@ -273,9 +273,9 @@ def convolutions() -> Made:
                     return [*make(s), [s.uniform(1), s.uniform(*scale)], None, False]
 
                 yield f"{op}_dequantize", str(c), Ranged(fused, operands)
-    for c in STATISTICS:
+    for c in SUMMED:
         yield (
-            "conv_fprop_statistics",
+            "conv_fprop_sums",
             str(c),
             Ranged(c.fprop, ((c.bits, c.signed), (c.bits, True))),
         )

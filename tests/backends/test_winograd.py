@@ -35,18 +35,18 @@ class Convolution:
     k_chunk: int = 0
     epilogue: bool = False
     bias: bool = False
-    statistics: bool = False
+    sums: bool = False
 
     @property
     def name(self) -> str:
         """A test's id."""
         shape = f"{'x'.join(map(str, self.x))}-{self.columns}-{self.padding}"
-        return f"{self.op}{'-statistics' * self.statistics}-{shape}"
+        return f"{self.op}{'-sums' * self.sums}-{shape}"
 
     @property
     def entry(self) -> Any:
         """Of the op table."""
-        form = "_dequantize" * self.epilogue + "_statistics" * self.statistics
+        form = "_dequantize" * self.epilogue + "_sums" * self.sums
         return OPS[f"sq::conv_{self.op}{form}"]
 
     @property
@@ -101,10 +101,10 @@ CASES = [
     Convolution("fprop", (1, 1, 1, 3), 3, values=(0, 63), epilogue=True),
     Convolution("fprop", (2, 4, 4, 128), 128, 2, (0, 31), (-3, 3)),
     # Blocks of weights in parallel, and chunks of tile rows; groups whole and not, odd sizes.
-    Convolution("fprop", (16, 8, 8, 64), 64, values=(0, 15), statistics=True),
-    Convolution("fprop", (4, 4, 4, 128), 128, values=(0, 15), statistics=True),
-    Convolution("fprop", (3, 9, 7, 36), 70, values=(0, 15), statistics=True),
-    Convolution("fprop", (9, 10, 6, 36), 41, values=(0, 15), statistics=True),
+    Convolution("fprop", (16, 8, 8, 64), 64, values=(0, 15), sums=True),
+    Convolution("fprop", (4, 4, 4, 128), 128, values=(0, 15), sums=True),
+    Convolution("fprop", (3, 9, 7, 36), 70, values=(0, 15), sums=True),
+    Convolution("fprop", (9, 10, 6, 36), 41, values=(0, 15), sums=True),
     Convolution("dgrad", (2, 8, 8, 64), 32, groups=4),
     Convolution("dgrad", (2, 9, 6, 7), 12, 2, groups=3, values=(-15, 15)),
     Convolution("dgrad", (2, 3, 7, 32), 70, 0, weights=(-3, 3), groups=5, epilogue=True),

@@ -15,10 +15,10 @@ from sqcompile.passes.editing import (
 )
 
 
-def gather_statistics(module: GraphModule) -> GraphModule:
+def gather_sums(module: GraphModule) -> GraphModule:
     """After this pass (norms are fused before) a convolution whose accumulators a batch norm
-    reads gives the sum, the largest and the smallest accumulator of every channel as well, and the
-    norm takes them from there. Values do not change."""
+    reads gives the sum of every channel as well, and the norm takes it from there. Values do not
+    change."""
     graph = copy_graph(module)
     editor = Editor(graph)
     for product in calls(graph, conv.conv_fprop):
@@ -38,10 +38,10 @@ def _reads(user: Node, product: Node) -> bool:
 def _gather(editor: Editor, product: Node, norms: list[Node]) -> None:
     with editor.before(product):
         kept = {key: value for key, value in product.meta.items() if key != "val"}
-        both = editor.call(conv.conv_fprop_statistics, *product.args, like=product, **kept)
+        both = editor.call(conv.conv_fprop_sums, *product.args, like=product, **kept)
         acc = editor.item(both, 0)
-        statistics = editor.item(both, 1, name=f"{product.name}_statistics")
+        sums = editor.item(both, 1, name=f"{product.name}_sums")
     acc.name, product.name = product.name, acc.name
     replace(product, acc)
     for one in norms:
-        set_arguments(one, {**arguments(one), "statistics": statistics})
+        set_arguments(one, {**arguments(one), "sums": sums})
