@@ -105,6 +105,7 @@ REDUCTIONS: dict[object, Reduction] = {
     target_of(product.shift_matmul_dequantize_absmax): _MATMUL,
     target_of(conv.conv_fprop): _FPROP,
     target_of(conv.conv_fprop_dequantize): _FPROP,
+    target_of(conv.conv_fprop_sums): _FPROP,
     target_of(conv.conv_dgrad): _DGRAD,
     target_of(conv.conv_dgrad_dequantize): _DGRAD,
     target_of(conv.conv_wgrad): _WGRAD,

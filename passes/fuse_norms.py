@@ -118,7 +118,9 @@ def _fuse_batch_norm(editor: Editor, node: Node, readers: _Readers) -> None:
     _, _, bits, signed = readers.quantizer.args
     with editor.before(node):
         op = norm_fused.l1_batch_norm_relu_quantize
-        args = [*arguments(node).values(), readers.relu, bits, signed]
+        *given, sums = arguments(node).values()
+        assert sums is None, "sums are gathered after this pass"
+        args = [*given, readers.relu, bits, signed]
         fused = editor.call(op, *args, like=node, name=node.name)
         stand_for(editor, readers.quantizer, fused, 0)
         stand_for(editor, readers.absmax, fused, 1)

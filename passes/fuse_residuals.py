@@ -70,7 +70,9 @@ def _fuse(editor: Editor, node: Node, chain: _Chain) -> None:
     signs = [u for u in end.users if is_call(u, aten.gt.Scalar) and u.args[1] == 0]
     masks = [packed for sign in signs if chain.relu for packed in _packs(sign)]
     with editor.before(node):
-        args = [*arguments(node).values(), chain.residual, chain.relu]
+        *given, sums = arguments(node).values()
+        assert sums is None, "sums are gathered after this pass"
+        args = [*given, chain.residual, chain.relu]
         op = norm_residual.l1_batch_norm_add_relu
         fused = editor.call(op, *args, like=node, name=node.name)
         for old, index in (

@@ -16,6 +16,7 @@ from sqcompile.passes.fuse_epilogues import fuse_epilogues
 from sqcompile.passes.fuse_norms import fuse_norms
 from sqcompile.passes.fuse_quantizers import fuse_quantizers
 from sqcompile.passes.fuse_residuals import fuse_residuals
+from sqcompile.passes.gather_sums import gather_sums
 from sqcompile.passes.pack_saved import pack_saved
 from sqcompile.passes.printing import text
 from sqcompile.passes.quantize_norms import quantize_norms
@@ -73,6 +74,8 @@ def integer_training(recipe: Recipe) -> list[Pass]:
         Pass("fuse_norms", fuse_norms),
         # a norm whose float result is kept adds the residual and takes the ReLU
         Pass("fuse_residuals", fuse_residuals),
+        # a convolution gives the sums that its batch norm starts from
+        Pass("gather_sums", gather_sums),
         # a product writes float32 itself where nothing else reads its accumulators
         Pass("fuse_epilogues", fuse_epilogues),
         # |partial sum| < 2^31 is proven, or the reduction is split

@@ -1,8 +1,9 @@
 """L1 batch norm over channels last: statistics from exact integer sums, then one elementwise pass.
 
-Three passes over the integers, each parallel over blocks of rows: the sum of every channel (and,
-where asked, its extremes); the sum and number of the elements above the mean, which give the
-deviation without 64-bit arithmetic (`norm.deviation`); and the elements themselves.
+Three passes over the integers, each parallel over blocks of rows: the sum of every channel, unless
+the product that made the integers gives it; the sum and number of the elements above the mean,
+which give the deviation without 64-bit arithmetic (`norm.deviation`), and where asked the extremes;
+and the elements themselves.
 """
 
 from collections.abc import Callable
@@ -97,46 +98,44 @@ class Normalizer:
         self.count = prod(self.x.shape[:-1])
         channels = self.periods.channels
         self.extremes = _Extremes(self.periods, self.compared) if extremes else None
-        total, mean = self._sums()
+        total = f.get("sums") or self._sums()
+        mean = self._mean(total)
         above, number = self._above(mean)
         self.mean, self.factor = mean, nest.scratch(channels, "float32")
         self._finish(total, above, number)
 
-    def _sums(self) -> tuple[Array, Array]:
-        """The sum and the fixed-point mean of every channel."""
-        periods, x, extremes = self.periods, self.x, self.extremes
+    def _sums(self) -> Array:
+        """The sum of every channel."""
+        periods, x = self.periods, self.x
         partial = _integers(periods.tasks * periods.width)
 
-        def start(_: Expr) -> tuple[Total, list[Array]]:
-            return Total(x.dtype), extremes.open() if extremes else []
+        def start(_: Expr) -> Total:
+            return Total(x.dtype)
 
-        def add(slots: tuple[Total, list[Array]], at: Expr) -> None:
-            value = _load(x, at)
-            slots[0].add(value)
-            if extremes:
-                extremes.add(slots[1], value)
+        def add(slot: Total, at: Expr) -> None:
+            slot.add(_load(x, at))
 
-        def end(slots: tuple[Total, list[Array]], at: Expr) -> None:
-            partial.store(nest.ramp(at), slots[0].result())
-            if extremes:
-                extremes.close(slots[1], at)
+        def end(slot: Total, at: Expr) -> None:
+            partial.store(nest.ramp(at), slot.result())
 
-        periods.accumulate(4, start, add, end)
-        total, mean = _integers(periods.channels), _integers(periods.channels)
+        periods.accumulate(2, start, add, end)
+        total = _integers(periods.channels)
         periods.fold_into(total, partial, lambda a, b: a + b, nest.zero("int64"))
-        if extremes:
-            extremes.fold()
         with periods.leftover() as (i, c):
             total.store(c, total[c] + nest.cast(x[i], "int64"))
-            if extremes:
-                extremes.left(c, nest.cast(x[i], self.compared))
-        with nest.serial(periods.channels, "c") as c:
+        return total
+
+    def _mean(self, total: Array) -> Array:
+        """The fixed-point mean of every channel."""
+        mean = _integers(self.periods.channels)
+        with nest.serial(self.periods.channels, "c") as c:
             mean.store(c, rounded_mean(total[c], self.count, self.spec["frac_bits"]))
-        return total, mean
+        return mean
 
     def _above(self, mean: Array) -> tuple[Array, Array]:
-        """The sum and the number of the elements above the mean of their channel."""
-        periods, x, dtype = self.periods, self.x, self.compared
+        """The sum and the number of the elements above the mean of their channel; the extremes on
+        the way."""
+        periods, x, dtype, extremes = self.periods, self.x, self.compared, self.extremes
         limit = nest.scratch(periods.channels, dtype)
         with nest.serial(periods.channels, "c") as c:
             limit.store(c, nest.cast(threshold(mean[c], self.spec["frac_bits"]), dtype))
@@ -144,22 +143,28 @@ class Normalizer:
         partial, counts = (_integers(periods.tasks * periods.width) for _ in range(2))
         one, zero = nest.splat(nest.const(1, "int32")), zeros("int32")
 
-        def start(place: Expr) -> tuple[Total, Total, Array]:
+        def start(place: Expr) -> tuple[Total, Total, Array, list[Array]]:
             bound = nest.scratch(LANES, dtype)
             bound.store(nest.ramp(0), limits[nest.ramp(place)])
-            return Total(x.dtype), Total("int8"), bound
+            return Total(x.dtype), Total("int8"), bound, extremes.open() if extremes else []
 
-        def add(slots: tuple[Total, Total, Array], at: Expr) -> None:
-            value, (kept, number, bound) = _load(x, at), slots
+        def add(slots: tuple[Total, Total, Array, list[Array]], at: Expr) -> None:
+            value, (kept, number, bound, ends) = _load(x, at), slots
             greater = value > bound[nest.ramp(0)]
             kept.add(nest.select(greater, value, zeros(dtype)))
             number.add(nest.select(greater, one, zero))
+            if extremes:
+                extremes.add(ends, value)
 
-        def end(slots: tuple[Total, Total, Array], at: Expr) -> None:
+        def end(slots: tuple[Total, Total, Array, list[Array]], at: Expr) -> None:
             partial.store(nest.ramp(at), slots[0].result())
             counts.store(nest.ramp(at), slots[1].result())
+            if extremes:
+                extremes.close(slots[3], at)
 
-        periods.accumulate(4, start, add, end)
+        periods.accumulate(6 if extremes else 4, start, add, end)
+        if extremes:
+            extremes.fold()
         above, number = (_integers(periods.channels) for _ in range(2))
         for result, parts in ((above, partial), (number, counts)):
             periods.fold_into(result, parts, lambda a, b: a + b, nest.zero("int64"))
@@ -169,6 +174,8 @@ class Normalizer:
             kept = nest.select(greater, value, nest.zero(dtype))
             above.store(c, above[c] + nest.cast(kept, "int64"))
             number.store(c, number[c] + nest.cast(greater, "int64"))
+            if extremes:
+                extremes.left(c, value)
         return above, number
 
     def _finish(self, total: Array, above: Array, number: Array) -> None:

@@ -1,7 +1,7 @@
 """Batch norm, ReLU, quantisation and packing in one pass: y never reaches memory.
 
 Along a channel y is monotone in the integer x, every rounding included, so its absmax is found at
-the largest and the smallest x of each channel, which the pass that sums finds on its way.
+the largest and the smallest x of each channel, which the pass before finds on its way.
 """
 
 from tvm import tirx

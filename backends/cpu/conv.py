@@ -47,7 +47,7 @@ def chosen(algorithms: Sequence[Algorithm], spec: KernelSpec) -> Algorithm:
     return next(one for one in algorithms if one.fits(spec))
 
 
-@KERNELS.kernel("sq::conv_fprop", "sq::conv_fprop_dequantize")
+@KERNELS.kernel("sq::conv_fprop", "sq::conv_fprop_dequantize", "sq::conv_fprop_sums")
 def conv_fprop(spec: KernelSpec) -> object:
     """The first of FPROP that fits."""
     return chosen(FPROP, spec).generate(spec)

@@ -7,7 +7,7 @@ rest. There is no unfolded matrix anywhere.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
@@ -15,10 +15,11 @@ from math import prod
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
+from sqcompile.backends.cpu.channel_sums import ChannelSums, sums_of
 from sqcompile.backends.cpu.conv_geometry import Lines
 from sqcompile.backends.cpu.conv_image import Image, aligned_width
 from sqcompile.backends.cpu.conv_operands import Stored
-from sqcompile.backends.cpu.conv_vectors import pick, starts
+from sqcompile.backends.cpu.conv_vectors import pick
 from sqcompile.backends.cpu.conv_weights import Panels, Reading
 from sqcompile.backends.cpu.epilogue import Epilogue
 from sqcompile.backends.cpu.machine import machine
@@ -111,6 +112,11 @@ class Correlation:
             return images, most
         return 1, max(-(-most // pieces), min(SHORTEST, most))
 
+    def cut(self) -> list[int]:
+        """Blocks along the images and along the rows."""
+        images, rows = self.block()
+        return [-(-self.images // images), -(-self.rows.count // rows)]
+
 
 def correlate(
     c: Correlation,
@@ -127,8 +133,13 @@ def correlate(
         return
     panels = c.panels()
     packed = panels.pack(weights, reading, _at_most(shift, c.stored.right_shift))
+    vectors = panels.groups * panels.blocks * panels.vectors
+    sums = sums_of(spec, f, prod(c.cut()), vectors, panels.stored.dot.lanes)
     with blocks(c, epilogue, source, shift, panels.groups * panels.blocks) as (block, part):
+        block.sums = sums
         block.multiply(panels, *packed, *part)
+    if sums is not None:
+        sums.finish(vectors, panels.place)
 
 
 @contextmanager
@@ -147,7 +158,7 @@ def blocks(
         factors = nest.scratch(c.image(rows, None).line, "int16")
         room = c.stored.right_shift
         c.image(rows, factors).fill_factors(lambda channel: _factor(shift(channel), room))
-    cut = [-(-c.images // images), -(-c.rows.count // rows)]
+    cut = c.cut()
     parts = next(
         n
         for n in range(1, panels + 1)
@@ -156,13 +167,15 @@ def blocks(
     work = epilogue.out.size * c.channels
     with nest.parallel(prod(cut) * parts, work, "task") as task:
         image_block, row_block, part = nest.unravel(task, [*cut, parts])
-        first = image_block * images
+        first, begin, again = image_block * images, row_block * rows, None
         if c.images % images:
             first = tirx.min(first, c.images - images)
-        begin = row_block * rows
+            again = (image_block * images - first) * (rows * c.columns.count)
         if c.rows.count % rows:
             begin = tirx.min(begin, c.rows.count - rows)
+            again = (row_block * rows - begin) * c.columns.count
         block = Block(c, c.image(rows, factors), epilogue, images, rows, first, begin)
+        block.index, block.again = image_block * cut[1] + row_block, again
         block.pack(source)
         yield block, (part, panels // parts)
 
@@ -181,7 +194,15 @@ def _factor(shift: Expr, room: int) -> Expr:
 
 
 class Block:
-    """The results of one task: some images whole, or some rows of one image."""
+    """The results of one task: some images whole, or some rows of one image.
+
+    index: of the block, counted without panels; again: how many of its first results another
+    block computes as well (None: none in any block); sums: where those of channels go.
+    """
+
+    index: Expr = 0
+    again: Expr | None = None
+    sums: ChannelSums | None = None
 
     def __init__(
         self,
@@ -223,9 +244,18 @@ class Block:
         start = image.lead + n * image.size + line * image.line + pixel * image.channels
         return start, [self.first + n, height, width]
 
-    def tiles(self, pixels: int) -> AbstractContextManager[Expr]:
-        """A loop over tiles: the first result of each; the last tile may overlap."""
-        return starts(prod(self.extents), pixels)
+    @contextmanager
+    def tiles(self, pixels: int) -> Iterator[tuple[Expr, Expr | None]]:
+        """A loop over tiles: the first result of each, and how many of its results other tiles
+        compute as well (None: none in any tile); the last tile may overlap."""
+        total = prod(self.extents)
+        with nest.serial(-(-total // pixels), "tile") as index:
+            start = fresh = index * pixels
+            if total % pixels:
+                start = tirx.min(fresh, total - pixels)
+            if self.again is not None:
+                fresh = tirx.max(fresh, self.again)
+            yield start, None if fresh is start else fresh - start
 
     def multiply(
         self, panels: Panels, packed: Array, offset: Array, part: Expr, count: int
@@ -233,11 +263,13 @@ class Block:
         """The results of `count` panels of every phase."""
         pixels = min(tile_of(self.c.outputs)[2], prod(self.extents))
         sizes = [len(panels.rows.phases), len(panels.columns.phases), count]
-        with nest.loops(sizes, "p") as (row, column, k), self.tiles(pixels) as start:
+        with nest.loops(sizes, "p") as (row, column, k):
             channels = part * count + k
             index = (row * sizes[1] + column) * panels.groups * panels.blocks + channels
             tile = _Tile(self, panels, packed, offset, row, column, channels, index)
-            tile.compute(start, pixels)
+            tile.clear()
+            with self.tiles(pixels) as (start, again):
+                tile.compute(start, pixels, again)
 
 
 def _along(lines: Lines, phase: Expr, begin: Expr, index: Expr) -> tuple[Expr, Expr]:
@@ -279,8 +311,15 @@ class _Tile:
         self.wide = panels.terms * self.dot.depth > panels.stored.terms
         self.sizes = panels.row_taps(row), panels.runs(column), panels.steps(column)
 
-    def compute(self, start: Expr, pixels: int) -> None:
-        """Results start, ... of the block."""
+    def clear(self) -> None:
+        """Before the first tile of a panel: sums of its channels begin."""
+        sums, vectors = self.block.sums, self.panels.vectors
+        if sums is not None:
+            self.place = _held(self.block.index * sums.vectors + self.index * vectors)
+            sums.clear(self.place, vectors)
+
+    def compute(self, start: Expr, pixels: int, again: Expr | None) -> None:
+        """Results start, ... of the block, of which the first `again` count elsewhere."""
         panels = self.panels
         placed = [self.block.pixel(start + i, self.row, self.column) for i in range(pixels)]
         base = [_held(first + self.group * self.block.c.channels) for first, _ in placed]
@@ -293,6 +332,9 @@ class _Tile:
         for i, vectors in enumerate(sums):
             for j, one in enumerate(vectors):
                 self._write(one, places[i], j)
+        if self.block.sums is not None:
+            columns = [[self._result(row[j]) for row in sums] for j in range(panels.vectors)]
+            self.block.sums.add(self.place, columns, again)
 
     def _started(self, vector: int) -> Array:
         made = nest.scratch(self.dot.lanes, "int32")
@@ -351,9 +393,7 @@ class _Tile:
     def _write(self, total: Array, place: list[Expr], vector: int) -> None:
         panels, epilogue = self.panels, self.block.epilogue
         lanes, kind = self.dot.lanes, epilogue.out.dtype
-        value = total[self.lanes]
-        if kind != "float32" and kind != total.dtype:
-            value = nest.cast(value, kind, lanes)
+        value = self._result(total)
         first = self.group * panels.outputs
         if panels.outputs >= lanes:
             first = first + panels.first(self.channels, vector)
@@ -362,3 +402,10 @@ class _Tile:
             row = nest.scratch(lanes, kind if kind != "float32" else total.dtype)
             row.store(self.lanes, value)
             epilogue.row(row, 0, [*place, first], panels.outputs)
+
+    def _result(self, total: Array) -> Expr:
+        """A vector of accumulators in the dtype of the result, if that is one of integers."""
+        kind, value = self.block.epilogue.out.dtype, total[self.lanes]
+        if kind in ("float32", total.dtype):
+            return value
+        return nest.cast(value, kind, self.dot.lanes)

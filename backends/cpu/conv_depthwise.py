@@ -7,12 +7,13 @@ from math import prod
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
+from sqcompile.backends.cpu.channel_sums import sums_of
 from sqcompile.backends.cpu.conv_correlate import Block, Correlation, blocks
 from sqcompile.backends.cpu.conv_dgrad import shifts
 from sqcompile.backends.cpu.conv_geometry import Geometry, backward, forward
 from sqcompile.backends.cpu.conv_image import Image
 from sqcompile.backends.cpu.conv_operands import Range, Stored
-from sqcompile.backends.cpu.conv_vectors import at, filled, pick, pieces, shift_of
+from sqcompile.backends.cpu.conv_vectors import at, filled, pick, shift_of
 from sqcompile.backends.cpu.epilogue import Epilogue
 from sqcompile.backends.cpu.machine import machine
 from sqcompile.backends.cpu.nest import Array, Expr
@@ -69,14 +70,29 @@ def _correlate(
     if not epilogue.out.size:
         return
     turned = _turned(w, g)
+    lanes = min(machine().lanes, 1 << (g.groups.bit_length() - 1))
+    vectors = -(-g.groups // lanes)
+
+    def first(vector: Expr) -> Expr:
+        """The first channel of a vector; the last one overlaps its neighbour."""
+        start = vector * lanes
+        return tirx.min(start, g.groups - lanes) if g.groups % lanes else start
+
+    sums = sums_of(spec, f, prod(c.cut()), vectors, lanes)
     with blocks(c, epilogue, source, shift, 1) as (block, _):
+        if sums is not None:
+            sums.clear(block.index * vectors, vectors)
         pixels = min(PIXELS, prod(block.extents))
         phases = [len(c.rows.phases), len(c.columns.phases)]
-        with nest.loops(phases, "p") as (row, column), block.tiles(pixels) as start:
+        with nest.loops(phases, "p") as (row, column), block.tiles(pixels) as (start, again):
             place = [block.pixel(start + k, row, column) for k in range(pixels)]
-            with pieces(g.groups, machine().lanes) as (channel, lanes):
+            with nest.serial(vectors, "vector") as vector:
                 weights = turned, g.columns.kernel
-                _tile(block, row, column, weights, place, channel, lanes)
+                results = _tile(block, row, column, weights, place, first(vector), lanes)
+                if sums is not None:
+                    sums.add(block.index * vectors + vector, [results], again)
+    if sums is not None:
+        sums.finish(vectors, lambda vector: (first(vector), lanes))
 
 
 def _turned(weights: Array, g: Geometry) -> Array:
@@ -96,7 +112,8 @@ def _tile(
     place: list[tuple[Expr, list[Expr]]],
     channel: Expr,
     lanes: int,
-) -> None:
+) -> list[Expr]:
+    """Writes the results at `place` of a vector of channels, and returns them."""
     c, image = block.c, block.image
     here = at(0, lanes)
     sums = [nest.scratch(lanes, "int32") for _ in place]
@@ -114,13 +131,11 @@ def _tile(
         for one, (base, _) in zip(sums, place, strict=True):
             value = block.scratch[at(base + away + channel, lanes)]
             one.store(here, one[here] + nest.cast(value, "int32", lanes) * weight)
-    kind = block.epilogue.out.dtype
-    for one, (_, where) in zip(sums, place, strict=True):
-        value = one[here] if kind != "int64" else nest.cast(one[here], kind, lanes)
-        if lanes > 1:
-            block.epilogue.vector(value, [*where, channel], lanes)
-        else:
-            block.epilogue.element(value, [*where, channel])
+    wide = block.epilogue.out.dtype == "int64"
+    results = [nest.cast(one[here], "int64", lanes) if wide else one[here] for one in sums]
+    for value, (_, where) in zip(results, place, strict=True):
+        block.epilogue.vector(value, [*where, channel], lanes)
+    return results
 
 
 def wgrad(spec: KernelSpec) -> object:

@@ -126,6 +126,15 @@ class Panels:
         exact = self.blocks * self.width == self.outputs
         return start if exact else tirx.max(tirx.min(start, self.outputs - lanes), 0)
 
+    def place(self, vector: Expr) -> tuple[Expr, int]:
+        """(first channel, number of channels) of a vector counted over all groups."""
+        each = self.blocks * self.vectors
+        group, place = tirx.floordiv(vector, each), tirx.floormod(vector, each)
+        return (
+            group * self.outputs + self.first(0, place),
+            min(self.outputs, self.stored.dot.lanes),
+        )
+
     def pack(
         self, w: Array, reading: Reading, shift: Callable[[Expr], Expr] | None
     ) -> tuple[Array, Array]:

@@ -16,17 +16,18 @@ from sqcompile.backends.kernels import KernelSpec
 class Epilogue:
     """Writes the results of a product; scales and bias are broadcast to the result's shape.
 
-    A second output, where there is one, takes the largest magnitude of all results: each task
+    The second output of an op that measures takes the largest magnitude of all results: each task
     keeps a vector of maxima, compared on the bits without the sign, where a NaN is the largest.
     """
 
     def __init__(self, spec: KernelSpec, f: nest.Function) -> None:
-        self.out, *absmax = f.outputs
+        self.out, *more = f.outputs
         self.shape = self.out.shape
         self.scales, self.bias = f.list("scales"), f.get("bias")
         self.relu = bool(spec.get("relu", False))
         self.fenced = self.bias is not None and bool(self.scales)
-        self.absmax: Array | None = absmax[0] if absmax else None
+        measured = spec.short_name.endswith("_absmax")
+        self.absmax: Array | None = more[0] if measured else None
         self._maxima: Array | None = None
         self._peaks: Array | None = None
 

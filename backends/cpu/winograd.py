@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
+from sqcompile.backends.cpu.channel_sums import ChannelSums, sums_of
 from sqcompile.backends.cpu.epilogue import Epilogue
 from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.cpu.winograd_input import Shifts, Strip
-from sqcompile.backends.cpu.winograd_plan import TASKS, TILES, Plan, plan
+from sqcompile.backends.cpu.winograd_plan import TASKS, TILES, VECTORS, Plan, plan
 from sqcompile.backends.cpu.winograd_products import Operands, Products
 from sqcompile.backends.cpu.winograd_ranges import POSITIONS
 from sqcompile.backends.cpu.winograd_weight import Packer
@@ -62,6 +63,7 @@ class _Call:
     shifts: Shifts
     epilogue: Epilogue
     steps: Array
+    sums: ChannelSums | None
 
     def packer(self) -> Packer:
         """Of the weights, for one task."""
@@ -73,7 +75,23 @@ class _Call:
 
     def products(self, rows: int) -> Products:
         """Of `rows` tile rows, for one task."""
-        return Products(self.plan, self.epilogue, nest.bound(self.steps[0]), rows)
+        return Products(self.plan, self.epilogue, self.sums, nest.bound(self.steps[0]), rows)
+
+    def clear(self, place: Expr, blocks: int) -> None:
+        """Before the first results of some blocks, whose channel sums stand at `place`."""
+        if self.sums is not None:
+            self.sums.clear(place, blocks * VECTORS)
+
+    def finish(self, tasks: int) -> None:
+        """After the tasks."""
+        self.epilogue.finish(tasks)
+        if self.sums is not None:
+            self.sums.finish(-(-self.plan.filters.columns // self.sums.lanes), self.channels)
+
+    def channels(self, vector: Expr) -> tuple[Expr, Expr]:
+        """(first channel, number of channels) of a vector of columns."""
+        lanes, columns = self.plan.dot.lanes, self.plan.filters.columns
+        return vector * lanes, tirx.min(lanes, columns - vector * lanes)
 
 
 def _by_block(call: _Call) -> None:
@@ -96,10 +114,12 @@ def _by_block(call: _Call) -> None:
         call.packer().pack(block, weights, 0, corrections, 0)
         products = call.products(rows)
         column = block * filters.width
-        operands = Operands(inputs, 0, rows, weights, 0, corrections, 0, column)
+        place = block * VECTORS
+        call.clear(place, 1)
+        operands = Operands(inputs, 0, rows, weights, 0, corrections, 0, column, place)
         with nest.serial(made.groups(rows), "group") as group:
             products.group(group, operands)
-    call.epilogue.finish(filters.blocks)
+    call.finish(filters.blocks)
 
 
 def _by_chunk(call: _Call) -> None:
@@ -121,13 +141,16 @@ def _by_chunk(call: _Call) -> None:
         own = tirx.min(rows, made.tile_rows - first)
         _transform(made, call.strip(), (first, own), inputs, plane, 0)
         products = call.products(rows)
+        sums = chunk * (filters.blocks * VECTORS)
+        call.clear(sums, filters.blocks)
         groups = tirx.floordiv(own * made.image.tiles + TILES - 1, TILES)
         with nest.serial(filters.blocks, "block") as block, nest.serial(groups, "group") as group:
             start, column = block * filters.block, block * filters.width
             at = block * (4 * filters.width)
-            operands = Operands(inputs, first, own, weights, start, corrections, at, column)
+            place = sums + block * VECTORS
+            operands = Operands(inputs, first, own, weights, start, corrections, at, column, place)
             products.group(group, operands)
-    call.epilogue.finish(tasks)
+    call.finish(tasks)
 
 
 def generate(spec: KernelSpec) -> object:
@@ -140,6 +163,8 @@ def generate(spec: KernelSpec) -> object:
         shifts = Shifts(f.get("exponent"), groups, made.image.channels, made.split)
         steps = nest.scratch(OPAQUE, "int32")
         steps.store(0, made.filters.steps)
-        call = _Call(made, source, f["w"], shifts, Epilogue(spec, f), steps)
+        parts = 1 if made.shared else -(-made.tile_rows // made.chunk)
+        sums = sums_of(spec, f, parts, made.filters.blocks * VECTORS, made.dot.lanes)
+        call = _Call(made, source, f["w"], shifts, Epilogue(spec, f), steps, sums)
         (_by_block if made.shared else _by_chunk)(call)
     return f.result

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
+from sqcompile.backends.cpu.channel_sums import ChannelSums
 from sqcompile.backends.cpu.epilogue import Epilogue
 from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.cpu.winograd_plan import TILES, VECTORS, Plan
@@ -23,7 +24,8 @@ from sqcompile.backends.cpu.winograd_weight import ORDER
 @dataclass(frozen=True)
 class Operands:
     """What a group of products reads: transformed inputs of `rows` tile rows from `row` on, the
-    block of weights at weights[block] and its corrections, for columns from `column` on."""
+    block of weights at weights[block] and its corrections, for columns from `column` on, whose
+    channel sums stand at `place`."""
 
     inputs: Array
     row: Expr
@@ -33,6 +35,7 @@ class Operands:
     corrections: Array
     correction: Expr
     column: Expr
+    place: Expr
 
 
 Cell = tuple[int, int]
@@ -43,15 +46,18 @@ Sums = dict[tuple[int, Cell], Array]
 class Products:
     """Groups of tiles: 16 positions of a block of columns, and the results."""
 
-    def __init__(self, made: Plan, epilogue: Epilogue, steps: Expr, rows: int) -> None:
-        self.plan, self.epilogue, self.steps = made, epilogue, steps
+    def __init__(
+        self, made: Plan, epilogue: Epilogue, sums: ChannelSums | None, steps: Expr, rows: int
+    ) -> None:
+        self.plan, self.epilogue, self.channel_sums, self.steps = made, epilogue, sums, steps
         self.plane = made.plane(rows)
         self.cells = [(t, v) for t in range(TILES) for v in range(VECTORS)]
         self.lanes = made.dot.lanes
         self.own = nest.ramp(0, self.lanes)
         self.kept = nest.scratch(4 * len(self.cells) * self.lanes, "int32")
         self.results: Array | None = None
-        if made.filters.columns % made.filters.width:
+        self.partial = made.filters.columns % made.filters.width != 0
+        if self.partial or sums is not None:
             self.results = nest.scratch(2 * len(self.cells) * self.lanes, "int32")
 
     def group(self, group: Expr, o: Operands) -> None:
@@ -70,6 +76,7 @@ class Products:
             for (row, cell), one in sums.items():
                 one.store(self.own, self._result(o, half, row, cell, one[self.own]))
             self._write(group, o, half, sums)
+            self._sum(group, o, half, sums)
 
     def _kept(self, column: Expr, row: int, cell: Cell) -> Expr:
         index = (column * 2 + row) * len(self.cells) + self.cells.index(cell)
@@ -115,8 +122,8 @@ class Products:
                         total.store(self.own, dot.add(total[self.own], left, one))
 
     def _write(self, group: Expr, o: Operands, half: int, sums: Sums) -> None:
-        if self.results is not None:
-            self._write_part(group, o, half, sums, self.results)
+        if self.partial:
+            self._write_part(group, o, half, sums)
             return
         for tile in range(TILES):
             with self._place(group * TILES + tile, o, half) as (n, y, x):
@@ -126,20 +133,50 @@ class Products:
                             at = [n, y + row, x, o.column + v * self.lanes]
                             self.epilogue.vector(sums[row, (tile, v)][self.own], at, self.lanes)
 
-    def _write_part(self, group: Expr, o: Operands, half: int, sums: Sums, results: Array) -> None:
+    def _write_part(self, group: Expr, o: Operands, half: int, sums: Sums) -> None:
         """Where the last block holds fewer columns: by way of memory."""
         width = self.plan.filters.width
+        length = tirx.min(width, self.plan.filters.columns - o.column)
+        with self._each(group, o, half, sums) as (results, at, (n, y, x)):
+            self.epilogue.row(results, at, [n, y, x, o.column], length)
+
+    def _sum(self, group: Expr, o: Operands, half: int, sums: Sums) -> None:
+        """Add results to the sums of channels: all of a group's, or in memory those that exist."""
+        channel_sums = self.channel_sums
+        if channel_sums is None:
+            return
+        _, height, width, _ = self.plan.out
+        if height % 2 == width % 2 == 0:
+            whole = (group + 1) * TILES <= o.rows * self.plan.image.tiles
+            with nest.when(whole):
+                columns = [
+                    [one[self.own] for (_, (_, v)), one in sums.items() if v == vector]
+                    for vector in range(VECTORS)
+                ]
+                channel_sums.add(o.place, columns)
+        else:
+            whole = nest.const(0, "bool")
+        with nest.when(tirx.Not(whole)), self._each(group, o, half, sums) as (results, at, _):
+            ends = [nest.ramp(at + v * self.lanes, self.lanes) for v in range(VECTORS)]
+            channel_sums.add(o.place, [[results[end]] for end in ends])
+
+    @contextmanager
+    def _each(
+        self, group: Expr, o: Operands, half: int, sums: Sums
+    ) -> Iterator[tuple[Array, Expr, tuple[Expr, Expr, Expr]]]:
+        """A loop over the results of a group that exist: (memory, where one stands, its image,
+        row and column)."""
+        results, width = self.results, self.plan.filters.width
+        assert results is not None
         for (row, cell), one in sums.items():
             index = row * len(self.cells) + self.cells.index(cell)
             results.store(nest.ramp(index * self.lanes, self.lanes), one[self.own])
-        length = tirx.min(width, self.plan.filters.columns - o.column)
         with (
             nest.loops([TILES, 2], "result") as (tile, row),
             self._place(group * TILES + tile, o, half) as (n, y, x),
             self._row(y + row, 1),
         ):
-            at = [n, y + row, x, o.column]
-            self.epilogue.row(results, (row * TILES + tile) * width, at, length)
+            yield results, (row * TILES + tile) * width, (n, y + row, x)
 
     @contextmanager
     def _row(self, y: Expr, row: int) -> Iterator[None]:

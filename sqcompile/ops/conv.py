@@ -16,6 +16,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from sqcompile.ops.product import (
     accumulator,
     accumulator_dtype,
+    channel_sums,
     dequantized,
     exact,
     shifted,
@@ -77,6 +78,29 @@ def conv_fprop(
 def _(x: Tensor, w: Tensor, *geometry: Any) -> Tensor:
     *windows, _, k_chunk = geometry
     return x.new_empty(output_shape(x.shape, w.shape, *windows), dtype=accumulator_dtype(k_chunk))
+
+
+@op("sq::conv_fprop_sums", doc="conv_fprop and the sum of every channel of its result.")
+def conv_fprop_sums(
+    x: Tensor,
+    w: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    k_chunk: int,
+) -> tuple[Tensor, Tensor]:
+    """conv_fprop -> (acc, int64 (O,) sums of acc over N, OH and OW)."""
+    acc = conv_fprop.reference(x, w, stride, padding, dilation, groups, k_chunk)
+    return acc, channel_sums(acc)
+
+
+@conv_fprop_sums.meta
+def _(x: Tensor, w: Tensor, *geometry: Any) -> tuple[Tensor, Tensor]:
+    *windows, _, k_chunk = geometry
+    shape = output_shape(x.shape, w.shape, *windows)
+    acc = x.new_empty(shape, dtype=accumulator_dtype(k_chunk))
+    return acc, x.new_empty((w.shape[0],), dtype=torch.int64)
 
 
 @op("sq::conv_dgrad", doc="Integer convolution, gradient of the input.")

@@ -42,9 +42,15 @@ def _rounded_mean(total: Tensor, count: int, frac_bits: int) -> Tensor:
 
 
 def _normalized(
-    x: Tensor, scale: Tensor, axes: Sequence[int], eps: float, frac_bits: int
+    x: Tensor,
+    scale: Tensor,
+    axes: Sequence[int],
+    eps: float,
+    frac_bits: int,
+    total: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Integers -> (xhat, coefficient, mean, sigma), the last three with `axes` of size 1.
+    """Integers, and their int64 sums where these are known -> (xhat, coefficient, mean, sigma),
+    the last three with `axes` of size 1.
 
     sigma = (float32(D) * float32(sqrt(pi/2) * 2^-f / N)) * scale, coefficient = 1 / (sigma +
     eps), 0 where sigma + eps < 2^-100 (as in the quantisers: neither 0 / 0 nor infinity), xhat =
@@ -52,7 +58,8 @@ def _normalized(
     """
     count = x.numel() // scale.numel()
     wide = x.to(torch.int64)
-    mean = _rounded_mean(wide.sum(list(axes), keepdim=True), count, frac_bits)
+    total = wide.sum(list(axes), keepdim=True) if total is None else total
+    mean = _rounded_mean(total, count, frac_bits)
     centred = (wide << frac_bits) - mean
     deviation = centred.abs().sum(list(axes), keepdim=True)
     step = 2.0**-frac_bits
@@ -116,13 +123,16 @@ def l1_batch_norm(
     frac_bits: int,
     bits: int,
     step: float,
+    sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """x int8/int32/int64 (*, C) worth scale[c] each, plus bias[c]; scale, bias, gamma, beta
     float32 (C,) -> (y float32, xhat int8 in `bits` bits, coefficient (C,), mean (C,), var (C,)).
 
-    y = gamma * xhat + beta; the bias reaches only the mean; var is sigma squared.
+    y = gamma * xhat + beta; the bias reaches only the mean; var is sigma squared. `sums`: those of
+    x over all axes but the last, int64 (C,), where its producer gives them.
     """
-    xhat, coefficient, mean, sigma = _normalized(x, scale, _all_but_last(x), eps, frac_bits)
+    axes = _all_but_last(x)
+    xhat, coefficient, mean, sigma = _normalized(x, scale, axes, eps, frac_bits, sums)
     mean, sigma = mean.reshape(-1), sigma.reshape(-1)
     return (
         _affine(xhat, gamma, beta),

@@ -37,17 +37,18 @@ def l1_batch_norm_relu_quantize(
     relu: bool,
     out_bits: int,
     signed: bool,
+    sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """l1_batch_norm, then ReLU if `relu`, whose y is only quantised -> (q int8 or uint8 (*, C) in
     `out_bits` bits, r float32 absmax of y with all axes of size 1, xhat, mask, coefficient, mean,
-    var).
+    var). `sums` as in l1_batch_norm.
 
     xhat is packed as by pack_int4 when it has at most 4 bits, else int8 (*, C); mask is y > 0 as
     by pack_mask, empty without ReLU. Where y is NaN or infinite q is unspecified, and r is not
     finite then.
     """
-    y, xhat, *statistics = l1_batch_norm.reference(
-        x, scale, bias, gamma, beta, eps, frac_bits, bits, step
+    y, xhat, coefficient, mean, var = l1_batch_norm.reference(
+        x, scale, bias, gamma, beta, eps, frac_bits, bits, step, sums
     )
     if relu:
         y = torch.relu(y)
@@ -56,7 +57,6 @@ def l1_batch_norm_relu_quantize(
     if bits <= PACKED_BITS:
         xhat = pack_int4.reference(xhat)
     mask = pack_mask.reference(y > 0) if relu else y.new_empty((0,), dtype=torch.uint8)
-    coefficient, mean, var = statistics
     return q, r, xhat, mask, coefficient, mean, var
 
 
@@ -74,6 +74,7 @@ def _(
     relu: bool,
     out_bits: int,
     signed: bool,
+    sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     q = x.new_empty(x.shape, dtype=torch.int8 if signed else torch.uint8)
     r = x.new_empty([1] * x.dim(), dtype=torch.float32)

@@ -25,15 +25,16 @@ def l1_batch_norm_add_relu(
     step: float,
     residual: Tensor | None,
     relu: bool,
+    sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """l1_batch_norm, plus residual float32 (*, C) or None, then ReLU if `relu` -> (y float32
     (*, C), r float32 absmax of y with all axes of size 1, xhat, mask, coefficient, mean, var).
 
     xhat is packed as by pack_int4 when it has at most 4 bits, else int8 (*, C); mask is y > 0 as
-    by pack_mask, empty without ReLU.
+    by pack_mask, empty without ReLU. `sums` as in l1_batch_norm.
     """
-    y, xhat, *statistics = l1_batch_norm.reference(
-        x, scale, bias, gamma, beta, eps, frac_bits, bits, step
+    y, xhat, coefficient, mean, var = l1_batch_norm.reference(
+        x, scale, bias, gamma, beta, eps, frac_bits, bits, step, sums
     )
     if residual is not None:
         y = y + residual
@@ -43,7 +44,6 @@ def l1_batch_norm_add_relu(
     if bits <= PACKED_BITS:
         xhat = pack_int4.reference(xhat)
     mask = pack_mask.reference(y > 0) if relu else y.new_empty((0,), dtype=torch.uint8)
-    coefficient, mean, var = statistics
     return y, r, xhat, mask, coefficient, mean, var
 
 

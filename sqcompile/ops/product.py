@@ -119,6 +119,11 @@ def _(acc: Tensor, scales: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     return acc.new_empty(acc.shape, dtype=torch.float32)
 
 
+def channel_sums(acc: Tensor) -> Tensor:
+    """int32/int64 (*, C) -> int64 (C,): the sum of every channel, as a batch norm begins."""
+    return acc.to(torch.int64).sum(list(range(acc.dim() - 1)))
+
+
 @op("sq::shift_matmul_dequantize", doc="shift_matmul with its epilogue: scales, bias, ReLU.")
 def shift_matmul_dequantize(
     a: Tensor,

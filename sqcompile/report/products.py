@@ -14,6 +14,8 @@ from sqcompile.passes.editing import arguments, shape
 from sqcompile.passes.printing import op_name, source_line
 
 _INTEGERS = (torch.int8, torch.uint8)
+_SUFFIXES = ("_sums", "_absmax", "_dequantize")
+"""What names of products end with that do more than multiply, the last part first."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def _found(graph: GraphModule) -> Iterator[tuple[Node, int, tuple[Node, Node]]]:
             continue
         if node.target.namespace == "sq":
             name = node.target._schema.name.split("::")[1]
-            name = name.removesuffix("_absmax").removesuffix("_dequantize")
+            for suffix in _SUFFIXES:
+                name = name.removesuffix(suffix)
             if name in _MACS:
                 yield node, _MACS[name](node), (node.args[0], node.args[1])
         elif node.target.overloadpacket in flop_registry:
@@ -124,7 +127,7 @@ def _matmul(node: Node) -> int:
 
 
 def _fprop(node: Node) -> int:
-    return prod(shape(node)) * prod(shape(arguments(node)["w"])[1:])
+    return prod(_result_shape(node)) * prod(shape(arguments(node)["w"])[1:])
 
 
 def _dgrad(node: Node) -> int:

@@ -1,6 +1,7 @@
 """Norms, reductions and pooling."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from sqcompile.ops import OPS
 from sqcompile.ops.norm import fraction_bits
 from sqcompile.ops.pack import pack_int4
+from sqcompile.ops.product import channel_sums
 from tests.backends.cases import I8, I32, I64, Made, Source, sized
 
 
@@ -65,6 +67,10 @@ def batch_norms() -> Made:
             relu, _, signed, saved = given
             return [*first, saved, step, s.normal(*sh) if relu or signed else None, relu]
 
+        def given(s: Source, m=forward) -> list[Any]:
+            x, *rest = m(s)
+            return [x, *rest, channel_sums(x)]
+
         def backward(s: Source, sh=shape, c=channels, a=affine) -> list[Any]:
             g, xhat = s.integers(-127, 127, *sh), s.integers(-8, 7, *sh)
             return [g, s.uniform(c), xhat, s.uniform(c), s.normal(c) if a else None, 0.3352]
@@ -72,6 +78,14 @@ def batch_norms() -> Made:
         yield "l1_batch_norm", label, forward
         yield "l1_batch_norm_relu_quantize", f"{label}-{sized(form)}", fused
         yield "l1_batch_norm_add_relu", f"{label}-{sized(form)}", summed
+        if dtype != I8:
+            yield "l1_batch_norm", f"{label}-given", given
+            yield (
+                "l1_batch_norm_relu_quantize",
+                f"{label}-{sized(form)}-given",
+                partial(given, m=fused),
+            )
+            yield "l1_batch_norm_add_relu", f"{label}-{sized(form)}-given", partial(given, m=summed)
         yield "l1_batch_norm_backward", label, backward
         yield "l1_batch_norm_packed_backward", label, packed(backward, 2)
 

@@ -233,6 +233,17 @@ CONVOLUTIONS = [
     Convolution((3, 8, 8, 6), 6, **SAME, stride=(2, 2), groups=6, shift_groups=4, signed=True),
     Convolution((1, 30, 9, 40), 40, (5, 5), (2, 1), (2, 2), (1, 2), 40),
 ]
+SUMMED = [
+    # Tiles, blocks of images and vectors of channels that overlap; rows of one image; long sums.
+    *CONVOLUTIONS[:5],
+    Convolution((23, 5, 7, 17), 70, **SAME),
+    Convolution((1, 61, 150, 32), 24, (3, 3), bits=4),
+    Convolution((2, 3, 3, 70001), 2, (2, 2), k_chunk=9),
+    Convolution((2, 6, 6, 64), 160, (1, 1), signed=True),
+    # Depthwise, and one result.
+    *CONVOLUTIONS[-2:],
+    Convolution((1, 1, 1, 3), 1, **SAME),
+]
 LONG = {
     "conv_fprop": Convolution((1, 3, 3, 70001), 2, (2, 2), k_chunk=9),
     "conv_dgrad": Convolution((1, 2, 2, 3), 70001, (1, 1), k_chunk=9),
@@ -262,6 +273,12 @@ def convolutions() -> Made:
                     return [*make(s), [s.uniform(1), s.uniform(*scale)], None, False]
 
                 yield f"{op}_dequantize", str(c), Ranged(fused, operands)
+    for c in SUMMED:
+        yield (
+            "conv_fprop_sums",
+            str(c),
+            Ranged(c.fprop, ((c.bits, c.signed), (c.bits, True))),
+        )
     c = CONVOLUTIONS[3]
 
     def biased(s: Source) -> list[Any]:

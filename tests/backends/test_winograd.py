@@ -35,16 +35,19 @@ class Convolution:
     k_chunk: int = 0
     epilogue: bool = False
     bias: bool = False
+    sums: bool = False
 
     @property
     def name(self) -> str:
         """A test's id."""
-        return f"{self.op}-{'x'.join(map(str, self.x))}-{self.columns}-{self.padding}"
+        shape = f"{'x'.join(map(str, self.x))}-{self.columns}-{self.padding}"
+        return f"{self.op}{'-sums' * self.sums}-{shape}"
 
     @property
     def entry(self) -> Any:
         """Of the op table."""
-        return OPS[f"sq::conv_{self.op}{'_dequantize' * self.epilogue}"]
+        form = "_dequantize" * self.epilogue + "_sums" * self.sums
+        return OPS[f"sq::conv_{self.op}{form}"]
 
     @property
     def algorithm(self) -> Any:
@@ -97,6 +100,11 @@ CASES = [
     Convolution("fprop", (3, 8, 6, 130), 40, 0, (-31, 31), epilogue=True, bias=True),
     Convolution("fprop", (1, 1, 1, 3), 3, values=(0, 63), epilogue=True),
     Convolution("fprop", (2, 4, 4, 128), 128, 2, (0, 31), (-3, 3)),
+    # Blocks of weights in parallel, and chunks of tile rows; groups whole and not, odd sizes.
+    Convolution("fprop", (16, 8, 8, 64), 64, values=(0, 15), sums=True),
+    Convolution("fprop", (4, 4, 4, 128), 128, values=(0, 15), sums=True),
+    Convolution("fprop", (3, 9, 7, 36), 70, values=(0, 15), sums=True),
+    Convolution("fprop", (9, 10, 6, 36), 41, values=(0, 15), sums=True),
     Convolution("dgrad", (2, 8, 8, 64), 32, groups=4),
     Convolution("dgrad", (2, 9, 6, 7), 12, 2, groups=3, values=(-15, 15)),
     Convolution("dgrad", (2, 3, 7, 32), 70, 0, weights=(-3, 3), groups=5, epilogue=True),
@@ -133,9 +141,11 @@ def functions() -> dict[Convolution, Any]:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_kernel_equals_reference(case: Convolution) -> None:
     arguments = case.arguments()
-    (out,) = [torch.full(o.shape, 77).to(getattr(torch, o.dtype)) for o in case.spec().outputs]
-    functions()[case](*tensors(arguments), out)
-    assert torch.equal(out, case.entry.reference(*arguments))
+    made = [torch.full(o.shape, 77).to(getattr(torch, o.dtype)) for o in case.spec().outputs]
+    functions()[case](*tensors(arguments), *made)
+    wanted = case.entry.reference(*arguments)
+    for got, want in zip(made, [wanted] if len(made) == 1 else wanted, strict=True):
+        assert torch.equal(got, want)
 
 
 def fits(case: Convolution, mcpu: str = "") -> bool:

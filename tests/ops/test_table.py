@@ -69,8 +69,9 @@ EXAMPLES: dict[str, list[list[Any]]] = {
         [*BATCHED, [f32(3, 1, 1), f32(1, 4, 1)], f32(6), True],
         [i8(3, 5), u8(4, 5), None, 1, False, True, 0, [], None, False],
     ],
-    "dequantize": [[i8(3, 4).int(), [f32(3, 1)], f32(4)], [i8(3, 4).long(), [], None]],
+    "dequantize": [[i8(3, 4).int(), [f32(3, 1)], f32(4)], [i8(2, 2).long().view(4), [], None]],
     "conv_fprop": [FPROP],
+    "conv_fprop_sums": [FPROP],
     "conv_dgrad": [DGRAD],
     "conv_wgrad": [WGRAD],
     "conv_fprop_dequantize": [[*FPROP, [f32(1, 1, 1, 6)], f32(6), True]],
@@ -86,6 +87,7 @@ EXAMPLES: dict[str, list[list[Any]]] = {
     "l1_batch_norm": [
         [i8(*X).int(), f32(4), f32(4), f32(4), f32(4), *NORM],
         [i8(5, 4), f32(4), None, None, None, *NORM],
+        [i8(5, 4).int(), f32(4), None, None, None, *NORM, i8(2, 2).long().view(4)],
     ],
     "l1_batch_norm_backward": [
         [i8(*X), f32(4), i8(*X), f32(4), f32(4), 0.3352],
@@ -94,6 +96,7 @@ EXAMPLES: dict[str, list[list[Any]]] = {
     "l1_batch_norm_relu_quantize": [
         [i8(*X).int(), f32(X[-1]), f32(X[-1]), f32(X[-1]), f32(X[-1]), *NORM, True, 4, False],
         [i8(5, 3).int(), f32(3), None, None, None, 1e-5, 16, 6, 0.1, False, 8, True],
+        [i8(5, 3).int(), f32(3), *[None] * 3, *NORM, False, 8, True, i8(3).long()],
     ],
     "l1_batch_norm_add_relu": [
         [i8(*X).int(), f32(X[-1]), f32(X[-1]), f32(X[-1]), f32(X[-1]), *NORM, f32(*X), True],
