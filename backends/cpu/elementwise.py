@@ -29,8 +29,9 @@ Constants = Callable[[KernelSpec], Sequence[float]]
 class Element:
     """What one element of an op is: `of(arguments)`, tensors and scalars converted to the dtype of
     the result, or to the one that torch promotes the operands to; absent arguments are None and a
-    condition stays bool. `constants` follow the arguments. `multiplies` and `adds` say what LLVM
-    could contract."""
+    condition stays bool. `constants` follow the arguments, then the attributes called `options`,
+    as Python values. `held`: `of` takes a `Keep` last, for values that it reads more than once.
+    `multiplies` and `adds` say what LLVM could contract."""
 
     arguments: tuple[str, ...]
     of: Expression
@@ -38,6 +39,8 @@ class Element:
     multiplies: bool = False
     adds: bool = False
     constants: Constants = lambda spec: ()
+    options: tuple[str, ...] = ()
+    held: bool = False
 
     def dtype(self, spec: KernelSpec) -> str:
         """The dtype that `of` computes in."""
@@ -73,19 +76,21 @@ class _Value:
             if name not in self.tensors
         }
         self.more = [self._constant(value) for value in self.element.constants(spec)]
+        self.more += [spec[name] for name in self.element.options]
 
     def _constant(self, value: Any) -> Expr:
         if value is None:
             return None
         return nest.literal(value) if self.dtype == "float32" else nest.const(value, self.dtype)
 
-    def of(self, operands: Sequence[Expr]) -> Expr:
+    def of(self, operands: Sequence[Expr], keep: Keep) -> Expr:
         """The element, from those of the tensor arguments."""
         given = self.scalars | {
             name: self._converted(name, value)
             for name, value in zip(self.tensors, operands, strict=True)
         }
-        value = self.element.of(*(given[name] for name in self.element.arguments), *self.more)
+        more = [*self.more, keep] if self.element.held else self.more
+        value = self.element.of(*(given[name] for name in self.element.arguments), *more)
         return nest.fence(value) if self.fenced else value
 
     def _converted(self, name: str, value: Expr) -> Expr:
@@ -129,7 +134,7 @@ def _pass(
                 # Two names for a value that meets itself: TVM takes x - x for 0, x == x for true.
                 again = len(members) > 1 and number in member.operands[:position]
                 operands.append(keep(one) if again else one)
-            one = value.of(operands)
+            one = value.of(operands, keep)
             known[len(inputs) + index] = keep(one) if len(members) > 1 else one
         return [known[number] for number in results]
 
@@ -169,7 +174,7 @@ def group(spec: KernelSpec) -> object:
     return f.result
 
 
-def _enter(*ops: str, limit: Limit = no_limit, **element: Any) -> None:
+def enter(*ops: str, limit: Limit = no_limit, **element: Any) -> None:
     """Put ops that compute the same into the table."""
     for op in ops:
         ELEMENTS[op] = Element(**element)
@@ -245,13 +250,13 @@ _PAIR: dict[str, Any] = {"arguments": ("self", "other")}
 _ONE: dict[str, Any] = {"arguments": ("self",)}
 
 for _name, _of in {"add": lambda a, b: a + b, "sub": lambda a, b: a - b}.items():
-    _enter(
+    enter(
         f"aten::{_name}.Tensor", f"aten::{_name}.Scalar", limit=_scaled, of=_of, adds=True, **_PAIR
     )
 
 for _name, _of in {"mul": lambda a, b: a * b, "div": lambda a, b: a / b}.items():
     # A division by a power of two is a product to LLVM.
-    _enter(f"aten::{_name}.Tensor", f"aten::{_name}.Scalar", of=_of, multiplies=True, **_PAIR)
+    enter(f"aten::{_name}.Tensor", f"aten::{_name}.Scalar", of=_of, multiplies=True, **_PAIR)
 
 for _name, _of in {
     "gt": lambda a, b: a > b,
@@ -261,61 +266,61 @@ for _name, _of in {
     "eq": tirx.EQ,
     "ne": lambda a, b: _not(tirx.EQ(a, b)),
 }.items():
-    _enter(f"aten::{_name}.Tensor", f"aten::{_name}.Scalar", of=_of, promoted=True, **_PAIR)
+    enter(f"aten::{_name}.Tensor", f"aten::{_name}.Scalar", of=_of, promoted=True, **_PAIR)
 
-_enter(
+enter(
     "aten::logical_and.default",
     of=lambda a, b: tirx.And(_truth(a), _truth(b)),
     promoted=True,
     **_PAIR,
 )
-_enter(
+enter(
     "aten::logical_or.default",
     of=lambda a, b: tirx.Or(_truth(a), _truth(b)),
     promoted=True,
     **_PAIR,
 )
-_enter("aten::logical_not.default", of=lambda x: _not(_truth(x)), promoted=True, **_ONE)
-_enter("aten::sgn.default", "aten::sign.default", of=_sign, **_ONE)
-_enter("aten::neg.default", of=_negative, **_ONE)
-_enter("aten::abs.default", of=_magnitude, **_ONE)
-_enter("sq::sqrt", of=tirx.sqrt, arguments=("x",))
-_enter("aten::clone.default", "aten::expand.default", of=lambda x: x, **_ONE)
-_enter("aten::_to_copy.default", limit=_to_integers, of=lambda x: x, **_ONE)
-_enter("aten::full.default", of=lambda x: x, arguments=("fill_value",))
-_enter("aten::relu.default", of=lambda x: nest.select(x < _zero(x), _zero(x), x), **_ONE)
-_enter(
+enter("aten::logical_not.default", of=lambda x: _not(_truth(x)), promoted=True, **_ONE)
+enter("aten::sgn.default", "aten::sign.default", of=_sign, **_ONE)
+enter("aten::neg.default", of=_negative, **_ONE)
+enter("aten::abs.default", of=_magnitude, **_ONE)
+enter("sq::sqrt", of=tirx.sqrt, arguments=("x",))
+enter("aten::clone.default", "aten::expand.default", of=lambda x: x, **_ONE)
+enter("aten::_to_copy.default", limit=_to_integers, of=lambda x: x, **_ONE)
+enter("aten::full.default", of=lambda x: x, arguments=("fill_value",))
+enter("aten::relu.default", of=lambda x: nest.select(x < _zero(x), _zero(x), x), **_ONE)
+enter(
     "aten::threshold_backward.default",
     of=lambda g, x, limit: nest.select(x <= limit, _zero(g), g),
     arguments=("grad_output", "self", "threshold"),
 )
-_enter(
+enter(
     "aten::leaky_relu.default",
     of=lambda x, slope: nest.select(x > _zero(x), x, x * slope),
     arguments=("self", "negative_slope"),
     multiplies=True,
 )
-_enter(
+enter(
     "aten::leaky_relu_backward.default",
     of=lambda g, x, slope: nest.select(x > _zero(x), g, g * slope),
     arguments=("grad_output", "self", "negative_slope"),
     multiplies=True,
 )
-_enter("aten::hardtanh.default", of=_clamp, arguments=("self", "min_val", "max_val"))
-_enter(
+enter("aten::hardtanh.default", of=_clamp, arguments=("self", "min_val", "max_val"))
+enter(
     "aten::hardtanh_backward.default",
     of=_hardtanh_backward,
     arguments=("grad_output", "self", "min_val", "max_val"),
 )
-_enter("aten::clamp.default", of=_clamp, arguments=("self", "min", "max"))
-_enter("aten::reciprocal.default", of=lambda x: nest.const(1, nest.dtype_of(x)) / x, **_ONE)
-_enter(
+enter("aten::clamp.default", of=_clamp, arguments=("self", "min", "max"))
+enter("aten::reciprocal.default", of=lambda x: nest.const(1, nest.dtype_of(x)) / x, **_ONE)
+enter(
     "aten::where.self",
     "aten::where.ScalarOther",
     of=nest.select,
     arguments=("condition", "self", "other"),
 )
-_enter(
+enter(
     "sq::ema",
     of=lambda old, new, kept, added: nest.fence(old * kept) + nest.fence(new * added),
     arguments=("old", "new"),

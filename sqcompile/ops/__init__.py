@@ -1,8 +1,11 @@
 """Every op of the integer graphs: importing this package registers them all."""
 
 from sqcompile.ops import (
+    activation,
     conv,
     elementwise,
+    functions,
+    loss,
     norm,
     norm_float,
     norm_fused,
@@ -14,15 +17,19 @@ from sqcompile.ops import (
     product_float,
     quantize,
     reduce,
+    softmax,
 )
 from sqcompile.ops.table import OPS, Op, find, op
 
 __all__ = [
     "OPS",
     "Op",
+    "activation",
     "conv",
     "elementwise",
     "find",
+    "functions",
+    "loss",
     "norm",
     "norm_float",
     "norm_fused",
@@ -35,4 +42,5 @@ __all__ = [
     "product_float",
     "quantize",
     "reduce",
+    "softmax",
 ]
