@@ -2,7 +2,9 @@
 
 from sqcompile.ops import (
     conv,
+    dropout,
     elementwise,
+    lookup,
     norm,
     norm_float,
     norm_fused,
@@ -13,6 +15,7 @@ from sqcompile.ops import (
     product_float,
     quantize,
     reduce,
+    resample,
 )
 from sqcompile.ops.table import OPS, Op, find, op
 
@@ -20,8 +23,10 @@ __all__ = [
     "OPS",
     "Op",
     "conv",
+    "dropout",
     "elementwise",
     "find",
+    "lookup",
     "norm",
     "norm_float",
     "norm_fused",
@@ -33,4 +38,5 @@ __all__ = [
     "product_float",
     "quantize",
     "reduce",
+    "resample",
 ]
