@@ -13,7 +13,6 @@ from sqcompile.ops.resample import resample
 from sqcompile.passes.editing import (
     Editor,
     arguments,
-    calls,
     copy_graph,
     finish,
     is_call,
@@ -70,11 +69,43 @@ def channels_last(module: GraphModule) -> GraphModule:
     for node in list(graph.graph.nodes):
         if node.op == "call_function" and not node._erased:
             images.visit(node)
-    for node in calls(graph, aten.view.default, aten._unsafe_view.default):
-        if is_call(node.args[0], aten.permute.default):
+    _reshape_strided(graph)
+    return finish(graph)
+
+
+def _reshape_strided(graph: GraphModule) -> None:
+    """Make a reshape of every view of a tensor that is not row-major when the graph runs eagerly:
+    torch's views have strides, and its elementwise ops hand them on."""
+    strided: set[Node] = set()
+    for node in graph.graph.nodes:
+        if node.op != "call_function":
+            continue
+        inherits = any(source in strided for source in node.all_input_nodes)
+        if inherits and is_call(node, aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
             node.args = (node.args[0], shape(node))
-    return finish(graph)
+        elif node.target in STRIDED or (inherits and node.target in ELEMENTWISE | HANDING_ON):
+            strided.add(node)
+
+
+STRIDED = {
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.expand.default,
+    aten.slice.Tensor,
+    aten.select.int,
+}
+"""Ops whose result is a view with other strides."""
+HANDING_ON = {
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.alias.default,
+    aten.detach.default,
+}
+"""Ops beside the elementwise ones whose result has the strides of their argument."""
 
 
 TO_FIRST = [0, 3, 1, 2]

@@ -36,7 +36,8 @@ _FILLED: dict[Any, float | str] = {
 """Ops that read nothing of a tensor but its shape: what they fill with, or the argument with it."""
 _LITERALS = (aten.scalar_tensor.default, aten.full.default)
 _TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default)
-"""What a product is read through: its backward must find the same operand behind them."""
+_PRODUCTS = (aten.mm.default, aten.bmm.default, aten.addmm.default)
+"""These read operands through transposes: their backward must find the same one behind them."""
 
 
 class _Constants:
@@ -71,8 +72,13 @@ class _Constants:
 
     def place(self) -> None:
         """Put a constant for every known value that something else reads."""
+        behind: set[Node] = set()
         for node in reversed(list(self.known)):
-            if is_call(node, *_TRANSPOSES) and self._readers(node):
+            readers = node.users.keys()
+            if is_call(node, *_TRANSPOSES) and any(
+                user in behind or is_call(user, *_PRODUCTS) for user in readers
+            ):
+                behind.add(node)
                 del self.known[node]
         for node, result in self.known.items():
             if not isinstance(result, Tensor) or is_call(node, *_LITERALS):

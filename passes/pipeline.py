@@ -56,6 +56,8 @@ def integer_training(recipe: Recipe) -> list[Pass]:
         Pass("canonicalize", canonicalize),
         # images stay channels last from one product to the next
         Pass("channels_last", channels_last),
+        # what these two made of constants is constant
+        Pass("fold_derived", fold_constants),
         # every operand of a product has bits, sign and scale axes in meta["sq"]
         Pass(
             "assign_precision",
