@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 
 from sqcompile import _torch_compat as compat
 from sqcompile.errors import CaptureError
-from sqcompile.ops import pool, product_float, reduce
+from sqcompile.ops import lookup, pool, product_float, reduce, resample
 from sqcompile.passes.contraction import FLOAT_PRODUCTS, contraction
 from sqcompile.passes.editing import (
     arguments,
@@ -102,8 +102,10 @@ def _weights(graph: GraphModule) -> set[Node]:
     """Values that come from parameters and constants alone: what weights are."""
     found: set[Node] = set()
     for node in graph.graph.nodes:
-        sources = node.all_input_nodes
-        if parameter(node) is not None or (sources and all(n in found for n in sources)):
+        computed = node.op in ("call_function", "get_attr")
+        if parameter(node) is not None or (
+            computed and all(source in found for source in node.all_input_nodes)
+        ):
             found.add(node)
     return found
 
@@ -168,9 +170,12 @@ _SAME_SIGN = {
     aten.unsqueeze.default,
     aten.squeeze.dim,
     aten.squeeze.dims,
+    aten.flip.default,
     pool.max_pool2d.target,
     pool.avg_pool2d.target,
+    lookup.take.target,
     reduce.ordered_sum.target,
+    resample.resample.target,
 }
 
 
@@ -190,6 +195,12 @@ def nonnegative(node: Node) -> bool:
             nonnegative(a) if isinstance(a, Node) else float(a) >= 0.0  # type: ignore[arg-type]
             for a in node.args[:2]
         )
+    if is_call(node, aten.where.ScalarOther):
+        given = arguments(node)
+        return nonnegative(given["self"]) and float(given["other"]) >= 0.0
+    if is_call(node, aten.constant_pad_nd.default):
+        assert isinstance(first, Node)
+        return nonnegative(first) and float(arguments(node)["value"]) >= 0.0
     if is_call(node, aten.cat.default):
         return all(nonnegative(part) for part in arguments(node)["tensors"])
     return False

@@ -9,6 +9,7 @@ from sqcompile.ops.product_float import conv, conv_input_grad, conv_weight_grad,
 from sqcompile.ops.reduce import ordered_sum
 from sqcompile.passes.canonical_forms import FORMS
 from sqcompile.passes.canonical_pooling import POOLING
+from sqcompile.passes.canonical_shapes import SHAPES
 from sqcompile.passes.channels_last import permuted_first, permuted_last
 from sqcompile.passes.editing import (
     Editor,
@@ -30,7 +31,8 @@ def canonicalize(module: GraphModule) -> GraphModule:
     sq.conv_weight_grad on root tensors (no alias, no transposed view), the gradient first in a
     backward product; convolutions and pooling read and give images channels last, with permutes
     around them; convolution_backward is apart; every float sum is sq.ordered_sum; every
-    ReLU-like backward is a mask of forward values times the gradient; pooling is ours.
+    ReLU-like backward is a mask of forward values times the gradient; pooling is ours; parts of
+    tensors are slices, and what is read by number is sq.take.
     What has no rule here stays as it is and is reported before lowering if no target runs it.
     """
     graph = rewrite_each(module, dict.fromkeys(_ALIASES, _drop))
@@ -228,6 +230,7 @@ def _view(editor: Editor, node: Node) -> None:
 _REWRITES = {
     **FORMS,
     **POOLING,
+    **SHAPES,
     aten.copy.default: _copy,
     aten.view.default: _view,
     aten.reshape.default: _view,

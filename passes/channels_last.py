@@ -7,11 +7,12 @@ import torch
 from torch.fx import GraphModule, Node
 
 from sqcompile.ops.elementwise import sqrt
+from sqcompile.ops.lookup import take, take_backward
 from sqcompile.ops.reduce import ordered_sum
+from sqcompile.ops.resample import resample
 from sqcompile.passes.editing import (
     Editor,
     arguments,
-    calls,
     copy_graph,
     finish,
     is_call,
@@ -58,21 +59,53 @@ ELEMENTWISE = {
 
 
 def channels_last(module: GraphModule) -> GraphModule:
-    """After this pass no elementwise op, sum, concatenation, padding or slice reads an image that
-    was permuted to channels first: it computes channels last and its result is permuted, and
-    permutes that undo each other are gone. What is left is where the model's own layout shows:
-    its inputs, outputs and reshapes; no view reads a permuted tensor, which PyTorch would refuse:
-    those are reshapes."""
+    """After this pass no elementwise op, sum, concatenation, padding, slice or op along an axis
+    reads an image that was permuted to channels first: it computes channels last and its result
+    is permuted, and permutes that undo each other are gone. What is left is where the model's own
+    layout shows: its inputs, outputs and reshapes; no view reads a permuted tensor, which PyTorch
+    would refuse: those are reshapes."""
     graph = copy_graph(module)
     images = _Images(Editor(graph))
     for node in list(graph.graph.nodes):
         if node.op == "call_function" and not node._erased:
             images.visit(node)
-    for node in calls(graph, aten.view.default, aten._unsafe_view.default):
-        if is_call(node.args[0], aten.permute.default):
+    _reshape_strided(graph)
+    return finish(graph)
+
+
+def _reshape_strided(graph: GraphModule) -> None:
+    """Make a reshape of every view of a tensor that is not row-major when the graph runs eagerly:
+    torch's views have strides, and its elementwise ops hand them on."""
+    strided: set[Node] = set()
+    for node in graph.graph.nodes:
+        if node.op != "call_function":
+            continue
+        inherits = any(source in strided for source in node.all_input_nodes)
+        if inherits and is_call(node, aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
             node.args = (node.args[0], shape(node))
-    return finish(graph)
+        elif node.target in STRIDED or (inherits and node.target in ELEMENTWISE | HANDING_ON):
+            strided.add(node)
+
+
+STRIDED = {
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.expand.default,
+    aten.slice.Tensor,
+    aten.select.int,
+}
+"""Ops whose result is a view with other strides."""
+HANDING_ON = {
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.alias.default,
+    aten.detach.default,
+}
+"""Ops beside the elementwise ones whose result has the strides of their argument."""
 
 
 TO_FIRST = [0, 3, 1, 2]
@@ -220,6 +253,21 @@ class _Images:
         rest = (given["start"], given["end"], given["step"])
         self._stand_for(node, self._again(node, (_source(given["self"]), axis, *rest)))
 
+    def along(self, node: Node) -> None:
+        """An op along one axis: along the axis's place."""
+        given = arguments(node)
+        first, *rest = given.values()
+        moved = {"axis": TO_FIRST[given["axis"]]}
+        names = list(given)[1:]
+        new = [moved.get(name, value) for name, value in zip(names, rest, strict=True)]
+        self._stand_for(node, self._again(node, (_source(first), *new)))
+
+    def turned(self, node: Node) -> None:
+        """A flip: of the axes' places."""
+        source, axes = node.args
+        moved = [TO_FIRST[int(axis) % RANK] for axis in axes]  # type: ignore[union-attr, arg-type]
+        self._stand_for(node, self._again(node, (_source(source), moved)))
+
 
 def _reordered(values: Sequence[Any]) -> list[Any]:
     """One value an axis, from channels first to channels last."""
@@ -237,4 +285,8 @@ RULES: dict[object, Callable[[_Images, Node], None]] = {
     aten.cat.default: _Images.joined,
     aten.constant_pad_nd.default: _Images.padded,
     aten.slice.Tensor: _Images.sliced,
+    aten.flip.default: _Images.turned,
+    target_of(take): _Images.along,
+    target_of(take_backward): _Images.along,
+    target_of(resample): _Images.along,
 }

@@ -28,11 +28,17 @@ def fold_weight_scales(module: GraphModule) -> GraphModule:
             scale = weight_scale(editor, w, weight.axes, weight.bits, node)
             channel = contraction(node, 0).inner[0]
             layout = [1] * len(shape(g))
-            layout[channel] = shape(g)[channel]
+            for axis in (channel, *_batch(node, weight.axes)):
+                layout[axis] = shape(g)[axis]
             row = editor.call(aten.view.default, scale, layout, like=node)
             node.update_arg(0, editor.call(aten.mul.Tensor, g, row, like=node))
         node.meta["sq"] = folded(spec, 1)
     return finish(graph)
+
+
+def _batch(node: Node, axes: tuple[int, ...]) -> list[int]:
+    """The batch axis of a batched product, where each batch's weight has scales of its own."""
+    return [result for axis, result in contraction(node, 1).outer if axis in axes]
 
 
 def weight_scale(editor: Editor, w: Node, axes: tuple[int, ...], bits: int, like: Node) -> Node:

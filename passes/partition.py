@@ -44,7 +44,8 @@ class Partition:
 
 def partition(module: GraphModule, ports: list[Port], *, inference: bool = False) -> Partition:
     """Backward is what depends on an incoming gradient; all else is forward. A value that both
-    read is saved, and a view of a saved or input value is taken again in backward. With
+    read is saved, a view of a saved or input value is taken again in backward, and so is a
+    constant. With
     `inference` nothing is saved and there is no backward."""
     graph = copy_graph(module)
     _views_into_backward(graph)
@@ -56,7 +57,10 @@ def partition(module: GraphModule, ports: list[Port], *, inference: bool = False
     saved = [
         node
         for node in graph.graph.nodes
-        if node not in backward and node.name != "rng" and any(u in backward for u in node.users)
+        if node not in backward
+        and node.name != "rng"
+        and not _constant(node)
+        and any(u in backward for u in node.users)
     ]
     gradient_sources = [results[i] for i in backward_ports]
     if not inference:
@@ -80,6 +84,11 @@ def partition(module: GraphModule, ports: list[Port], *, inference: bool = False
         [node.meta["port"] for node in tangents],
         [ports[i] for i in backward_ports] if second else [],
     )
+
+
+def _constant(node: Node) -> bool:
+    """Whether a value depends on nothing: both graphs hold it."""
+    return node.op == "get_attr" or (node.op == "call_function" and not node.all_input_nodes)
 
 
 def _saved_name(node: Node) -> str:

@@ -11,6 +11,8 @@ from sqcompile.passes.assign_precision import assign_precision
 from sqcompile.passes.bound_accumulators import bound_accumulators
 from sqcompile.passes.canonicalize import canonicalize
 from sqcompile.passes.channels_last import channels_last
+from sqcompile.passes.draw_dropout import draw_dropout
+from sqcompile.passes.fold_constants import fold_constants
 from sqcompile.passes.fold_weight_scales import fold_weight_scales
 from sqcompile.passes.fuse_epilogues import fuse_epilogues
 from sqcompile.passes.fuse_norms import fuse_norms
@@ -48,10 +50,16 @@ class Stage:
 def integer_training(recipe: Recipe) -> list[Pass]:
     """Every pass over the joint graph, in order (norms were swapped before autograd)."""
     return [
+        # dropout draws from counters, and backward reads its packed mask
+        Pass("draw_dropout", draw_dropout),
+        # what depends on no input is a constant
+        Pass("fold_constants", fold_constants),
         # every product is sq.matmul / conv / conv_input_grad / conv_weight_grad on roots
         Pass("canonicalize", canonicalize),
         # images stay channels last from one product to the next
         Pass("channels_last", channels_last),
+        # what these two made of constants is constant
+        Pass("fold_derived", fold_constants),
         # every operand of a product has bits, sign and scale axes in meta["sq"]
         Pass(
             "assign_precision",

@@ -1,7 +1,8 @@
 """Model -> joint forward and backward ATen graph, with every value's place and source line.
 
 The Dynamo graph of one call is taken first (it keeps the user's source lines), norms are
-swapped for their L1 forms there, then AOT autograd makes the joint graph.
+swapped for their L1 forms there and interpolations for resampling, then AOT autograd makes the
+joint graph.
 """
 
 import re
@@ -17,6 +18,7 @@ from torch.fx import GraphModule
 from sqcompile import _torch_compat as compat
 from sqcompile.errors import CaptureError
 from sqcompile.norm_swap import swap_norms
+from sqcompile.shape_swap import swap_shapes
 
 _RAISED = re.compile(r"got (?P<type>\w+)\((?P<quote>['\"])(?P<text>.*?)(?P=quote)\)")
 """How Dynamo quotes an exception of the user's own code."""
@@ -54,6 +56,7 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         with _tensors_kept(model):
             graph = compat.dynamo_graph(model, args, kwargs)
             swap_norms(graph)
+            swap_shapes(graph)
             _separate_outputs(graph)
             joint = compat.joint_graph(graph, args, kwargs)
     except compat.trace_error() as error:

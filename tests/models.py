@@ -1,5 +1,7 @@
 """Small models that tests share, each with its inputs."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,15 +74,16 @@ class OddConvs(nn.Module):
         return self.head(self.depthwise(h).mean((2, 3)))
 
 
-MODELS = {
+Models = dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]]
+MODELS: Models = {
     "mlp": (Mlp, lambda: (torch.randn(12, 20),)),
     "resnet": (SmallResNet, lambda: (torch.randn(4, 3, 12, 12),)),
     "odd": (OddConvs, lambda: (torch.randn(3, 3, 15, 11),)),
 }
 
 
-def make(name: str, seed: int = 0) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A model and its inputs, drawn from `seed`."""
+def make(name: str, seed: int = 0, models: Models = MODELS) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A model of a table and its inputs, drawn from `seed`."""
     torch.manual_seed(seed)
-    model, inputs = MODELS[name]
+    model, inputs = models[name]
     return model(), inputs()

@@ -60,6 +60,17 @@ def slice_(spec: KernelSpec) -> object:
     return _gather(spec, "self", read, begin)
 
 
+@KERNELS.kernel("aten::flip.default")
+def flip(spec: KernelSpec) -> object:
+    """Rows of the result in parallel, read backwards along the axes."""
+    shape = spec.tensor("self").shape
+    read, begin = contiguous(shape), 0
+    for axis in {_axis(d, len(shape)) for d in spec["dims"]} if shape else ():
+        begin += (shape[axis] - 1) * read[axis]
+        read[axis] = -read[axis]
+    return _gather(spec, "self", read, begin)
+
+
 @KERNELS.kernel("aten::select.int")
 def select(spec: KernelSpec) -> object:
     """Rows of the result in parallel."""

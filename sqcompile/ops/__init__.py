@@ -1,46 +1,12 @@
-"""Every op of the integer graphs: importing this package registers them all."""
+"""Every op of the integer graphs: importing this package imports its modules, which register
+their ops in the table."""
 
-from sqcompile.ops import (
-    activation,
-    conv,
-    elementwise,
-    functions,
-    loss,
-    norm,
-    norm_float,
-    norm_fused,
-    norm_residual,
-    pack,
-    philox,
-    pool,
-    product,
-    product_float,
-    quantize,
-    reduce,
-    softmax,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+
 from sqcompile.ops.table import OPS, Op, find, op
 
-__all__ = [
-    "OPS",
-    "Op",
-    "activation",
-    "conv",
-    "elementwise",
-    "find",
-    "functions",
-    "loss",
-    "norm",
-    "norm_float",
-    "norm_fused",
-    "norm_residual",
-    "op",
-    "pack",
-    "philox",
-    "pool",
-    "product",
-    "product_float",
-    "quantize",
-    "reduce",
-    "softmax",
-]
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["OPS", "Op", "find", "op"]

@@ -3,7 +3,7 @@
 import torch
 
 from sqcompile.ops import OPS
-from tests.backends import cases_norm, cases_product, cases_quantize
+from tests.backends import cases_norm, cases_product, cases_quantize, cases_shapes
 from tests.backends.cases import Case
 from tests.backends.cases_aten import TO_COPY, aten_cases, to_float
 
@@ -18,6 +18,9 @@ FAMILIES = (
     cases_norm.norms,
     cases_norm.reductions,
     cases_norm.pools,
+    cases_shapes.lookups,
+    cases_shapes.resamples,
+    cases_shapes.dropouts,
 )
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sqcompile.ops import OPS
-from tests.backends.cases import Case, Source
+from sqcompile.ops.resample_table import linear, table
+from tests.backends.cases import I64, Case, Source
 from tests.backends.conftest import compile_cases
 
 aten = torch.ops.aten
@@ -71,6 +72,22 @@ def _copies() -> list[Case]:
     ]
 
 
+def _lookups() -> list[Case]:
+    taken, added = OPS["sq::take"].target, OPS["sq::take_backward"].target
+    resample = OPS["sq::resample"].target
+    first, weight = table(linear(9, 18, 2.0, False))
+    return [
+        _case("take", taken, lambda s: [s.normal(50, 96), s.integers(0, 49, 70, dtype=I64), 0]),
+        _case(
+            "take-backward",
+            added,
+            lambda s: [s.normal(70, 96), s.integers(0, 49, 70, dtype=I64), 0, 50, -1],
+        ),
+        _case("resample", resample, lambda s: [s.normal(9, 64), 0, first, weight, None, None]),
+        _case("turn", aten.flip.default, lambda s: [s.normal(9, 100), [1]]),
+    ]
+
+
 def _sums() -> list[Case]:
     summed = OPS["sq::ordered_sum"].target
     return [
@@ -82,8 +99,8 @@ def _sums() -> list[Case]:
 
 @pytest.mark.parametrize(
     ("cases", "scalar"),
-    [(_elementwise(), 0), (_pooling(), 0), (_copies(), 0), (_sums(), SUMS)],
-    ids=["elementwise", "pooling", "copies", "sums"],
+    [(_elementwise(), 0), (_pooling(), 0), (_copies(), 0), (_lookups(), 0), (_sums(), SUMS)],
+    ids=["elementwise", "pooling", "copies", "lookups", "sums"],
 )
 def test_kernels_are_vector_code(cases: list[Case], scalar: int) -> None:
     for case in cases:

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 from sqcompile.ops import OPS, Op, find, op
+from sqcompile.ops.resample_table import adaptive, linear, table
 
 
 def f32(*shape: int) -> torch.Tensor:
@@ -25,6 +26,10 @@ def u8(*shape: int) -> torch.Tensor:
     return i8(*shape, low=0, high=16).to(torch.uint8)
 
 
+def i64(*shape: int, high: int) -> torch.Tensor:
+    return i8(*shape, low=-1, high=high).long()
+
+
 def zeros8(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.int8)
 
@@ -37,6 +42,8 @@ FPROP = [u8(*X), i8(*W), *WINDOW, 0]
 DGRAD = [i8(*G), i8(*W), zeros8(1, 1, 1, 6), 3, list(X), *WINDOW, 0]
 WGRAD = [i8(*G), u8(*X), zeros8(2, 3, 4, 1), 2, list(W), *WINDOW, 1]
 BATCHED = [i8(3, 5, 4), i8(3, 6, 5), zeros8(3, 5, 1), 4, True, True, 2]
+TABLE = table(linear(5, 9, None, False))
+UNEVEN = table(adaptive(7, 3))
 NORM = [1e-5, 16, 4, 0.3352]
 
 EXAMPLES: dict[str, list[list[Any]]] = {
@@ -137,6 +144,16 @@ EXAMPLES: dict[str, list[list[Any]]] = {
     "avg_pool2d": [[f32(*X), *POOL]],
     "avg_pool2d_backward": [[f32(2, 3, 4, 4), list(X), *POOL]],
     "ordered_sum": [[f32(3, 40, 5), [0, 2], False], [f32(3, 40), [1], True], [f32(3), [], False]],
+    "take": [[f32(5, 4), i64(7, high=5), 0], [u8(2, 5, 3), i64(4, high=9).int(), 1]],
+    "take_backward": [
+        [f32(7, 4), i64(7, high=5), 0, 5, -1],
+        [f32(2, 4, 3), i64(4, high=9).int(), 1, 5, 0],
+    ],
+    "dropout_mask": [[RNG, [3, 50], 6554, 5], [RNG, [], 0, 2**32 - 1]],
+    "resample": [
+        [f32(2, 5, 3), 1, *TABLE, None, None],
+        [f32(4, 7), 1, *UNEVEN, *TABLE],
+    ],
     "pack_int4": [[i8(3, 5)], [u8(2, 2)], [zeros8(0)]],
     "unpack_int4": [[u8(8), [3, 5], True], [u8(2), [2, 2], False]],
     "pack_mask": [[f32(3, 5) > 0.5], [f32(0) > 0.5]],
