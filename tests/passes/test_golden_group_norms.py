@@ -2,7 +2,9 @@
 
 import pytest
 
+from sqcompile.ops.pack import pack_int4, unpack_int4
 from sqcompile.ops.philox import stream_id
+from sqcompile.passes.editing import calls
 from sqcompile.passes.fuse_norms import fuse_norms
 from sqcompile.passes.pack_saved import pack_saved
 from sqcompile.passes.quantize_norms import quantize_norms
@@ -128,5 +130,5 @@ def test_a_group_norm_saves_its_integers_packed():
         dg = b[1]
         """
     done = pack_saved(quantize_norms(graph(shapes, program), RECIPES["w4a4g4"]))
-    packed = [n for n in done.graph.nodes if n.op == "call_function" and "pack_int4" in n.name]
-    assert [n.meta["saves"][1] for n in packed if "saves" in n.meta] == [4]
+    assert [node.meta["saves"][1] for node in calls(done, pack_int4)] == [4]
+    assert len(calls(done, unpack_int4)) == 1
