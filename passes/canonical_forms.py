@@ -72,13 +72,15 @@ def _masked_fill(editor: Editor, node: Node) -> None:
 
 
 def _power(editor: Editor, node: Node) -> None:
-    """The first and second power."""
+    """The first, second and third power: (x * x) * x."""
     given = arguments(node)
     x, exponent = given["self"], given["exponent"]
-    if exponent == 1:
-        replace(node, x)
-    elif exponent == 2:
-        replace(node, editor.call(aten.mul.Tensor, x, x, like=node))
+    if exponent not in (1, 2, 3):
+        return
+    power = x
+    for _ in range(int(exponent) - 1):
+        power = editor.call(aten.mul.Tensor, power, x, like=node)
+    replace(node, power)
 
 
 def _sqrt(editor: Editor, node: Node) -> None:
@@ -87,8 +89,17 @@ def _sqrt(editor: Editor, node: Node) -> None:
         replace(node, editor.call(sqrt, x, like=node))
 
 
+def _rsqrt(editor: Editor, node: Node) -> None:
+    """A square root, then its reciprocal: two roundings."""
+    x = arguments(node)["self"]
+    if value(x).dtype == torch.float32:
+        root = editor.call(sqrt, x, like=node)
+        replace(node, editor.call(aten.reciprocal.default, root, like=node))
+
+
 FORMS: dict[object, Callable[[Editor, Node], None]] = {
     aten.sqrt.default: _sqrt,
+    aten.rsqrt.default: _rsqrt,
     aten.where.self: _where,
     aten.masked_fill.Scalar: _masked_fill,
     aten.pow.Tensor_Scalar: _power,

@@ -3,6 +3,7 @@ of what it reads."""
 
 import operator
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch.fx import GraphModule, Node
@@ -25,7 +26,13 @@ PACKED_BACKWARDS = {
     target_of(norm.l1_batch_norm_backward): norm_fused.l1_batch_norm_packed_backward,
     target_of(norm.l1_layer_norm_backward): norm_fused.l1_layer_norm_packed_backward,
     target_of(norm.l1_layer_norm_affine_backward): norm_fused.l1_layer_norm_affine_packed_backward,
+    target_of(norm.l1_group_norm_backward): norm_fused.l1_group_norm_packed_backward,
 }
+_WHOLE_BYTES = {
+    target_of(norm.l1_layer_norm_backward): 1,
+    target_of(norm.l1_group_norm_backward): 3,
+}
+"""The number of last axes whose elements must fill whole bytes."""
 
 
 def fuse_norms(module: GraphModule) -> GraphModule:
@@ -163,9 +170,12 @@ def _fuse_layer_norm(editor: Editor, node: Node) -> None:
 def _read_packed(editor: Editor, node: Node) -> None:
     given = arguments(node)
     xhat = given["xhat"]
+    if is_call(xhat, aten.view.default):
+        xhat = xhat.args[0]
     if not is_call(xhat, pack.unpack_int4) or not xhat.args[2]:
         return
-    if node.target == target_of(norm.l1_layer_norm_backward) and shape(xhat)[1] % 2:
+    axes = _WHOLE_BYTES.get(node.target, 0)
+    if axes and prod(shape(xhat)[-axes:]) % 2:
         return
     given["xhat"] = xhat.args[0]
     with editor.before(node):
@@ -179,7 +189,7 @@ def _read_packed(editor: Editor, node: Node) -> None:
 
 def _quantize_gradient(editor: Editor, node: Node) -> None:
     """Take the stochastic quantiser of rows into an input gradient that alone reads it."""
-    q, scale, xhat, coefficient, step = arguments(node).values()
+    q, scale, *given = arguments(node).values()
     if not is_call(q, quantize.quantize_stochastic) or not is_call(scale, quantize.quant_scale):
         return
     assert isinstance(q, Node) and isinstance(scale, Node)
@@ -197,7 +207,7 @@ def _quantize_gradient(editor: Editor, node: Node) -> None:
     with editor.before(node):
         meta = {key: value for key, value in node.meta.items() if key != "val"}
         op = norm_fused.quantize_l1_layer_norm_backward
-        args = (g, gamma, rng, bits, stream, xhat, coefficient, step)
+        args = (g, gamma, rng, bits, stream, *given)
         fused = editor.call(op, *args, like=node, **meta)
         stand_for(editor, node, fused, 0)
 

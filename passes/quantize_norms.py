@@ -29,27 +29,27 @@ aten = torch.ops.aten
 def quantize_norms(module: GraphModule, recipe: Recipe) -> GraphModule:
     """After this pass every norm reads integers and saves integers. A batch norm behind a product
     reads its int32 accumulators; any other norm input is quantised first, per channel (batch
-    norm) or per row (layer norm). The gradient is quantised stochastically, per channel, or per
-    row for dx and per feature for dgamma and dbeta."""
+    norm), per row (layer and RMS norm) or per sample and group (group norm). The gradient is
+    quantised stochastically, per channel (batch norm); the others quantise it like their input for
+    dx, and per feature or channel for dgamma and dbeta."""
     graph = copy_graph(module)
     quantizer = _Norms(Editor(graph), recipe, graph)
-    for node in calls(graph, norm_float.batch_norm):
-        with quantizer.editor.before(node):
-            quantizer.batch_norm(node)
-    for node in calls(graph, norm_float.layer_norm):
-        with quantizer.editor.before(node):
-            quantizer.layer_norm(node)
-    for node in calls(graph, norm_float.batch_norm_backward):
-        with quantizer.editor.before(node):
-            quantizer.batch_norm_backward(node)
-    for node in calls(graph, norm_float.layer_norm_backward):
-        with quantizer.editor.before(node):
-            quantizer.layer_norm_backward(node)
+    for op, rewrite in (
+        (norm_float.batch_norm, quantizer.batch_norm),
+        (norm_float.layer_norm, quantizer.layer_norm),
+        (norm_float.group_norm, quantizer.group_norm),
+        (norm_float.batch_norm_backward, quantizer.batch_norm_backward),
+        (norm_float.layer_norm_backward, quantizer.layer_norm_backward),
+        (norm_float.group_norm_backward, quantizer.group_norm_backward),
+    ):
+        for node in calls(graph, op):
+            with quantizer.editor.before(node):
+                rewrite(node)
     return finish(graph)
 
 
 class _Norms:
-    """The four rewrites, with what they share."""
+    """The rewrites, with what they share."""
 
     def __init__(self, editor: Editor, recipe: Recipe, graph: GraphModule) -> None:
         self.editor = editor
@@ -90,6 +90,7 @@ class _Norms:
         x = given["x"]
         node.meta["module"] = compat.module_path(node)
         integers, scale = self._nearest(x, [1], node)
+        largest = limits(self.recipe.norm_input_bits, True)[1]
         new = self.editor.call(
             norm.l1_layer_norm,
             integers,
@@ -97,12 +98,36 @@ class _Norms:
             given["gamma"],
             given["beta"],
             given["eps"],
-            norm.fraction_bits(shape(x)[1], limits(self.recipe.norm_input_bits, True)[1]),
+            norm.fraction_bits(shape(x)[1], largest) if given["centred"] else 0,
+            self.recipe.norm_saved_bits,
+            self.recipe.norm_saved_step,
+            given["centred"],
+            like=node,
+        )
+        self._replace_outputs(node, new)
+
+    def group_norm(self, node: Node) -> None:
+        """The norm of (N, pixels, groups, channels of a group), a view of the image."""
+        given = arguments(node)
+        grouped = list(node.meta["val"][1].shape)
+        _, pixels, _, channels = grouped
+        node.meta["module"] = compat.module_path(node)
+        x = self._view(given["x"], grouped, node)
+        integers, scale = self._nearest(x, norm.GROUP_AXES, node)
+        vectors = (given[name] for name in ("gamma", "beta"))
+        largest = limits(self.recipe.norm_input_bits, True)[1]
+        new = self.editor.call(
+            norm.l1_group_norm,
+            integers,
+            scale,
+            *(None if v is None else self._view(v, grouped[2:], node) for v in vectors),
+            given["eps"],
+            norm.fraction_bits(pixels * channels, largest),
             self.recipe.norm_saved_bits,
             self.recipe.norm_saved_step,
             like=node,
         )
-        self._replace_outputs(node, new)
+        self._replace_outputs(node, new, shape(given["x"]))
 
     def batch_norm_backward(self, node: Node) -> None:
         given = arguments(node)
@@ -127,31 +152,48 @@ class _Norms:
         node.meta["module"] = compat.module_path(node)
         users = {item.args[1]: item for item in node.users}
         if 0 in users:
-            h = g if gamma is None else self.editor.call(aten.mul.Tensor, g, gamma, like=node)
-            q, scale = self._stochastic(h, [1], "h", node)
-            dx = self.editor.call(
-                norm.l1_layer_norm_backward,
-                q,
-                scale,
-                xhat,
-                given["coefficient"],
-                self.recipe.norm_saved_step,
-                like=node,
-            )
-            replace(users[0], dx)
-        if 1 in users or 2 in users:
-            q, scale = self._stochastic(g, [0], "g", node)
-            both = self.editor.call(
-                norm.l1_layer_norm_affine_backward,
-                q,
-                scale,
-                xhat,
-                self.recipe.norm_saved_step,
-                like=node,
-            )
-            for index in (1, 2):
-                if index in users:
-                    replace(users[index], self.editor.item(both, index - 1))
+            q, scale = self._stochastic(self._times(g, gamma, node), [1], "h", node)
+            args = (q, scale, xhat, given["coefficient"], self.recipe.norm_saved_step)
+            op = norm.l1_layer_norm_backward
+            replace(users[0], self.editor.call(op, *args, given["centred"], like=node))
+        self._affine_gradients(users, g, xhat, node)
+
+    def group_norm_backward(self, node: Node) -> None:
+        given = arguments(node)
+        gamma, xhat = given["gamma"], given["xhat"]
+        node.meta["module"] = compat.module_path(node)
+        channels, grouped = shape(given["g"])[-1], shape(xhat)
+        users = {item.args[1]: item for item in node.users}
+        if 0 in users:
+            g = self._view(given["g"], grouped, node)
+            gamma = None if gamma is None else self._view(gamma, grouped[2:], node)
+            h = self._times(g, gamma, node)
+            q, scale = self._stochastic(h, norm.GROUP_AXES, "h", node)
+            args = (q, scale, xhat, given["coefficient"], self.recipe.norm_saved_step)
+            dx = self.editor.call(norm.l1_group_norm_backward, *args, like=node)
+            replace(users[0], self._view(dx, shape(given["g"]), node))
+        rows = [prod(grouped) // channels, channels]
+        g, xhat = (self._view(one, rows, node, backward=True) for one in (given["g"], xhat))
+        self._affine_gradients(users, g, xhat, node)
+
+    def _times(self, g: Node, gamma: Node | None, node: Node) -> Node:
+        return g if gamma is None else self.editor.call(aten.mul.Tensor, g, gamma, like=node)
+
+    def _view(self, x: Node, sizes: list[int], node: Node, **meta: bool) -> Node:
+        if shape(x) == sizes:
+            return x
+        return self.editor.call(aten.view.default, x, sizes, like=node, **meta)
+
+    def _affine_gradients(self, users: dict[object, Node], g: Node, xhat: Node, node: Node) -> None:
+        """dgamma and dbeta where they are read, from rows of g and xhat."""
+        if 1 not in users and 2 not in users:
+            return
+        q, scale = self._stochastic(g, [0], "g", node)
+        args = (q, scale, xhat, self.recipe.norm_saved_step)
+        both = self.editor.call(norm.l1_layer_norm_affine_backward, *args, like=node)
+        for index in (1, 2):
+            if index in users:
+                replace(users[index], self.editor.item(both, index - 1))
 
     def _accumulators(self, x: Node) -> tuple[Node, Node, Node | None] | None:
         """(acc, scale, bias) when x is a dequantised product whose scale is per channel."""
@@ -211,11 +253,13 @@ class _Norms:
             return flat
         return self.editor.call(aten.expand.default, flat, [channels], like=node)
 
-    def _replace_outputs(self, old: Node, new: Node) -> None:
+    def _replace_outputs(self, old: Node, new: Node, sizes: list[int] | None = None) -> None:
+        """Let the outputs of `new` stand for those of `old`, the first one as `sizes`."""
         for item in list(old.users):
             index = item.args[1]
             assert isinstance(index, int)
             saved = {"bits": self.recipe.norm_saved_bits, "signed": True}
             meta = saved if new.target is not norm.l1_batch_norm_backward.target else {}
-            replace(item, self.editor.item(new, index, **(meta if index == 1 else {})))
+            one = self.editor.item(new, index, **(meta if index == 1 else {}))
+            replace(item, self._view(one, sizes, old) if index == 0 and sizes else one)
         old.graph.erase_node(old)

@@ -110,8 +110,10 @@ def _no_float_norm(module: GraphModule) -> None:
         module,
         norm_float.batch_norm,
         norm_float.layer_norm,
+        norm_float.group_norm,
         norm_float.batch_norm_backward,
         norm_float.layer_norm_backward,
+        norm_float.group_norm_backward,
     ):
         _fail(node, "is a norm in float")
 

@@ -1,4 +1,5 @@
-"""Batch and layer norm calls of a Dynamo graph -> L1 norms, before autograd sees them.
+"""Norm calls of a Dynamo graph (batch, layer, RMS, group, instance) -> L1 norms, before autograd
+sees them.
 
 Each norm stays one node of the joint graph with a backward of its own, instead of the dozens
 of nodes that decomposing it would leave.
@@ -8,12 +9,13 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule
 
 from sqcompile.ops.norm import ema
-from sqcompile.ops.norm_float import batch_norm, layer_norm
+from sqcompile.ops.norm_float import batch_norm, group_norm, layer_norm
 
 
 def l1_batch_norm(
@@ -62,15 +64,72 @@ def l1_layer_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """F.layer_norm with L1 statistics over the last len(normalized_shape) axes."""
+    return _of_rows(x, normalized_shape, weight, bias, eps, True)
+
+
+def l1_rms_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """F.rms_norm with sigma = sqrt(pi/2) * mean |x|, which eps joins; by default it is the
+    smallest step at 1, as in torch."""
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    return _of_rows(x, normalized_shape, weight, None, eps, False)
+
+
+def _of_rows(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    centred: bool,
+) -> Tensor:
     features = prod(normalized_shape)
     gamma = None if weight is None else weight.reshape(features)
     beta = None if bias is None else bias.reshape(features)
-    return layer_norm(x.reshape(-1, features), gamma, beta, eps)[0].reshape(x.shape)
+    return layer_norm(x.reshape(-1, features), gamma, beta, eps, centred)[0].reshape(x.shape)
+
+
+def l1_group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """F.group_norm with L1 statistics of every sample and group of channels."""
+    y, _, _ = group_norm(x.movedim(1, -1), weight, bias, num_groups, eps)
+    return y.movedim(-1, 1).contiguous()
+
+
+def l1_instance_norm(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """F.instance_norm as a group norm with one channel a group; with running statistics it stays
+    PyTorch's, which no target runs."""
+    if running_mean is not None or running_var is not None:
+        return F.instance_norm(
+            x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+        )
+    return l1_group_norm(x, x.shape[1], weight, bias, eps)
 
 
 SWAPS: dict[Any, Callable[..., Tensor]] = {
     F.batch_norm: l1_batch_norm,
     F.layer_norm: l1_layer_norm,
+    F.group_norm: l1_group_norm,
+    F.instance_norm: l1_instance_norm,
+    torch.rms_norm: l1_rms_norm,  # what F.rms_norm is traced as
 }
 
 
@@ -82,4 +141,12 @@ def swap_norms(graph: GraphModule) -> None:
     graph.recompile()
 
 
-__all__ = ["SWAPS", "l1_batch_norm", "l1_layer_norm", "swap_norms"]
+__all__ = [
+    "SWAPS",
+    "l1_batch_norm",
+    "l1_group_norm",
+    "l1_instance_norm",
+    "l1_layer_norm",
+    "l1_rms_norm",
+    "swap_norms",
+]

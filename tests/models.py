@@ -74,11 +74,59 @@ class OddConvs(nn.Module):
         return self.head(self.depthwise(h).mean((2, 3)))
 
 
+class GroupNorms(nn.Module):
+    """Convolutions with group norms of several kinds, and instance norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 12, 3, padding=1, bias=False)
+        self.groups = nn.GroupNorm(3, 12)
+        self.second = nn.Conv2d(12, 10, 3, stride=2)
+        self.instances = nn.InstanceNorm2d(10, affine=True)
+        self.third = nn.Conv2d(10, 9, 2)
+        self.plain = nn.GroupNorm(1, 9, affine=False)
+        self.head = nn.Linear(9, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.groups(self.first(x)))
+        h = F.relu(self.instances(self.second(h)))
+        return self.head(self.plain(self.third(h)).mean((2, 3)))
+
+
+class HandWrittenRms(nn.Module):
+    """RMS norm as large language models write it."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
+class RmsMlp(nn.Module):
+    """Linear layers with RMS norms: PyTorch's, which is quantised, and a hand-written one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(20, 24)
+        self.norm = nn.RMSNorm(24)
+        self.middle = nn.Linear(24, 17)
+        self.written = HandWrittenRms(17)
+        self.last = nn.Linear(17, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.norm(self.first(x)))
+        return self.last(self.written(self.middle(h)))
+
+
 Models = dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]]
 MODELS: Models = {
     "mlp": (Mlp, lambda: (torch.randn(12, 20),)),
     "resnet": (SmallResNet, lambda: (torch.randn(4, 3, 12, 12),)),
     "odd": (OddConvs, lambda: (torch.randn(3, 3, 15, 11),)),
+    "groups": (GroupNorms, lambda: (torch.randn(3, 3, 10, 9),)),
+    "rms": (RmsMlp, lambda: (torch.randn(12, 20),)),
 }
 
 

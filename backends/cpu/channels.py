@@ -40,15 +40,19 @@ class Periods:
     channels: int
     fold: int
     depth: int = 1
+    threads: bool = True
 
     @classmethod
-    def of(cls, shape: Sequence[int], lanes: int = LANES, depth: int = 1) -> "Periods":
-        """Periods of a multiple of `lanes` elements for a tensor of `shape` (*, channels)."""
+    def of(
+        cls, shape: Sequence[int], lanes: int = LANES, depth: int = 1, threads: bool = True
+    ) -> "Periods":
+        """Periods of a multiple of `lanes` elements for a tensor of `shape` (*, channels); without
+        `threads` tasks run one after the other, for kernels that are parallel around them."""
         channels = shape[-1]
         fold = lanes // gcd(channels, lanes)
         while fold * channels < SHORTEST:
             fold *= 2
-        return cls(prod(shape[:-1]), channels, fold, depth)
+        return cls(prod(shape[:-1]), channels, fold, depth, threads)
 
     @property
     def width(self) -> int:
@@ -71,12 +75,14 @@ class Periods:
         if not self.steps:
             return 0
         enough = min(MOST_TASKS, self.rows * self.channels // TASK_WORK, self.steps)
+        enough = enough if self.threads else 1
         return max(1, enough, -(-self.steps * self.depth // LONGEST))
 
     @contextmanager
     def parallel(self) -> Iterator[tuple[Expr, Expr, Expr]]:
         """A parallel loop over tasks: (task, its first step, its number of steps)."""
-        with nest.parallel(self.tasks, self.rows * self.channels, "task") as task:
+        work = self.rows * self.channels if self.threads else 0
+        with nest.parallel(self.tasks, work, "task") as task:
             begin = tirx.floordiv(task * self.steps, self.tasks)
             yield task, begin, tirx.floordiv((task + 1) * self.steps, self.tasks) - begin
 

@@ -117,10 +117,19 @@ def terms(saved: Saved) -> Terms:
 class ColumnSums:
     """The three sums of every column of g and k (*, channels), int64, as `results` takes them."""
 
-    def __init__(self, g: Array, saved: Saved) -> None:
-        self.terms = terms(saved)
-        self.periods = Periods.of(g.shape, self.terms.count, self.terms.dot.depth)
-        periods = self.periods
+    def __init__(
+        self,
+        g: Array,
+        saved: Saved,
+        shape: Sequence[int] | None = None,
+        place: tuple[Expr, Expr] = (0, 0),
+        threads: bool = True,
+    ) -> None:
+        """Of all of g, or of a part of `shape`: `place` is where it begins in k, and where g begins
+        there."""
+        self.terms, (self.start, self.first) = terms(saved), place
+        of = (shape or g.shape, self.terms.count, self.terms.dot.depth)
+        self.periods = periods = Periods.of(*of, threads)
         partial = [nest.scratch(periods.tasks * periods.width, "int32") for _ in range(3)]
         blocks = periods.width // self.terms.count
         if periods.steps:
@@ -143,8 +152,8 @@ class ColumnSums:
         width, depth = self.periods.width, self.terms.dot.depth
         groups = [self.terms.slots() for _ in range(depth)]
         with nest.serial(steps[1], "step") as step:
-            start = (steps[0] + step) * (depth * width) + first
-            rows = [self.terms.load(g, start + row * width) for row in range(depth)]
+            start = self.start + (steps[0] + step) * (depth * width) + first
+            rows = [self.terms.load(g, start + row * width, self.first) for row in range(depth)]
             both = [self.terms.interleave(one) for one in zip(*rows, strict=True)]
             for slots, one_g, one_k in zip(groups, *both, strict=True):
                 self.terms.add(slots, one_g, one_k)
@@ -161,7 +170,8 @@ class ColumnSums:
 
     def _left(self, g: Array) -> None:
         with self.periods.leftover() as (i, c):
-            for result, value in zip(self.sums, self.terms.scalar(g, i), strict=True):
+            terms = self.terms.scalar(g, self.start + i, self.first)
+            for result, value in zip(self.sums, terms, strict=True):
                 result.store(c, result[c] + _long(value))
 
     def of(self, c: Expr) -> tuple[Expr, Expr, Expr]:

@@ -1,4 +1,5 @@
-"""L1 layer norm: a task takes a few rows and does all with them while they lie in the L1 cache."""
+"""L1 layer and RMS norm: a task takes a few rows and does all with them while they lie in the L1
+cache."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -70,7 +71,8 @@ def row_sums(
 
 
 class RowStatistics:
-    """Mean and deviation of one row of int8 from `start` on."""
+    """Mean and deviation of one row of int8 from `start` on; the mean is 0 when nothing is
+    centred."""
 
     def __init__(self, spec: KernelSpec, x: Array, start: Expr, length: int) -> None:
         frac_bits, dot = spec["frac_bits"], machine().dot
@@ -91,7 +93,9 @@ class RowStatistics:
             add(slots[0], load(i))
 
         (total,) = row_sums(length, 1, sum_vector, lambda i: [nest.cast(x[start + i], "int32")])
-        self.mean = held(rounded_mean(total, length, frac_bits), "int64")
+        self.mean = nest.zero("int64")
+        if spec["centred"]:
+            self.mean = held(rounded_mean(total, length, frac_bits), "int64")
         limit = held(nest.cast(threshold(self.mean, frac_bits), "int32"), "int32")
         zero, one = nest.zero("int32"), nest.const(1, "int32")
 

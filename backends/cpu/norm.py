@@ -102,6 +102,9 @@ class InputGradient:
     ) -> "InputGradient":
         """From the sums of g, g * (2 k + 1) and the signs of xhat."""
         total, total_xhat, total_sign = (to_float(one) for one in sums)
+        if not spec.get("centred", True):
+            slope = held(total_xhat * f32(SIGMA_OVER_DEVIATION * spec["step"] / (2 * count)))
+            return cls(slope, held(slope * f32(-1.0)), factor)
         mean = held(nest.fence(total / f32(float(count))))
         slope = SIGMA_OVER_DEVIATION * spec["step"] / (2 * count)
         slope = held(total_xhat * f32(slope))

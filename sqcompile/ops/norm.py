@@ -19,6 +19,8 @@ from sqcompile.ops.table import op
 SIGMA_OVER_DEVIATION = sqrt(pi / 2)
 """Standard deviation over mean absolute deviation of a normal distribution."""
 MAX_FRACTION_BITS = 16
+GROUP_AXES = [1, 3]
+"""What a group norm normalises over: the pixels and the channels of a group, of (N, P, G, K)."""
 
 
 def fraction_bits(count: int, largest: int) -> int:
@@ -47,6 +49,7 @@ def _normalized(
     axes: Sequence[int],
     eps: float,
     frac_bits: int,
+    centred: bool = True,
     total: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Integers, and their int64 sums where these are known -> (xhat, coefficient, mean, sigma),
@@ -54,19 +57,19 @@ def _normalized(
 
     sigma = (float32(D) * float32(sqrt(pi/2) * 2^-f / N)) * scale, coefficient = 1 / (sigma +
     eps), 0 where sigma + eps < 2^-100 (as in the quantisers: neither 0 / 0 nor infinity), xhat =
-    float32(x * 2^f - m) * ((scale * 2^-f) * coefficient).
+    float32(x * 2^f - m) * ((scale * 2^-f) * coefficient). m is 0 unless `centred`.
     """
     count = x.numel() // scale.numel()
     wide = x.to(torch.int64)
     total = wide.sum(list(axes), keepdim=True) if total is None else total
-    mean = _rounded_mean(total, count, frac_bits)
-    centred = (wide << frac_bits) - mean
-    deviation = centred.abs().sum(list(axes), keepdim=True)
+    mean = _rounded_mean(total, count, frac_bits) if centred else torch.zeros_like(total)
+    moved = (wide << frac_bits) - mean
+    deviation = moved.abs().sum(list(axes), keepdim=True)
     step = 2.0**-frac_bits
     sigma = (deviation.to(torch.float32) * (SIGMA_OVER_DEVIATION * step / count)) * scale
     spread = sigma + eps
     coefficient = torch.where(spread < TINY, torch.zeros_like(spread), 1.0 / spread)
-    xhat = centred.to(torch.float32) * ((scale * step) * coefficient)
+    xhat = moved.to(torch.float32) * ((scale * step) * coefficient)
     return xhat, coefficient, (mean.to(torch.float32) * step) * scale, sigma
 
 
@@ -92,19 +95,27 @@ def _sums(g: Tensor, xhat: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor,
 
 
 def _input_gradient(
-    g: Tensor, xhat: Tensor, factor: Tensor, axes: Sequence[int], step: float
+    g: Tensor,
+    xhat: Tensor,
+    factor: Tensor,
+    axes: Sequence[int],
+    step: float,
+    centred: bool = True,
 ) -> Tensor:
-    """factor * (g - mean(g) - sqrt(pi/2) * mean(g * xhat) * (sign - mean(sign))), on integers.
+    """factor * (g - mean(g) - sqrt(pi/2) * mean(g * xhat) * (sign - mean(sign))), on integers;
+    both means are left out unless the norm is `centred`.
 
     The subtracted part takes two values per normalised set, one for each sign of xhat.
     """
     count = g.numel() // factor.numel()
     total, total_xhat, total_sign = _sums(g, xhat, axes)
-    mean = total.to(torch.float32) / count
     slope = total_xhat.to(torch.float32) * (SIGMA_OVER_DEVIATION * step / (2 * count))
-    mean_sign = total_sign.to(torch.float32) / count
-    above = mean + slope * (1.0 - mean_sign)
-    below = mean + slope * (-1.0 - mean_sign)
+    above, below = slope, slope * -1.0
+    if centred:
+        mean = total.to(torch.float32) / count
+        mean_sign = total_sign.to(torch.float32) / count
+        above = mean + slope * (1.0 - mean_sign)
+        below = mean + slope * (-1.0 - mean_sign)
     return (g.to(torch.float32) - torch.where(xhat >= 0, above, below)) * factor
 
 
@@ -132,7 +143,7 @@ def l1_batch_norm(
     x over all axes but the last, int64 (C,), where its producer gives them.
     """
     axes = _all_but_last(x)
-    xhat, coefficient, mean, sigma = _normalized(x, scale, axes, eps, frac_bits, sums)
+    xhat, coefficient, mean, sigma = _normalized(x, scale, axes, eps, frac_bits, total=sums)
     mean, sigma = mean.reshape(-1), sigma.reshape(-1)
     return (
         _affine(xhat, gamma, beta),
@@ -175,7 +186,7 @@ def _(g: Tensor, g_scale: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return dx, g_scale.new_empty(g_scale.shape), g_scale.new_empty(g_scale.shape)
 
 
-@op("sq::l1_layer_norm", doc="L1 layer norm of integers quantised per row.")
+@op("sq::l1_layer_norm", doc="L1 layer or RMS norm of integers quantised per row.")
 def l1_layer_norm(
     x: Tensor,
     scale: Tensor,
@@ -185,10 +196,14 @@ def l1_layer_norm(
     frac_bits: int,
     bits: int,
     step: float,
+    centred: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x int8 (M, D) worth scale[m] each, scale float32 (M, 1), gamma, beta float32 (D,) ->
-    (y float32 (M, D), xhat int8 (M, D), coefficient float32 (M, 1))."""
-    xhat, coefficient, _, _ = _normalized(x, scale, [1], eps, frac_bits)
+    (y float32 (M, D), xhat int8 (M, D), coefficient float32 (M, 1)).
+
+    Without `centred` no mean is subtracted: an RMS norm.
+    """
+    xhat, coefficient, _, _ = _normalized(x, scale, [1], eps, frac_bits, centred)
     return _affine(xhat, gamma, beta), _saved(xhat, bits, step), coefficient
 
 
@@ -198,17 +213,22 @@ def _(x: Tensor, scale: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return (*full, scale.new_empty(scale.shape))
 
 
-@op("sq::l1_layer_norm_backward", doc="Input gradient of L1 layer norm from integer sums.")
+@op("sq::l1_layer_norm_backward", doc="Input gradient of L1 layer or RMS norm.")
 def l1_layer_norm_backward(
-    h: Tensor, h_scale: Tensor, xhat: Tensor, coefficient: Tensor, step: float
+    h: Tensor,
+    h_scale: Tensor,
+    xhat: Tensor,
+    coefficient: Tensor,
+    step: float,
+    centred: bool = True,
 ) -> Tensor:
     """h = gamma * g as int8 (M, D) worth h_scale[m] each, xhat int8 (M, D), coefficient float32
     (M, 1) -> dx float32 (M, D)."""
-    return _input_gradient(h, xhat, h_scale * coefficient, [1], step)
+    return _input_gradient(h, xhat, h_scale * coefficient, [1], step, centred)
 
 
 @l1_layer_norm_backward.meta
-def _(h: Tensor, h_scale: Tensor, xhat: Tensor, coefficient: Tensor, step: float) -> Tensor:
+def _(h: Tensor, *_: Any) -> Tensor:
     return h.new_empty(h.shape, dtype=torch.float32)
 
 
@@ -227,6 +247,44 @@ def l1_layer_norm_affine_backward(
 def _(g: Tensor, g_scale: Tensor, xhat: Tensor, step: float) -> tuple[Tensor, Tensor]:
     features = g.shape[1]
     return g_scale.new_empty((features,)), g_scale.new_empty((features,))
+
+
+@op("sq::l1_group_norm", doc="L1 group norm of integers quantised per sample and group.")
+def l1_group_norm(
+    x: Tensor,
+    scale: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    frac_bits: int,
+    bits: int,
+    step: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x int8 (N, P, G, K), P pixels of G groups of K channels, worth scale[n, g] each, scale
+    float32 (N, 1, G, 1), gamma, beta float32 (G, K) -> (y float32 (N, P, G, K), xhat int8 (N, P,
+    G, K), coefficient float32 (N, 1, G, 1))."""
+    xhat, coefficient, _, _ = _normalized(x, scale, GROUP_AXES, eps, frac_bits)
+    return _affine(xhat, gamma, beta), _saved(xhat, bits, step), coefficient
+
+
+@l1_group_norm.meta
+def _(x: Tensor, scale: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    full = x.new_empty(x.shape, dtype=torch.float32), x.new_empty(x.shape, dtype=torch.int8)
+    return (*full, scale.new_empty(scale.shape))
+
+
+@op("sq::l1_group_norm_backward", doc="Input gradient of L1 group norm from integer sums.")
+def l1_group_norm_backward(
+    h: Tensor, h_scale: Tensor, xhat: Tensor, coefficient: Tensor, step: float
+) -> Tensor:
+    """h = gamma * g as int8 (N, P, G, K) worth h_scale[n, g] each, xhat int8 (N, P, G, K), h_scale,
+    coefficient float32 (N, 1, G, 1) -> dx float32 (N, P, G, K)."""
+    return _input_gradient(h, xhat, h_scale * coefficient, GROUP_AXES, step)
+
+
+@l1_group_norm_backward.meta
+def _(h: Tensor, *_: Any) -> Tensor:
+    return h.new_empty(h.shape, dtype=torch.float32)
 
 
 @op("sq::ema", doc="Exponential moving average of a running statistic.")

@@ -11,6 +11,7 @@ from torch import Tensor
 from sqcompile.ops.norm import (
     l1_batch_norm,
     l1_batch_norm_backward,
+    l1_group_norm_backward,
     l1_layer_norm,
     l1_layer_norm_affine_backward,
     l1_layer_norm_backward,
@@ -106,7 +107,10 @@ def _(g: Tensor, g_scale: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return dx, g_scale.new_empty(g_scale.shape), g_scale.new_empty(g_scale.shape)
 
 
-@op("sq::quantize_l1_layer_norm", doc="L1 layer norm of float rows, which it quantises first.")
+@op(
+    "sq::quantize_l1_layer_norm",
+    doc="L1 layer or RMS norm of float rows, which it quantises first.",
+)
 def quantize_l1_layer_norm(
     x: Tensor,
     in_bits: int,
@@ -116,6 +120,7 @@ def quantize_l1_layer_norm(
     frac_bits: int,
     bits: int,
     step: float,
+    centred: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x float32 (M, D), quantised in `in_bits` bits per row -> (y float32 (M, D), xhat, coefficient
     (M, 1), r (M, 1)) of l1_layer_norm, with r the absmax of every row.
@@ -126,7 +131,7 @@ def quantize_l1_layer_norm(
     q = quantize.reference(x, r, in_bits, True)
     scale = quant_scale.reference(r, in_bits, True, 1)
     y, xhat, coefficient = l1_layer_norm.reference(
-        q, scale, gamma, beta, eps, frac_bits, bits, step
+        q, scale, gamma, beta, eps, frac_bits, bits, step, centred
     )
     return y, pack_int4.reference(xhat) if bits <= PACKED_BITS else xhat, coefficient, r
 
@@ -141,6 +146,7 @@ def _(
     frac_bits: int,
     bits: int,
     step: float,
+    centred: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     xhat = x.new_empty(x.shape, dtype=torch.int8)
     if bits <= PACKED_BITS:
@@ -151,21 +157,26 @@ def _(
 
 @op("sq::l1_layer_norm_packed_backward", doc="l1_layer_norm_backward of a packed xhat.")
 def l1_layer_norm_packed_backward(
-    h: Tensor, h_scale: Tensor, packed: Tensor, coefficient: Tensor, step: float
+    h: Tensor,
+    h_scale: Tensor,
+    packed: Tensor,
+    coefficient: Tensor,
+    step: float,
+    centred: bool = True,
 ) -> Tensor:
     """l1_layer_norm_backward with xhat as pack_int4 leaves it; rows of even length."""
     xhat = unpack_int4.reference(packed, list(h.shape), True)
-    return l1_layer_norm_backward.reference(h, h_scale, xhat, coefficient, step)
+    return l1_layer_norm_backward.reference(h, h_scale, xhat, coefficient, step, centred)
 
 
 @l1_layer_norm_packed_backward.meta
-def _(h: Tensor, h_scale: Tensor, packed: Tensor, coefficient: Tensor, step: float) -> Tensor:
+def _(h: Tensor, *_: Any) -> Tensor:
     return h.new_empty(h.shape, dtype=torch.float32)
 
 
 @op(
     "sq::quantize_l1_layer_norm_backward",
-    doc="Input gradient of L1 layer norm from float rows, which it quantises first.",
+    doc="Input gradient of L1 layer or RMS norm from float rows, which it quantises first.",
 )
 def quantize_l1_layer_norm_backward(
     g: Tensor,
@@ -176,6 +187,7 @@ def quantize_l1_layer_norm_backward(
     xhat: Tensor,
     coefficient: Tensor,
     step: float,
+    centred: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """g float32 (M, D), gamma float32 (D,), rng int64[4]; gamma * g is quantised stochastically in
     `in_bits` bits per row; xhat int8 (M, D), or as pack_int4 leaves it (uint8; D even) ->
@@ -185,7 +197,7 @@ def quantize_l1_layer_norm_backward(
     q = quantize_stochastic.reference(h, r, None, None, rng, in_bits, stream)
     scale = quant_scale.reference(r, in_bits, True, 1)
     k = unpack_int4.reference(xhat, list(g.shape), True) if xhat.dtype == torch.uint8 else xhat
-    return l1_layer_norm_backward.reference(q, scale, k, coefficient, step), r
+    return l1_layer_norm_backward.reference(q, scale, k, coefficient, step, centred), r
 
 
 @quantize_l1_layer_norm_backward.meta
@@ -209,3 +221,17 @@ def l1_layer_norm_affine_packed_backward(
 def _(g: Tensor, g_scale: Tensor, packed: Tensor, step: float) -> tuple[Tensor, Tensor]:
     features = g.shape[1]
     return g_scale.new_empty((features,)), g_scale.new_empty((features,))
+
+
+@op("sq::l1_group_norm_packed_backward", doc="l1_group_norm_backward of a packed xhat.")
+def l1_group_norm_packed_backward(
+    h: Tensor, h_scale: Tensor, packed: Tensor, coefficient: Tensor, step: float
+) -> Tensor:
+    """l1_group_norm_backward with xhat as pack_int4 leaves it; samples of even size."""
+    xhat = unpack_int4.reference(packed, list(h.shape), True)
+    return l1_group_norm_backward.reference(h, h_scale, xhat, coefficient, step)
+
+
+@l1_group_norm_packed_backward.meta
+def _(h: Tensor, *_: Any) -> Tensor:
+    return h.new_empty(h.shape, dtype=torch.float32)

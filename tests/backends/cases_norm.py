@@ -27,6 +27,8 @@ def packed(make: Callable[[Source], list[Any]], place: int) -> Callable[[Source]
 def norms() -> Made:
     yield from batch_norms()
     yield from layer_norms()
+    yield from rms_norms()
+    yield from group_norms()
     for momentum in (0.1, 0.0, 1.0):
         yield "sqrt", f"{momentum}", lambda s, m=momentum: [s.uniform(1000) * m]
         yield "ema", f"{momentum}", lambda s, m=momentum: [s.edges(37), s.normal(37), m]
@@ -136,6 +138,66 @@ def layer_norms() -> Made:
             yield f"{op}_backward", label, lambda s, f=make: f(s, high=127)
             if features % 2 == 0 or make is affine_backward:
                 yield f"{op}_packed_backward", label, packed(make, 2)
+
+
+def rms_norms() -> Made:
+    """The forms of a layer norm that subtract no mean."""
+    for rows, features in ((64, 128), (5, 33), (1, 2), (3, 1100)):
+        label, even = f"rms-{rows}x{features}", features % 2 == 0
+
+        def layer(s: Source, m=rows, d=features) -> list[Any]:
+            x = s.integers(-128, 127, m, d)
+            x[0] = 0  # no spread
+            return [x, s.uniform(m, 1), s.normal(d), None, 1e-5, 0, 8, 0.05, False]
+
+        def backward(s: Source, m=rows, d=features) -> list[Any]:
+            g, xhat = s.integers(-127, 127, m, d), s.integers(-8, 7, m, d)
+            return [g, s.uniform(m, 1), xhat, s.uniform(m, 1), 0.3352, False]
+
+        def from_float(s: Source, m=rows, d=features, b=4 if even else 8) -> list[Any]:
+            return [s.normal(m, d), 8, s.normal(d), None, 1e-7, 0, b, 0.3352, False]
+
+        def from_gradient(s: Source, m=rows, d=features, b=even) -> list[Any]:
+            g, k = s.normal(m, d), s.integers(-8, 7, m, d)
+            xhat = pack_int4.reference(k) if b else k
+            rng = torch.tensor([1, 2, 3, 4])
+            return [g, s.normal(d), rng, 8, 7, xhat, s.uniform(m, 1), 0.3352, False]
+
+        yield "l1_layer_norm", label, layer
+        yield "l1_layer_norm_backward", label, backward
+        yield "quantize_l1_layer_norm", label, from_float
+        yield "quantize_l1_layer_norm_backward", label, from_gradient
+
+
+def group_norms() -> Made:
+    """(N, P, G, K): few and many samples, groups of one channel and of all, periods with rows left
+    over, samples of odd size."""
+    for shape in (
+        (2, 64, 4, 16),
+        (9, 49, 3, 10),
+        (1, 700, 24, 1),
+        (3, 33, 1, 5),
+        (17, 1, 2, 8),
+        (2, 5000, 2, 33),
+    ):
+        n, p, g, k = shape
+        label, bits, affine = sized(shape), fraction_bits(p * k, 127), k != 1
+
+        def forward(s: Source, sh=shape, f=bits, a=affine) -> list[Any]:
+            x = s.integers(-127, 127, *sh)
+            x[:, :, 0] = 5  # a constant group: no spread
+            vectors = [s.normal(*sh[2:]) if a else None for _ in range(2)]
+            return [x, s.uniform(sh[0], 1, sh[2], 1), *vectors, 1e-5, f, 4, 0.3352]
+
+        def backward(s: Source, sh=shape) -> list[Any]:
+            h, xhat = s.integers(-127, 127, *sh), s.integers(-8, 7, *sh)
+            scale, coefficient = (s.uniform(sh[0], 1, sh[2], 1) for _ in range(2))
+            return [h, scale, xhat, coefficient, 0.3352]
+
+        yield "l1_group_norm", label, forward
+        yield "l1_group_norm_backward", label, backward
+        if p * g * k % 2 == 0:
+            yield "l1_group_norm_packed_backward", label, packed(backward, 2)
 
 
 def reductions() -> Made:

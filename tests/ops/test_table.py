@@ -114,20 +114,33 @@ EXAMPLES: dict[str, list[list[Any]]] = {
     ],
     "quantize_l1_layer_norm": [
         [f32(5, 4), 8, f32(4), f32(4), *NORM],
-        [f32(5, 4), 6, None, None, 1e-5, 16, 6, 0.1],
+        [f32(5, 4), 6, None, None, 1e-5, 0, 6, 0.1, False],
     ],
     "quantize_l1_layer_norm_backward": [
         [f32(5, 4), f32(4), RNG, 8, 7, u8(10), f32(5, 1), 0.3352],
-        [f32(5, 3), None, RNG, 6, 7, i8(5, 3), f32(5, 1), 0.1],
+        [f32(5, 3), None, RNG, 6, 7, i8(5, 3), f32(5, 1), 0.1, False],
     ],
     "l1_layer_norm_packed_backward": [[i8(5, 4), f32(5, 1), u8(10), f32(5, 1), 0.3352]],
     "l1_layer_norm_affine_packed_backward": [[i8(5, 4), f32(1, 4), u8(10), 0.3352]],
     "l1_layer_norm": [
         [i8(5, 4), f32(5, 1), f32(4), f32(4), *NORM],
-        [i8(5, 4), f32(5, 1), None, None, *NORM],
+        [i8(5, 4), f32(5, 1), None, None, *NORM, False],
     ],
-    "l1_layer_norm_backward": [[i8(5, 4), f32(5, 1), i8(5, 4), f32(5, 1), 0.3352]],
+    "l1_layer_norm_backward": [
+        [i8(5, 4), f32(5, 1), i8(5, 4), f32(5, 1), 0.3352],
+        [i8(5, 4), f32(5, 1), i8(5, 4), f32(5, 1), 0.3352, False],
+    ],
     "l1_layer_norm_affine_backward": [[i8(5, 4), f32(1, 4), i8(5, 4), 0.3352]],
+    "l1_group_norm": [
+        [i8(2, 5, 2, 3), f32(2, 1, 2, 1), f32(2, 3), f32(2, 3), *NORM],
+        [i8(2, 5, 4, 1), f32(2, 1, 4, 1), None, None, *NORM],
+    ],
+    "l1_group_norm_backward": [
+        [i8(2, 5, 2, 3), f32(2, 1, 2, 1), i8(2, 5, 2, 3), f32(2, 1, 2, 1), 0.3352],
+    ],
+    "l1_group_norm_packed_backward": [
+        [i8(2, 5, 2, 3), f32(2, 1, 2, 1), u8(30), f32(2, 1, 2, 1), 0.3352],
+    ],
     "ema": [[f32(4), f32(4), 0.1]],
     "sqrt": [[f32(4).abs()]],
     "batch_norm": [[f32(*X), f32(4), f32(4), 1e-5], [f32(5, 4).double(), None, None, 1e-5]],
@@ -135,8 +148,22 @@ EXAMPLES: dict[str, list[list[Any]]] = {
         [f32(*X), f32(*X), f32(4), f32(4)],
         [f32(5, 4), f32(5, 4), f32(4), None],
     ],
-    "layer_norm": [[f32(5, 4), f32(4), f32(4), 1e-5], [f32(5, 4).double(), None, None, 1e-5]],
-    "layer_norm_backward": [[f32(5, 4), f32(5, 4), f32(5, 1), f32(4)]],
+    "layer_norm": [
+        [f32(5, 4), f32(4), f32(4), 1e-5],
+        [f32(5, 4).double(), None, None, 1e-5, False],
+    ],
+    "layer_norm_backward": [
+        [f32(5, 4), f32(5, 4), f32(5, 1), f32(4)],
+        [f32(5, 4), f32(5, 4), f32(5, 1), None, False],
+    ],
+    "group_norm": [
+        [f32(2, 5, 3, 6), f32(6), f32(6), 2, 1e-5],
+        [f32(2, 6).double(), None, None, 6, 1e-5],
+    ],
+    "group_norm_backward": [
+        [f32(2, 5, 3, 6), f32(2, 15, 2, 3), f32(2, 1, 2, 1), f32(6)],
+        [f32(2, 6), f32(2, 1, 6, 1), f32(2, 1, 6, 1), None],
+    ],
     "max_pool2d": [[f32(*X), *POOL, [1, 2], True]],
     "max_pool2d_backward": [
         [f32(2, 3, 4, 4), u8(2, 3, 4, 4), list(X), *POOL, [1, 1]],
@@ -240,15 +267,25 @@ def test_layout_in_memory_changes_nothing(name: str, case: int) -> None:
 
 FLOAT_FORMS = {
     "matmul", "conv", "conv_input_grad", "conv_weight_grad", "batch_norm", "batch_norm_backward",
-    "layer_norm", "layer_norm_backward",
+    "layer_norm", "layer_norm_backward", "group_norm", "group_norm_backward",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["batch_norm", "layer_norm"])
-def test_autograd_traces_through_the_norms(name: str) -> None:
-    shape = X if name == "batch_norm" else (5, 4)
+@pytest.mark.parametrize(
+    ("name", "shape", "rest"),
+    [
+        ("batch_norm", X, [1e-5]),
+        ("layer_norm", (5, 4), [1e-5]),
+        ("layer_norm", (5, 4), [1e-5, False]),
+        ("group_norm", X, [2, 1e-5]),
+    ],
+    ids=["batch", "layer", "rms", "group"],
+)
+def test_autograd_traces_through_the_norms(
+    name: str, shape: tuple[int, ...], rest: list[Any]
+) -> None:
     leaves = [v.requires_grad_() for v in (f32(*shape), f32(4), f32(4))]
-    opcheck(entry(name).target, (*leaves, 1e-5))
+    opcheck(entry(name).target, (*leaves, *rest))
 
 
 @pytest.fixture

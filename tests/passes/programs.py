@@ -19,6 +19,8 @@ from torch.fx import Graph, GraphModule, Node
 
 import sqcompile.ops  # noqa: F401  (registers sq::)
 from sqcompile._torch_compat import Port
+from sqcompile.ops.table import find
+from sqcompile.passes.editing import arguments
 from sqcompile.passes.printing import text
 
 _DTYPES = {
@@ -111,10 +113,16 @@ def _canonical(module: GraphModule) -> tuple[str, ...]:
         if node.op == "placeholder":
             written[node] = node.name
         elif node.op == "call_function":
-            args = torch.fx.node.map_arg(node.args, lambda n: _Text(written[n]))
+            given = _arguments(node)
+            args = torch.fx.node.map_arg(given, lambda n: _Text(written[n]))
             written[node] = f"{node.target}({_listed(args)}){dict(node.kwargs) or ''}"
     output = module.graph.output_node().args[0]
     return tuple(written[node] for node in output)  # type: ignore[union-attr, index]
+
+
+def _arguments(node: Node) -> tuple[Any, ...]:
+    """Positional arguments, those of our ops with their defaults."""
+    return tuple(arguments(node).values()) if find(node.target) else node.args
 
 
 class _Text(str):

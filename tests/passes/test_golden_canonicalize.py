@@ -186,3 +186,21 @@ def test_canonicalize_makes_relu_backward_a_mask():
 def test_canonicalize_takes_a_square_root_that_rounds_correctly():
     before = graph("x_0: f32[3] -> y", "y = aten.sqrt(x_0)")
     assert same(canonicalize(before), graph("x_0: f32[3] -> y", "y = sq.sqrt(x_0)"))
+
+
+def test_canonicalize_takes_an_inverse_square_root_in_two_roundings():
+    before = graph("x_0: f32[3] -> y", "y = aten.rsqrt(x_0)")
+    after = """
+        root = sq.sqrt(x_0)
+        y = aten.reciprocal(root)
+        """
+    assert same(canonicalize(before), graph("x_0: f32[3] -> y", after))
+
+
+def test_canonicalize_takes_a_third_power_from_left_to_right():
+    before = graph("x_0: f32[3] -> y", "y = aten.pow.Tensor_Scalar(x_0, 3)")
+    after = """
+        square = aten.mul.Tensor(x_0, x_0)
+        y = aten.mul.Tensor(square, x_0)
+        """
+    assert same(canonicalize(before), graph("x_0: f32[3] -> y", after))

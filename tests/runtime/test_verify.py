@@ -23,7 +23,7 @@ def _threads():
 
 
 @pytest.mark.parametrize("mcpu", CPUS, ids=["host", "avx2", "sse2"])
-@pytest.mark.parametrize("name", ["mlp", "resnet", "odd"])
+@pytest.mark.parametrize("name", ["mlp", "resnet", "odd", "groups", "rms"])
 def test_every_bit_of_a_step_is_the_references(name, mcpu):
     model, inputs = make(name)
     step = sqcompile.compile(model, inputs, target=targets.get("cpu", mcpu=mcpu))
@@ -33,7 +33,7 @@ def test_every_bit_of_a_step_is_the_references(name, mcpu):
         assert result.equal, [row for row in result.rows if not row.equal]
     kinds = {row.kind for row in result.rows}
     assert {"output", "gradient", "saved"} <= kinds
-    assert ("running statistic" in kinds) == (name != "mlp")
+    assert ("running statistic" in kinds) == (name in ("resnet", "odd"))
     names = [row.name for row in result.rows if row.kind == "gradient"]
     assert names == [name for name, _ in model.named_parameters()]
 
