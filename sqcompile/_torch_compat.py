@@ -6,6 +6,7 @@ imported there, so that a loaded artifact does not pay for Dynamo.
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,11 @@ treespec_from_json = pytree.treespec_loads
 class Port:
     """Where a value of the joint graph comes from or goes to.
 
-    kind: "param", "buffer", "input", "tangent" (of an output), "output", "mutation" (a buffer's
-    new value), "grad", or "absent" (a gradient that does not exist); name: a parameter's or
-    buffer's dotted name, or the position of an input or output among the flattened ones; wrt, of
-    a "grad" or "mutation": the kind of value it belongs to.
+    kind: "param", "buffer", "input", "tangent" (of an output), "output", "mutation" (a buffer's or
+    an input's new value), "grad", or "absent" (a gradient that does not exist); name: a
+    parameter's or buffer's dotted name, or the position of an input or output among the flattened
+    ones; wrt, of a "grad" or "mutation": the kind of value it belongs to, of a "tangent":
+    "mutation" when it belongs to an input's new value.
     """
 
     kind: str
@@ -141,7 +143,10 @@ def _port(descriptor: object) -> Port:
         case d.PlainAOTInput(idx=index):
             return Port("input", str(index))
         case d.TangentAOTInput(output=output):
-            return Port("tangent", _port(output).name)
+            written = _port(output).kind == "mutation"
+            return Port("tangent", _port(output).name, "mutation" if written else "")
+        case d.ViewBaseAOTInput():
+            return Port("unsupported", "memory that two inputs share")
         case d.PlainAOTOutput(idx=index):
             return Port("output", str(index))
         case d.InputMutationAOTOutput(mutated_input=mutated):
@@ -164,8 +169,94 @@ def module_path(node: Node) -> str:
     """Dotted path of the module whose call made a node, "" for the model's own forward."""
     stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
     for path, _ in reversed(list(stack.values())):
-        return str(path).removeprefix("L['self']").lstrip(".")
+        return _dotted(str(path))
     return ""
+
+
+_ROOT = re.compile(r"^[LG]\['\w+'\]")
+_PART = re.compile(r"\['?([^'\]]+)'?\]|(\w+)")
+_STORES = {"_modules", "_parameters", "_buffers", "__dict__"}
+
+
+def _dotted(source: str) -> str:
+    """`L['self']._modules['fc']._parameters['weight']` -> "fc.weight"; what stands in another
+    variable keeps its name: `G['net'].fc` -> "net.fc"."""
+    parts = [a or b for a, b in _PART.findall(source.removeprefix("L['self']"))]
+    if _ROOT.match(source) and not source.startswith("L['self']"):
+        parts = parts[1:]  # L or G: a local or a global variable
+    return ".".join(part for part in parts if part not in _STORES)
+
+
+def _source(node: Node) -> str:
+    """Where Dynamo found the value of a placeholder, as it writes that; "" when it is not told."""
+    return str(getattr(getattr(node.meta.get("grapharg"), "source", None), "name", ""))
+
+
+def name_modules(graph: GraphModule) -> None:
+    """Call the module of a graph from torch.compile `self`, whatever variable it stands in, so
+    that its paths are those of the same model elsewhere; several modules keep their names."""
+    inputs = graph.graph.find_nodes(op="placeholder")
+    stored = [_source(node) for node in inputs if "._modules[" in _source(node)]
+    stacks = [node.meta.get("nn_module_stack") or {} for node in graph.graph.nodes]
+    called = [str(path) for stack in stacks for path, _ in stack.values()]
+    roots = {match[0] for text in stored + called if (match := _ROOT.match(text))}
+    if len(roots) != 1:
+        return
+    (root,) = roots
+    for node, stack in zip(graph.graph.nodes, stacks, strict=True):
+        if stack:
+            node.meta["nn_module_stack"] = {
+                key: (str(path).replace(root, "L['self']", 1), kind)
+                for key, (path, kind) in stack.items()
+            }
+        if node.op == "placeholder":
+            node.meta["source"] = _source(node).replace(root, "L['self']", 1)
+
+
+def compiled_graph_ports(graph: GraphModule, args: Sequence[Any]) -> list[Port]:
+    """What every placeholder of a graph from torch.compile is: "param", "buffer" or "input".
+
+    Parameters and buffers of modules have their dotted names, relative to the module whose
+    forward is compiled; all else has its position.
+    """
+    ports: list[Port] = []
+    for index, (node, value) in enumerate(
+        zip(graph.graph.find_nodes(op="placeholder"), args, strict=True)
+    ):
+        source = node.meta.get("source") or _source(node)
+        kind = "param" if isinstance(value, torch.nn.Parameter) else "input"
+        if kind == "input" and "._buffers[" in source:
+            kind = "buffer"
+        port = Port(kind, _dotted(source) or node.name) if kind != "input" else None
+        ports.append(port if port and port not in ports else Port("input", str(index)))
+    return ports
+
+
+def specialize(graph: GraphModule) -> None:
+    """Make every size and number that Dynamo left open in a graph a constant of this compilation,
+    with a guard on it: another value compiles once more."""
+    from torch._dynamo.exc import TensorifyScalarRestartAnalysis
+    from torch._dynamo.symbolic_convert import TensorifyState
+
+    floats = set()
+    for node in graph.graph.nodes:
+        value = node.meta.get("example_value")
+        if isinstance(value, torch.SymInt):
+            int(value)
+        elif isinstance(value, torch.SymFloat):
+            floats.add(str(value.node.expr))
+    if floats:
+        for name in floats:
+            TensorifyState.specialize(name)
+        raise TensorifyScalarRestartAnalysis
+
+
+def outside_of_dynamo() -> contextlib.AbstractContextManager[Any]:
+    """Trace as if Dynamo were not compiling: with fake tensors of our own, whose shapes are
+    constants."""
+    from torch._guards import tracing
+
+    return tracing(None)
 
 
 def in_backward() -> bool:

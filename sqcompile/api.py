@@ -99,6 +99,11 @@ def rewrite(
     """Capture one call and run every pass; without `gradients` only forward is kept."""
     with torch.enable_grad():
         captured = capture(model, args, kwargs)
+    return rewrite_captured(captured, recipe, gradients=gradients)
+
+
+def rewrite_captured(captured: Capture, recipe: Recipe, *, gradients: bool = True) -> Rewritten:
+    """Run every pass over a captured call; without `gradients` only forward is kept."""
     graph, stages = run(captured.graph, integer_training(recipe))
     parts = partition(graph, captured.outputs, inference=not gradients)
     stages.append(_stage("forward", parts.forward))
@@ -142,6 +147,14 @@ def build(
 ) -> Variant:
     """Compile one variant of a step; see `compile` for what is raised."""
     rewritten = rewrite(model, args, kwargs, recipe, gradients=key.gradients)
+    return build_rewritten(rewritten, key, target=target, check_finite=check_finite)
+
+
+def build_rewritten(
+    rewritten: Rewritten, key: CallKey, *, target: Target, check_finite: bool = False
+) -> Variant:
+    """Lower and compile a rewritten step. Raises UnsupportedOpError with all ops of it that the
+    target has no kernel for."""
     parts = rewritten.parts
     forward, backward = parts.forward, parts.backward
     first: list[str] = []

@@ -6,9 +6,9 @@ joint graph.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from sqcompile import _torch_compat as compat
 from sqcompile.errors import CaptureError
 from sqcompile.norm_swap import swap_norms
+from sqcompile.passes.editing import copy_graph
 from sqcompile.shape_swap import swap_shapes
 
 _RAISED = re.compile(r"got (?P<type>\w+)\((?P<quote>['\"])(?P<text>.*?)(?P=quote)\)")
@@ -52,18 +53,61 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
     Raises CaptureError with the user's file and line when the model cannot be traced.
     """
+    with _explained(), _tensors_kept(model):
+        return _captured(compat.dynamo_graph(model, args, kwargs), args, kwargs)
+
+
+def capture_graph(graph: GraphModule, args: Sequence[Any], ports: Sequence[compat.Port]) -> Capture:
+    """Trace a graph that torch.compile took, on its flat inputs; `ports` says what they are.
+
+    Raises CaptureError when autograd cannot trace it.
+    """
+    with _explained(), compat.outside_of_dynamo():
+        return _captured(copy_graph(graph), args, {}, ports)
+
+
+def _captured(
+    graph: GraphModule,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    ports: Sequence[compat.Port] = (),
+) -> Capture:
+    swap_norms(graph)
+    swap_shapes(graph)
+    _separate_outputs(graph)
+    joint = compat.joint_graph(graph, args, kwargs)
+    if not ports:
+        return _flattened(joint, {"buffer"})
+    return _flattened(_named(joint, ports), {"buffer", "input"})
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Failures of tracing as CaptureError."""
     try:
-        with _tensors_kept(model):
-            graph = compat.dynamo_graph(model, args, kwargs)
-            swap_norms(graph)
-            swap_shapes(graph)
-            _separate_outputs(graph)
-            joint = compat.joint_graph(graph, args, kwargs)
+        yield
     except compat.trace_error() as error:
         raise _trace_failure(error) from error
     except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
         raise CaptureError(_eager_failure(error)) from error
-    return _flattened(joint)
+
+
+def _named(joint: compat.JointGraph, ports: Sequence[compat.Port]) -> compat.JointGraph:
+    """The joint graph of a function of flat inputs, with `ports` for these."""
+
+    def named(port: compat.Port) -> compat.Port:
+        if port.kind == "input":
+            return ports[int(port.name)]
+        of_written = (port.kind, port.wrt) == ("tangent", "mutation")
+        if port.wrt == "input" or (of_written and port.name.isdigit()):
+            source = ports[int(port.name)]
+            wrt = port.wrt if port.kind == "tangent" else source.kind
+            return compat.Port(port.kind, source.name, wrt)
+        return port
+
+    return replace(
+        joint, inputs=[named(p) for p in joint.inputs], outputs=[named(p) for p in joint.outputs]
+    )
 
 
 def _separate_outputs(graph: GraphModule) -> None:
@@ -125,11 +169,12 @@ def _eager_failure(error: BaseException) -> str:
     )
 
 
-def _flattened(joint: compat.JointGraph) -> Capture:
-    """Drop the inputs that nothing reads, add "rng", name the placeholders after their ports."""
+def _flattened(joint: compat.JointGraph, writable: Set[str]) -> Capture:
+    """Drop the inputs that nothing reads, add "rng", name the placeholders after their ports.
+    `writable`: the kinds of inputs that may be changed in place."""
     graph = joint.graph.graph
     for port in [*joint.inputs, *joint.outputs]:
-        if port.kind == "unsupported" or (port.kind == "mutation" and port.wrt != "buffer"):
+        if port.kind == "unsupported" or (port.kind == "mutation" and port.wrt not in writable):
             raise CaptureError(
                 f"the model changes or returns something that cannot be compiled: {port.name}\n"
                 "  a model may update its buffers in place, not its inputs or parameters."

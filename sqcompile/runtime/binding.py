@@ -1,11 +1,13 @@
 """A compiled step as one autograd function: integer kernels forward and backward."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sqcompile import _torch_compat as compat
 from sqcompile.runtime.variant import Variant
 
 
@@ -21,12 +23,12 @@ class StepFunction(torch.autograd.Function):
         outputs, saved = variant.run_forward(inputs, rng)
         ctx.variant = variant
         ctx.save_for_backward(rng, *saved)
-        differentiable = {int(port.name) for port in variant.signature.tangents}
+        differentiable = {_origin(port) for port in variant.signature.tangents}
         ctx.mark_non_differentiable(
             *(
                 value
                 for port, value in zip(variant.signature.outputs, outputs, strict=True)
-                if port.kind != "output" or int(port.name) not in differentiable
+                if (port.kind, port.name) not in differentiable
             )
         )
         return tuple(outputs)
@@ -39,11 +41,10 @@ class StepFunction(torch.autograd.Function):
         signature = variant.signature
         rng, *saved = ctx.saved_tensors
         by_output = {
-            port.name: grad
+            (port.kind, port.name): grad
             for port, grad in zip(signature.outputs, grads, strict=True)
-            if port.kind == "output"
         }
-        tangents = [by_output[port.name] for port in signature.tangents]
+        tangents = [by_output[_origin(port)] for port in signature.tangents]
         results = variant.run_backward(saved, rng, tangents)
         gradients = {
             (port.wrt, port.name): value
@@ -51,3 +52,32 @@ class StepFunction(torch.autograd.Function):
         }
         wanted = [gradients.get((port.kind, port.name)) for port in signature.inputs]
         return (None, None, *wanted)
+
+
+def _origin(tangent: compat.Port) -> tuple[str, str]:
+    """The kind and name of the result that an incoming gradient belongs to."""
+    return tangent.wrt or "output", tangent.name
+
+
+def call(
+    variant: Variant,
+    inputs: Sequence[Tensor],
+    rng: Tensor,
+    written: Mapping[tuple[str, str], Tensor],
+) -> Any:
+    """Run a variant's forward, write new values into `written` (buffers and inputs by kind and
+    name) and give the outputs in the structure that the model returns."""
+    if variant.signature.gradients and torch.is_grad_enabled():
+        results = StepFunction.apply(variant, rng, *inputs)
+    else:
+        with torch.no_grad():
+            results, _ = variant.run_forward(inputs, rng)
+    outputs: dict[int, Any] = dict(variant.signature.constants)
+    for port, value in zip(variant.signature.outputs, results, strict=True):
+        if port.kind == "mutation":
+            with torch.set_grad_enabled(value.requires_grad):
+                written[port.wrt, port.name].copy_(value)
+        else:
+            outputs[int(port.name)] = value
+    ordered = [outputs[position] for position in sorted(outputs)]
+    return compat.tree_unflatten(ordered, variant.signature.out_spec)

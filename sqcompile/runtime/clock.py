@@ -27,7 +27,7 @@ class Clock:
         self.rank = rank
         self._step = 0
         self._micro_step = 0
-        self._seen: tuple[int, ...] | None = None
+        self._seen: dict[int, int] = {}
         self._replays: dict[Hashable, int] = {}
 
     def tick(self, parameters: Iterable[Tensor], call: Hashable) -> Tensor:
@@ -67,12 +67,12 @@ class Clock:
                 raise UsageError(f"training state: {name} is {value!r}, not a whole number")
         self.seed, self.rank = state["seed"], state["rank"]
         self._step, self._micro_step = state["step"], state["micro_step"]
-        self._seen = None
+        self._seen = {}
         self._replays.clear()
 
     def _advance(self, parameters: Iterable[Tensor]) -> None:
-        versions = tuple(parameter._version for parameter in parameters)
-        if self._seen is not None and versions != self._seen:
+        versions = {id(parameter): parameter._version for parameter in parameters}
+        if any(self._seen.get(key, version) != version for key, version in versions.items()):
             self._step += 1
             self._micro_step = 0
             self._replays.clear()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sqcompile import _torch_compat as compat
 from sqcompile.errors import InputError
 from sqcompile.recipe import Recipe
-from sqcompile.runtime.binding import StepFunction
+from sqcompile.runtime.binding import call
 from sqcompile.runtime.clock import Clock
 from sqcompile.runtime.signature import CallKey, call_key
 from sqcompile.runtime.variant import Variant
@@ -74,8 +74,8 @@ class CompiledStep(nn.Module):
         variant = self._by_key.get(key := self._key(leaves, spec))
         if variant is None:
             variant = self._add(key, args, kwargs)
-        call = tuple(leaf.data_ptr() for leaf in leaves if isinstance(leaf, Tensor))
-        return self._run(variant, self._values(variant, leaves), call)
+        tensors = tuple(leaf.data_ptr() for leaf in leaves if isinstance(leaf, Tensor))
+        return self._run(variant, self._values(variant, leaves), tensors)
 
     def prepare(self, *args: Any, **kwargs: Any) -> Variant:
         """Compile for these arguments in the current mode without running; returns the variant."""
@@ -127,7 +127,7 @@ class CompiledStep(nn.Module):
     def _key(self, leaves: Sequence[Any], spec: object) -> CallKey:
         for leaf in leaves:
             if isinstance(leaf, Tensor):
-                _check_input(leaf)
+                check_input(leaf)
         gradients = torch.is_grad_enabled() or self.training
         frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
         return call_key("train" if self.training else "eval", gradients, leaves, spec, frozen)
@@ -150,30 +150,14 @@ class CompiledStep(nn.Module):
         }
         return [sources[port.kind][port.name] for port in variant.signature.inputs]
 
-    def _run(self, variant: Variant, values: list[Tensor], call: tuple[int, ...]) -> Any:
-        rng = self._clock.tick(self.parameters(), call) if self.training else self._clock.peek()
-        if variant.signature.gradients and torch.is_grad_enabled():
-            results = StepFunction.apply(variant, rng, *values)
-        else:
-            with torch.no_grad():
-                results, _ = variant.run_forward(values, rng)
-        return self._delivered(variant, results)
-
-    def _delivered(self, variant: Variant, results: Sequence[Tensor]) -> Any:
-        """Write the buffers' new values and give the outputs the model's structure."""
-        outputs: dict[int, Any] = dict(variant.signature.constants)
-        buffers = dict(self.named_buffers(remove_duplicate=False))
-        with torch.no_grad():
-            for port, value in zip(variant.signature.outputs, results, strict=True):
-                if port.kind == "mutation":
-                    buffers[port.name].copy_(value)
-                else:
-                    outputs[int(port.name)] = value
-        ordered = [outputs[position] for position in sorted(outputs)]
-        return compat.tree_unflatten(ordered, variant.signature.out_spec)
+    def _run(self, variant: Variant, values: list[Tensor], tensors: tuple[int, ...]) -> Any:
+        rng = self._clock.tick(self.parameters(), tensors) if self.training else self._clock.peek()
+        buffers = self.named_buffers(remove_duplicate=False)
+        return call(variant, values, rng, {("buffer", name): value for name, value in buffers})
 
 
-def _check_input(tensor: Tensor) -> None:
+def check_input(tensor: Tensor) -> None:
+    """Raise InputError for an input that a compiled step cannot take."""
     described = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
     if tensor.device.type != "cpu":
         raise InputError(
