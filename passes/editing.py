@@ -11,24 +11,25 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from sqcompile import _torch_compat as compat
-from sqcompile.ops.table import Op
+from sqcompile.ops.table import Op, find
 
 KEPT_META = ("stack_trace", "seq_nr", "nn_module_stack", "fwd_nn_module_stack", "role", "module")
 """What a new node takes over from the node in whose place it stands."""
 
 
 def copy_graph(module: GraphModule) -> GraphModule:
-    """A graph of its own with the same nodes, metadata included; tensors are not copied."""
+    """A graph of its own with the same nodes, metadata included; tensors are not copied. Its code
+    is generated when it is first run."""
     graph = Graph()
     values: dict[Node, Node] = {}
     result = graph.graph_copy(module.graph, values)
     output = graph.output(result)
     output.meta.update(module.graph.output_node().meta)
-    return GraphModule(module, graph)
+    return compat.lazy_graph_module(module, graph)
 
 
 def finish(module: GraphModule) -> GraphModule:
-    """Drop dead nodes and recompile; what a pass returns."""
+    """Drop dead nodes; what a pass returns."""
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
@@ -94,9 +95,15 @@ def update_value(node: Node) -> None:
     """Recompute a node's metadata value after its target or arguments changed."""
     module = node.graph.owning_module
     assert module is not None and callable(node.target)
-    args = map_arg(node.args, lambda n: n.meta["val"])
-    kwargs = map_arg(node.kwargs, lambda n: n.meta["val"])
+    entry = find(node.target)
     with compat.fake_mode(module):
+        if entry is not None and entry.meta_function is not None:
+            given = map_arg(tuple(arguments(node).values()), lambda n: n.meta["val"])
+            made = tuple(torch.empty(sizes, dtype=dtype) for sizes, dtype in entry.outputs(*given))
+            node.meta["val"] = made if entry.several else made[0]
+            return
+        args = map_arg(node.args, lambda n: n.meta["val"])
+        kwargs = map_arg(node.kwargs, lambda n: n.meta["val"])
         node.meta["val"] = node.target(*args, **kwargs)
 
 

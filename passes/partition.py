@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from sqcompile import _torch_compat as compat
 from sqcompile._torch_compat import Port
 from sqcompile.passes.editing import copy_graph, finish, tainted
 
@@ -127,7 +128,7 @@ def _extract(module: GraphModule, inputs: list[Node], outputs: list[Node]) -> Gr
         if node in wanted and node not in values:
             values[node] = graph.node_copy(node, values.__getitem__)
     graph.output(tuple(values[node] for node in outputs))
-    return finish(GraphModule(module, graph))
+    return finish(compat.lazy_graph_module(module, graph))
 
 
 def _ancestors(nodes: list[Node], stop: set[Node]) -> set[Node]:

@@ -45,31 +45,15 @@ def _has_value(node: Node) -> None:
 
 def _agrees_with_meta(node: Node) -> None:
     entry = find(node.target)
-    if entry is None or entry.meta_function is None or _unchanged(node):
+    if entry is None or entry.meta_function is None:
         return
-    given = torch.fx.node.map_arg(
-        tuple(arguments(node).values()),
-        lambda n: n.meta["val"].to("meta") if _is_tensor(n) else n.meta["val"],
-    )
-    expected = entry.meta_function(*given)
-    actual = node.meta["val"]
-    both = zip(_listed(expected), _listed(actual), strict=True)
-    for position, (e, a) in enumerate(both):
-        if e.shape != a.shape or e.dtype != a.dtype:
-            _fail(node, f"output {position} is {a.dtype}{list(a.shape)}, by its definition "
-                  f"{e.dtype}{list(e.shape)}")  # fmt: skip
-
-
-def _unchanged(node: Node) -> bool:
-    """Whether this node was checked with these very values after an earlier pass."""
-    values = (node.meta["val"], *(source.meta["val"] for source in node.all_input_nodes))
-    before = node.meta.get("checked", ())
-    node.meta["checked"] = values
-    return len(before) == len(values) and all(a is b for a, b in zip(before, values, strict=True))
-
-
-def _is_tensor(node: Node) -> bool:
-    return isinstance(node.meta["val"], torch.Tensor)
+    given = torch.fx.node.map_arg(tuple(arguments(node).values()), lambda n: n.meta["val"])
+    expected, actual = entry.outputs(*given), node.meta["val"]
+    both = zip(expected, _listed(actual), strict=True)
+    for position, ((shape, dtype), value) in enumerate(both):
+        if shape != tuple(value.shape) or dtype != value.dtype:
+            _fail(node, f"output {position} is {value.dtype}{list(value.shape)}, by its definition "
+                  f"{dtype}{list(shape)}")  # fmt: skip
 
 
 def _listed(value: object) -> list[torch.Tensor]:

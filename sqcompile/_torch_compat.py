@@ -4,6 +4,7 @@ Pinned together with torch 2.13; a newer torch is tried here first. What only tr
 imported there, so that a loaded artifact does not pay for Dynamo.
 """
 
+import builtins
 import contextlib
 import logging
 import re
@@ -14,8 +15,10 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.graph import CodeGen
+from torch.fx.node import _get_qualified_name
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
@@ -98,7 +101,55 @@ def dynamo_graph(
     with _quiet(), static, sdpa_kernel(SDPBackend.MATH):
         graph = dynamo_graph_capture_for_export(model)(*args, **dict(kwargs))
     assert isinstance(graph, GraphModule)
+    _release(graph)
     return graph
+
+
+def _release(graph: GraphModule) -> None:
+    """Let go of the traced call's arguments: what surrounds a Dynamo graph would keep the batch
+    in memory as long as anything of it lives."""
+    captured: Any = graph._dynamo_bytecode_flatten.out  # type: ignore[union-attr]
+    captured.graph_capture_output.output_graph.local_scope = {}
+    captured.backend_input.example_inputs = []
+
+
+def graph_inputs(graph: GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """What the placeholders of a Dynamo graph stand for in this call, in order."""
+    flatten = graph._dynamo_bytecode_flatten
+    values = list(flatten(*args, *kwargs.values()))  # type: ignore[operator]
+    flatten.gm_inputs = None  # type: ignore[union-attr] # it would keep the batch alive
+    return values
+
+
+def graph_result(
+    graph: GraphModule, outputs: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """What a call returns when its Dynamo graph gives `outputs`: structure and constants are in
+    the code that Dynamo put around the graph."""
+    unflatten = graph._dynamo_bytecode_unflatten
+    return unflatten(tuple(outputs), (*args, *kwargs.values()))  # type: ignore[operator]
+
+
+def tracing_state() -> str | None:
+    """What tracing depends on besides the model and its arguments, as text; None under a mode
+    that changes what torch's functions do."""
+    if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
+        return None
+    autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return f"{torch.get_default_dtype()} {autocast} {deterministic}"
+
+
+def function_name(target: Any) -> str | None:
+    """The qualified name of a function of torch, this package or Python's operators; None for
+    anything else, whose code its name does not tell."""
+    try:
+        name: str = _get_qualified_name(target)
+    except (RuntimeError, AttributeError):
+        return None
+    known = ("torch.", "_operator.", "math.", "sqcompile.")
+    builtin = getattr(builtins, name, None) is target
+    return name if builtin or name.startswith(known) else None
 
 
 def joint_graph(graph: GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> JointGraph:
@@ -163,6 +214,11 @@ def fake_mode(graph: GraphModule) -> FakeTensorMode:
         if isinstance(value, FakeTensor):
             return value.fake_mode
     return FakeTensorMode()
+
+
+def lazy_graph_module(root: torch.nn.Module, graph: Graph) -> GraphModule:
+    """A graph module whose Python code is generated when it is first run, not at every change."""
+    return _LazyGraphModule(root, graph)
 
 
 def module_path(node: Node) -> str:

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from sqcompile import support
+from sqcompile import support, variant_cache
 from sqcompile.backends import targets
-from sqcompile.backends.cpu.build import cached_build
+from sqcompile.backends.cpu.build import binary_key, cached_build
 from sqcompile.backends.lower import lower
 from sqcompile.backends.targets import Target
-from sqcompile.capture import Capture, capture
+from sqcompile.capture import Capture, Traced, capture, differentiate, trace
 from sqcompile.errors import CaptureError, UsageError
 from sqcompile.passes.expose_absmax import expose_absmax
 from sqcompile.passes.partition import Partition, partition
@@ -24,7 +24,7 @@ from sqcompile.recipe import Recipe
 from sqcompile.runtime.executable import Executable
 from sqcompile.runtime.signature import CallKey, Signature
 from sqcompile.runtime.step import CompiledStep
-from sqcompile.runtime.variant import Variant
+from sqcompile.runtime.variant import Graphs, Variant
 from sqcompile.support import OpSupport
 
 
@@ -97,9 +97,7 @@ def rewrite(
     gradients: bool = True,
 ) -> Rewritten:
     """Capture one call and run every pass; without `gradients` only forward is kept."""
-    with torch.enable_grad():
-        captured = capture(model, args, kwargs)
-    return rewrite_captured(captured, recipe, gradients=gradients)
+    return rewrite_captured(capture(model, args, kwargs), recipe, gradients=gradients)
 
 
 def rewrite_captured(captured: Capture, recipe: Recipe, *, gradients: bool = True) -> Rewritten:
@@ -145,9 +143,25 @@ def build(
     recipe: Recipe,
     check_finite: bool = False,
 ) -> Variant:
-    """Compile one variant of a step; see `compile` for what is raised."""
-    rewritten = rewrite(model, args, kwargs, recipe, gradients=key.gradients)
-    return build_rewritten(rewritten, key, target=target, check_finite=check_finite)
+    """Compile one variant of a step, or find it compiled by an earlier process; see `compile` for
+    what is raised."""
+    traced = trace(model, args, kwargs)
+    entry = variant_cache.entry_of(traced, key, target, recipe, check_finite)
+
+    def prepare(call: Traced) -> _Prepared:
+        rewritten = rewrite_captured(differentiate(call), recipe, gradients=key.gradients)
+        return _prepared(rewritten, target, check_finite)
+
+    found = variant_cache.load(entry)
+    if found is not None:
+        signature, binary = found
+        again = traced.later()
+        return Variant(key, signature, Executable(binary), lambda: prepare(again()).graphs)
+    prepared = prepare(traced)
+    name = binary_key(prepared.module, target)
+    binary = cached_build(name, prepared.module, target)
+    variant_cache.store(entry, prepared.signature, name)
+    return Variant(key, prepared.signature, Executable(binary), prepared.graphs)
 
 
 def build_rewritten(
@@ -155,6 +169,22 @@ def build_rewritten(
 ) -> Variant:
     """Lower and compile a rewritten step. Raises UnsupportedOpError with all ops of it that the
     target has no kernel for."""
+    prepared = _prepared(rewritten, target, check_finite)
+    name = binary_key(prepared.module, target)
+    binary = cached_build(name, prepared.module, target)
+    return Variant(key, prepared.signature, Executable(binary), prepared.graphs)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A step that is ready to be built."""
+
+    module: Any
+    signature: Signature
+    graphs: Graphs
+
+
+def _prepared(rewritten: Rewritten, target: Target, check_finite: bool) -> _Prepared:
     parts = rewritten.parts
     forward, backward = parts.forward, parts.backward
     first: list[str] = []
@@ -168,7 +198,6 @@ def build_rewritten(
     graphs = {"forward": forward} | ({"backward": backward} if backward is not None else {})
     support.check(list(graphs.values()), target)
     lowered = lower(graphs, target)
-    binary = cached_build(lowered.module, target)
     signature = Signature(
         tuple(parts.inputs),
         tuple(parts.outputs),
@@ -180,12 +209,5 @@ def build_rewritten(
         tuple(first),
         tuple(second),
     )
-    return Variant(
-        key,
-        signature,
-        Executable(binary),
-        parts.forward,
-        parts.backward,
-        rewritten.stages,
-        lowered.kernels,
-    )
+    kept = Graphs(parts.forward, parts.backward, rewritten.stages, lowered.kernels)
+    return _Prepared(lowered.module, signature, kept)

@@ -6,7 +6,7 @@ joint graph.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,13 +48,61 @@ class Capture:
     constants: dict[int, Any]
 
 
+@dataclass(frozen=True)
+class Traced:
+    """One call of a model as Dynamo saw it: a torch-level graph, its norms swapped already, the
+    arguments, and which parameters, by name, have gradients."""
+
+    graph: GraphModule
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    trained: dict[str, bool]
+
+    def later(self) -> "Callable[[], Traced]":
+        """A function that gives this call again and keeps no batch alive: tensors among the
+        arguments are others, of the same kind, whose values the graph does not depend on."""
+        leaves, structure = compat.tree_flatten((self.args, self.kwargs))
+        made = {id(x): _like(x) for x in leaves if isinstance(x, torch.Tensor)}
+        makers = [made.get(id(x), x) for x in leaves]
+        graph, trained = self.graph, self.trained
+
+        def again() -> Traced:
+            new = {maker: maker() for maker in made.values()}
+            args, kwargs = compat.tree_unflatten(
+                [new.get(x, x) if callable(x) else x for x in makers], structure
+            )
+            return Traced(graph, args, kwargs, trained)
+
+        return again
+
+
+def _like(x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    sizes, strides, dtype, wanted = x.size(), x.stride(), x.dtype, x.requires_grad
+    return lambda: torch.empty_strided(sizes, strides, dtype=dtype, requires_grad=wanted)
+
+
 def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Capture:
     """Trace `model(*args, **kwargs)` in its current mode (train or eval).
 
     Raises CaptureError with the user's file and line when the model cannot be traced.
     """
-    with _explained(), _tensors_kept(model):
-        return _captured(compat.dynamo_graph(model, args, kwargs), args, kwargs)
+    return differentiate(trace(model, args, kwargs))
+
+
+def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Traced:
+    """The first half of `capture`: what the model calls. Raises CaptureError."""
+    with _failures(), _tensors_kept(model):
+        graph = compat.dynamo_graph(model, args, kwargs)
+        _swap(graph)
+    trained = {name: p.requires_grad for name, p in graph.named_parameters()}
+    return Traced(graph, tuple(args), dict(kwargs), trained)
+
+
+def differentiate(traced: Traced) -> Capture:
+    """The second half of `capture`: the joint graph. Raises CaptureError."""
+    with _failures(), _tensors_kept(traced.graph), _trained_as_traced(traced):
+        joint = compat.joint_graph(traced.graph, traced.args, traced.kwargs)
+    return _flattened(joint, {"buffer"})
 
 
 def capture_graph(graph: GraphModule, args: Sequence[Any], ports: Sequence[compat.Port]) -> Capture:
@@ -62,30 +110,40 @@ def capture_graph(graph: GraphModule, args: Sequence[Any], ports: Sequence[compa
 
     Raises CaptureError when autograd cannot trace it.
     """
-    with _explained(), compat.outside_of_dynamo():
-        return _captured(copy_graph(graph), args, {}, ports)
+    with _failures(), compat.outside_of_dynamo():
+        own = copy_graph(graph)
+        _swap(own)
+        joint = compat.joint_graph(own, args, {})
+        return _flattened(_named(joint, ports), {"buffer", "input"})
 
 
-def _captured(
-    graph: GraphModule,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    ports: Sequence[compat.Port] = (),
-) -> Capture:
+def _swap(graph: GraphModule) -> None:
+    """What changes in a torch-level graph before autograd sees it, in place."""
     swap_norms(graph)
     swap_shapes(graph)
     _separate_outputs(graph)
-    joint = compat.joint_graph(graph, args, kwargs)
-    if not ports:
-        return _flattened(joint, {"buffer"})
-    return _flattened(_named(joint, ports), {"buffer", "input"})
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Failures of tracing as CaptureError."""
+def _trained_as_traced(traced: Traced) -> Iterator[None]:
+    """Freeze what was frozen when the call was traced, and nothing else, in this block."""
+    parameters = [(p, traced.trained[name]) for name, p in traced.graph.named_parameters()]
+    changed = [(p, wanted) for p, wanted in parameters if p.requires_grad != wanted]
     try:
+        for parameter, wanted in changed:
+            parameter.requires_grad_(wanted)
         yield
+    finally:
+        for parameter, wanted in changed:
+            parameter.requires_grad_(not wanted)
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Gradients on, and tracing's errors as CaptureError."""
+    try:
+        with torch.enable_grad():
+            yield
     except compat.trace_error() as error:
         raise _trace_failure(error) from error
     except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as error:

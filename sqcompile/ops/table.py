@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+Described = tuple[tuple[int, ...], torch.dtype]
+"""Shape and dtype of a tensor."""
+
 OPS: dict[str, "Op"] = {}
 
 
@@ -42,6 +45,7 @@ class Op:
         self.doc = doc
         self.reference = _row_major(reference)
         self.meta_function: Callable[..., Any] | None = None
+        self._outputs: dict[str, tuple[Described, ...]] = {}
         self._definition = custom_op(name, self.reference, mutates_args=())
 
     @property
@@ -54,6 +58,22 @@ class Op:
         self.meta_function = function
         self._definition.register_fake(function)
         return function
+
+    def outputs(self, *args: Any) -> tuple[Described, ...]:
+        """Shape and dtype of every output for these arguments, as the meta function gives them.
+        Asked often for few different arguments, so answers are kept."""
+        assert self.meta_function is not None
+        key = _text(args)
+        if key not in self._outputs:
+            given = self.meta_function(*(_on_meta(argument) for argument in args))
+            outputs = [given] if isinstance(given, Tensor) else given
+            self._outputs[key] = tuple((tuple(one.shape), one.dtype) for one in outputs)
+        return self._outputs[key]
+
+    @property
+    def several(self) -> bool:
+        """Whether a call gives a tuple of tensors instead of one."""
+        return len(self.target._schema.returns) > 1
 
     def gradient(self, setup: Callable[..., None]) -> Callable[[Callable[..., Any]], None]:
         """Register the gradient rule; `setup` saves what the decorated backward reads."""
@@ -69,6 +89,24 @@ class Op:
 
     def __repr__(self) -> str:
         return f"Op({self.name})"
+
+
+def _text(value: Any) -> str:
+    """A value with every tensor in it by its shape and dtype alone; 1, 1.0 and True differ."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype}{tuple(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_text, value))})"
+    return repr(value)
+
+
+def _on_meta(value: Any) -> Any:
+    """A value with every tensor in it on the meta device, which keeps only shapes and dtypes."""
+    if isinstance(value, Tensor):
+        return torch.empty(value.shape, dtype=value.dtype, device="meta")
+    if isinstance(value, (tuple, list)):
+        return [_on_meta(one) for one in value]
+    return value
 
 
 def op(name: str, *, doc: str) -> Callable[[Callable[..., Any]], Op]:

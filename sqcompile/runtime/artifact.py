@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sqcompile import __version__
-from sqcompile.backends.cpu.build import assembly
+from sqcompile.backends.cpu.build import assemblies
 from sqcompile.errors import SqError, UsageError
 from sqcompile.recipe import Recipe
 from sqcompile.runtime.executable import Binary, Executable
@@ -130,12 +130,10 @@ def _write_variant(variant: Variant, run: Path, number: int) -> dict[str, Any]:
     folder.mkdir()
     texts = folder if number else run
     binary = variant.executable.binary
-    (folder / "vm.bin").write_bytes(binary.vm)
-    for index, code in enumerate(binary.objects):
-        (folder / f"kernels_{index}.o").write_bytes(code)
-    for name, text in binary.sources.items():
+    for name, content in binary.files().items():
+        (folder / name).write_bytes(content)
+    for name, text in assemblies(binary).items():
         (folder / name).write_text(text)
-        (folder / name).with_suffix(".s").write_text(assembly(text))
     for position, stage in enumerate(variant.stages):
         (texts / f"{position:02d}_{stage.name}.txt").write_text(stage.text)
     try:

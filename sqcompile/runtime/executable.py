@@ -48,6 +48,20 @@ class Binary:
         """From bytecode and, for each function, its inputs and outputs."""
         return cls(json.dumps(ports).encode() + b"\n" + bytecode, objects, sources)
 
+    def files(self) -> dict[str, bytes]:
+        """The binary as named files: vm.bin, kernels_0.o, ..., and the sources."""
+        files = {"vm.bin": self.vm}
+        files |= {f"kernels_{n}.o": code for n, code in enumerate(self.objects)}
+        return files | {name: text.encode() for name, text in self.sources.items()}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> "Binary":
+        """The inverse of `files`; raises KeyError when one is missing."""
+        count = sum(name.endswith(".o") for name in files)
+        objects = [files[f"kernels_{n}.o"] for n in range(count)]
+        sources = {name: content.decode() for name, content in files.items() if name[-3:] == ".ll"}
+        return cls(files["vm.bin"], objects, sources)
+
     @property
     def bytecode(self) -> bytes:
         """What the VM loads."""

@@ -1,7 +1,7 @@
 """One compiled form of a step: a binary for one mode, one set of shapes and dtypes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,17 +16,58 @@ if TYPE_CHECKING:
     from sqcompile.passes.pipeline import Stage
 
 
+@dataclass(frozen=True)
+class Graphs:
+    """What a variant was made from: the two graphs as programs that PyTorch can run, the graph
+    as text after every pass, and the kernels that the graphs' nodes call."""
+
+    forward: GraphModule
+    backward: GraphModule | None
+    stages: "list[Stage]"
+    kernels: list[Any]
+
+
 @dataclass
 class Variant:
-    """A binary with its signature, and, unless it was loaded, the graphs it came from."""
+    """A binary with its signature and the graphs it came from.
+
+    graphs: None for a variant that was loaded from an artifact; for one whose code was found in
+    the cache, the function that makes them, called when they are first asked for.
+    """
 
     key: CallKey
     signature: Signature
     executable: Executable
-    forward: GraphModule | None = None
-    backward: GraphModule | None = None
-    stages: "list[Stage]" = field(default_factory=list)
-    kernels: list[Any] = field(default_factory=list)
+    graphs: Graphs | Callable[[], Graphs] | None = None
+
+    def _graphs(self) -> Graphs | None:
+        if callable(self.graphs):
+            self.graphs = self.graphs()
+        return self.graphs
+
+    @property
+    def forward(self) -> GraphModule | None:
+        """The forward graph, None when there are no graphs."""
+        graphs = self._graphs()
+        return None if graphs is None else graphs.forward
+
+    @property
+    def backward(self) -> GraphModule | None:
+        """The backward graph, None when there is none."""
+        graphs = self._graphs()
+        return None if graphs is None else graphs.backward
+
+    @property
+    def stages(self) -> "list[Stage]":
+        """The graph after every pass; empty when there are no graphs."""
+        graphs = self._graphs()
+        return [] if graphs is None else graphs.stages
+
+    @property
+    def kernels(self) -> list[Any]:
+        """A record of every kernel; empty when there are no graphs."""
+        graphs = self._graphs()
+        return [] if graphs is None else graphs.kernels
 
     @property
     def mode(self) -> str:
