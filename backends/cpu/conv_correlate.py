@@ -19,7 +19,7 @@ from sqcompile.backends.cpu.channel_sums import ChannelSums, sums_of
 from sqcompile.backends.cpu.conv_geometry import Lines
 from sqcompile.backends.cpu.conv_image import Image, aligned_width
 from sqcompile.backends.cpu.conv_operands import Stored
-from sqcompile.backends.cpu.conv_vectors import pick
+from sqcompile.backends.cpu.conv_vectors import at_most, pick, remaining
 from sqcompile.backends.cpu.conv_weights import Panels, Reading
 from sqcompile.backends.cpu.epilogue import Epilogue
 from sqcompile.backends.cpu.machine import machine
@@ -132,7 +132,7 @@ def correlate(
     if not epilogue.out.size:
         return
     panels = c.panels()
-    packed = panels.pack(weights, reading, _at_most(shift, c.stored.right_shift))
+    packed = panels.pack(weights, reading, at_most(shift, c.stored.right_shift))
     vectors = panels.groups * panels.blocks * panels.vectors
     sums = sums_of(spec, f, prod(c.cut()), vectors, panels.stored.dot.lanes)
     with blocks(c, epilogue, source, shift, panels.groups * panels.blocks) as (block, part):
@@ -157,7 +157,7 @@ def blocks(
     if shift is not None and c.stored.left_shift:
         factors = nest.scratch(c.image(rows, None).line, "int16")
         room = c.stored.right_shift
-        c.image(rows, factors).fill_factors(lambda channel: _factor(shift(channel), room))
+        c.image(rows, factors).fill_factors(lambda channel: remaining(shift(channel), room))
     cut = c.cut()
     parts = next(
         n
@@ -178,19 +178,6 @@ def blocks(
         block.index, block.again = image_block * cut[1] + row_block, again
         block.pack(source)
         yield block, (part, panels // parts)
-
-
-def _at_most(shift: Callable[[Expr], Expr] | None, room: int) -> Callable[[Expr], Expr] | None:
-    """The part of a shift that weights take."""
-    if shift is None or not room:
-        return None
-    return lambda channel: tirx.min(shift(channel), room)
-
-
-def _factor(shift: Expr, room: int) -> Expr:
-    """What is left of a shift for the image, as a power of two."""
-    rest = tirx.max(shift - room, 0)
-    return nest.cast(tirx.shift_left(nest.const(1, "int32"), rest), "int16")
 
 
 class Block:

@@ -1,7 +1,7 @@
 """Vector expressions that the convolutions share: pieces that overlap instead of leaving a rest,
 words of `depth` values, powers of two."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tvm import tirx
@@ -93,3 +93,16 @@ def shift_of(exponent: Array, groups: int, index: Expr) -> Expr:
     """groups - 1 - exponent[index] as int32; an exponent of one element serves every index."""
     value = exponent[index if exponent.size > 1 else 0]
     return nest.const(groups - 1, "int32") - nest.cast(value, "int32")
+
+
+def at_most(shift: Callable[[Expr], Expr] | None, room: int) -> Callable[[Expr], Expr] | None:
+    """The part of a shift that weights take."""
+    if shift is None or not room:
+        return None
+    return lambda channel: tirx.min(shift(channel), room)
+
+
+def remaining(shift: Expr, room: int) -> Expr:
+    """What is left of a shift for the image, as a power of two."""
+    rest = tirx.max(shift - room, 0)
+    return nest.cast(tirx.shift_left(nest.const(1, "int32"), rest), "int16")

@@ -156,6 +156,9 @@ def test_all_three_in_int64(
     x, w = integers(c.x, dtype, seed), integers(c.w, torch.int8, seed + 1)
     g = integers(c.g, torch.int8, seed + 2)
     *pixels, o = c.g
+    acc, sums = OPS["sq::conv_fprop_sums"](x, w, *c.window, k_chunk)
+    assert acc.equal(conv_fprop(x, w, *c.window, k_chunk))
+    assert sums.tolist() == int64(acc, None, 1).sum((0, 1, 2)).tolist()
     per_channel = per_pixel = None
     if shift is not None:
         per_channel = torch.randint(0, shift, (1, 1, 1, o), generator=generator(seed)).char()

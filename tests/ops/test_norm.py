@@ -21,6 +21,7 @@ from sqcompile.ops.norm_float import (
     layer_norm,
     layer_norm_backward,
 )
+from sqcompile.ops.norm_fused import l1_batch_norm_relu_quantize
 
 STEP = 0.3352
 F32 = np.float32
@@ -191,6 +192,18 @@ def test_affine_and_bias_are_separate_roundings() -> None:
     plain_y = l1_layer_norm(x[..., 0], row, None, None, 1e-5, 16, 4, STEP)[0]
     full_y = l1_layer_norm(x[..., 0], row, gamma, beta, 1e-5, 16, 4, STEP)[0]
     assert np.array_equal(full_y.numpy(), plain_y.numpy() * gamma.numpy() + beta.numpy())
+
+
+def test_sums_are_taken_from_their_producer() -> None:
+    x = torch.randint(-99, 99, (5, 4, 3), generator=generator(1), dtype=torch.int32)
+    scale, rest = torch.tensor([0.5, 0.25, 2.0]), (None, None, None, 1e-5, 4, 4, STEP)
+    plain = l1_batch_norm(x, scale, *rest)
+    same = l1_batch_norm(x, scale, *rest, x.sum((0, 1)))
+    assert all(a.equal(b) for a, b in zip(plain, same, strict=True))
+    higher = l1_batch_norm(x, scale, *rest, x.sum((0, 1)) + 20)
+    assert higher[3].equal(plain[3] + scale)
+    fused = l1_batch_norm_relu_quantize(x, scale, *rest, True, 4, False, x.sum((0, 1)) + 20)
+    assert fused[5].equal(higher[3]) and fused[1].item() == higher[0].max()
 
 
 def test_statistics_do_not_depend_on_order() -> None:
