@@ -1,13 +1,13 @@
 """The kernel of a matrix product, built of its plan, tables, packed operands and tiles.
 
 b is packed once, in panels of a tile's columns; a is read where it is when its values can be
-used as they stand, and packed a block of rows at a time otherwise. Tasks are blocks of rows
+used as they stand, from sorted lines when the reduction is sorted, and packed a block of rows at
+a time otherwise. Tasks are blocks of rows
 times groups of panels, and results go from registers to the epilogue. A reduction that is long
 (more than a panel of b in cache, or than int32 holds) runs in segments, with totals in memory.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from math import prod
 
@@ -15,17 +15,20 @@ from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.epilogue import Epilogue
-from sqcompile.backends.cpu.gemm_groups import Exponents, Factors, Sorted
+from sqcompile.backends.cpu.gemm_block import Block
+from sqcompile.backends.cpu.gemm_groups import Exponents, Factors
+from sqcompile.backends.cpu.gemm_lines import Lines, Sorting
+from sqcompile.backends.cpu.gemm_order import Sorted
 from sqcompile.backends.cpu.gemm_pack import Packing, Part, Places, Source
 from sqcompile.backends.cpu.gemm_plan import plan
 from sqcompile.backends.cpu.gemm_shape import ceil_div, shape_of
-from sqcompile.backends.cpu.gemm_tile import InPlace, Packed, PanelB, Tile, dtypes, multiplied
+from sqcompile.backends.cpu.gemm_tile import PanelB, dtypes, multiplied
 from sqcompile.backends.cpu.machine import machine
 from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.kernels import KernelSpec
 
-FAR_BYTES = 1 << 19
-"""Size of a result that is not in cache when it is written."""
+LINES = 32
+"""Rows of a that are sorted in a task of their own."""
 
 
 class Product:
@@ -58,6 +61,8 @@ class Product:
             self._empty_sums()
             return
         self._tables()
+        if shape.lines_first:
+            self._sort_a()
         self._pack_b()
         extents = [shape.batch, shape.row_blocks, shape.column_blocks]
         tasks = prod(extents)
@@ -79,7 +84,8 @@ class Product:
             exponents = Exponents.of(self.exponent, self.groups, self.a, not self.a_contiguous)
             of_b, needed = self.plan.b.shift, self.groups - 1
             if self.plan.sorted:
-                self.order = Sorted.of(exponents, self.shape, self.dtype_b)
+                permuted = self.shape.in_lines or (self.shape.permutes and self.b_contiguous)
+                self.order = Sorted.of(exponents, self.shape, self.dtype_b, permuted)
             else:
                 for name, first, last in (("b", 0, of_b), ("a", of_b, needed)):
                     if last > first:
@@ -107,6 +113,31 @@ class Product:
         with nest.parallel(prod(extents), shape.batch * shape.n * shape.k // 4, "part") as part:
             self.packed_b.pack(part, *nest.unravel(part, extents))
 
+    def _sort_a(self) -> None:
+        """All rows of a, a segment of some of them a task."""
+        shape = self.shape
+        rows = min(shape.m, LINES)
+        size = shape.batch * shape.segments * shape.m * shape.places
+        self.sorted_a = nest.scratch(size, self.a.dtype)
+        extents = [shape.batch, shape.segments, ceil_div(shape.m, rows)]
+        with nest.parallel(prod(extents), shape.batch * shape.m * shape.k // 4, "part") as part:
+            batch, segment, block = nest.unravel(part, extents)
+            first = tirx.min(block * rows, shape.m - rows)
+            self.sorting(self.sorted_lines(batch, segment), batch, segment).all(first, rows)
+
+    def sorted_lines(self, batch: Expr, segment: Expr) -> Lines:
+        """Rows of a segment of a that were sorted before the tasks."""
+        shape = self.shape
+        line = (batch * shape.segments + segment) * shape.m
+        return Lines(self.sorted_a, line * shape.places, shape.places)
+
+    def sorting(self, out: Lines, batch: Expr, segment: Expr) -> Sorting:
+        """How rows of a become those of `out`, numbered as those of the batch."""
+        shape = self.shape
+        assert self.order is not None and self.order.windows is not None
+        source = Lines(self.a, batch * (shape.m * shape.k), shape.k)
+        return Sorting(source, out, self.order.windows, self.order.table(batch, segment))
+
     def column(self, panel: Expr, v: Expr) -> Expr:
         """The first column of a vector: the last one overlaps the one before it."""
         if self.shape.n < self.dot.lanes:
@@ -133,11 +164,9 @@ class Product:
             with nest.serial(count, "quad") as quad:
                 step(quad)
             return
-        table = self.order.table(batch, segment)
-        with nest.serial(self.shape.groups, "group") as group:
+        with self.order.groups(self.order.table(batch, segment)) as (first, length):
             double()
-            first, end = self.order.bound(table, group), self.order.bound(table, group + 1)
-            with nest.serial(end - first, "quad") as quad:
+            with nest.serial(length, "quad") as quad:
                 step(first + quad)
 
 
@@ -191,169 +220,3 @@ class Columns:
             bias = nest.splat(nest.const(-product.plan.a.bias, "int32"), dot.lanes)
             out = nest.ramp(panel.correction_base + v * dot.lanes, dot.lanes)
             panel.correction.store(out, total[lanes] * bias)
-
-
-class Block:
-    """A task: the tiles of some rows and some panels, of one batch."""
-
-    def __init__(self, product: Product, batch: Expr, block: Expr, group: Expr) -> None:
-        self.product, self.batch = product, batch
-        shape = product.shape
-        self.shape, self.dot = shape, product.dot
-        self.first_tile, self.tiles = _share(shape.tiles, shape.row_blocks, block)
-        self.first_panel, self.panels = _share(shape.panels, shape.column_blocks, group)
-        # A packed block is as long everywhere, so the last one may begin before its first tile.
-        self.width = max(min(shape.m, shape.block_rows), self.dot.lanes)
-        latest = max(shape.m - self.width, 0)
-        self.first_row = tirx.min(self.first_tile * shape.rows, latest)
-
-    def emit(self) -> None:
-        """All segments of all tiles, then the epilogue where there are totals in memory."""
-        shape = self.shape
-        if not self.product.in_place:
-            size = shape.quads * self.width * self.dot.depth
-            self.packed = nest.scratch(size, self.product.dtype_a)
-        once = shape.columns_once
-        self.packed_b = self.product.columns(1) if once else self.product.packed_b
-        if shape.segments == 1:
-            self._segment(0, None)
-            return
-        self.row_length = shape.block_panels * shape.width
-        size = ceil_div(shape.tiles, shape.row_blocks) * shape.rows * self.row_length
-        totals = nest.scratch(size, "int64" if shape.wide else "int32")
-        with nest.serial(size, "clear") as i:
-            totals.store(i, nest.zero(totals.dtype))
-        with nest.serial(shape.segments, "segment") as segment:
-            self._segment(segment, totals)
-        with (
-            self._each_panel() as panel,
-            self._each_tile() as tile,
-            nest.serial(shape.rows, "r") as r,
-            nest.serial(shape.vectors, "v") as v,
-        ):
-            at = nest.ramp(self._total_at(panel, tile, r, v), self.dot.lanes)
-            self._write(totals[at], panel, tile, r, v)
-
-    @contextmanager
-    def _each_panel(self) -> Iterator[Expr]:
-        with nest.serial(self.panels, "panel") as panel:
-            yield self.first_panel + panel
-
-    @contextmanager
-    def _each_tile(self) -> Iterator[Expr]:
-        with nest.serial(self.tiles, "tile") as tile:
-            yield self.first_tile + tile
-
-    def _segment(self, segment: Expr, totals: Array | None) -> None:
-        shape = self.shape
-        if not self.product.in_place:
-            self._pack_a(segment)
-        with self._each_panel() as panel:
-            part: Expr = (self.batch * shape.panels + panel) * shape.segments + segment
-            if shape.columns_once:
-                part = 0
-                self.packed_b.pack(part, self.batch, panel, segment)
-            with self._each_tile() as tile:
-                self._tile(self.packed_b[part], panel, tile, segment, totals)
-
-    def _tile(
-        self, packed_b: PanelB, panel: Expr, tile: Expr, segment: Expr, totals: Array | None
-    ) -> None:
-        shape = self.shape
-        if totals is None and self.product.epilogue.out.size * 4 > FAR_BYTES:
-            self._fetch(panel, tile)
-        sums = Tile(shape, self.product.plan, self.dot)
-        sums.start(packed_b)
-        self._reduce(sums, packed_b, tile, segment)
-        for r in range(shape.rows):
-            for v in range(shape.vectors):
-                result = sums.result(packed_b, r, v)
-                if totals is None:
-                    self._write(result, panel, tile, r, v)
-                    continue
-                at = nest.ramp(self._total_at(panel, tile, r, v), self.dot.lanes)
-                wide = nest.cast(result, totals.dtype, self.dot.lanes)
-                totals.store(at, totals[at] + wide)
-
-    def _fetch(self, panel: Expr, tile: Expr) -> None:
-        """Ask for the memory of a tile's results, which no pattern tells the CPU in time: stores
-        wait for it otherwise (4096 x 576 x 256 runs at 83 % of the peak instead of 90 %)."""
-        epilogue, shape = self.product.epilogue, self.shape
-        for r in range(shape.rows):
-            for v in range(shape.vectors):
-                row = self.batch * shape.m + self._row(tile) + r
-                nest.prefetch(
-                    epilogue.out, row * shape.n + self.product.column(panel, v), write=True
-                )
-
-    def _reduce(self, sums: Tile, packed_b: PanelB, tile: Expr, segment: Expr) -> None:
-        product, shape, depth = self.product, self.shape, self.dot.depth
-        rows: InPlace | Packed
-        ahead = product.in_place and shape.segments == 1
-        count, missing = product.quads(segment), 0
-        if product.in_place:
-            row = self.batch * shape.m + self._row(tile)
-            start = row * shape.k + segment * shape.segment
-            rows = InPlace(product.a, start, shape.k, product.plan, self.dot, product.dtype_a)
-            if shape.segments == 1:
-                count, missing = shape.k // depth, -shape.k % depth
-        else:
-            start = (self._row(tile) - self.first_row) * depth
-            rows = Packed(self.packed, start, self.width, self.dot)
-        following = self.batch * shape.m + self._row(tile + 1)
-
-        def step(quad: Expr) -> None:
-            if ahead:  # the rows of the next tile: interleaved reads of them are no pattern
-                nest.prefetch(product.a, following * shape.k + quad * (shape.rows * depth))
-            sums.step(rows, packed_b, quad)
-
-        product.reduce(self.batch, segment, count, step, sums.double)
-        if missing:
-            assert isinstance(rows, InPlace)
-            sums.step(rows.rest(missing), packed_b, count)
-
-    def _row(self, tile: Expr) -> Expr:
-        """The first row of a tile: the last one overlaps the one before it."""
-        return tirx.min(tile * self.shape.rows, self.shape.m - self.shape.rows)
-
-    def _pack_a(self, segment: Expr) -> None:
-        product, shape, lanes = self.product, self.shape, self.dot.lanes
-        start = self.batch * (shape.m * shape.k)
-        source = Source(product.a, start, shape.m, shape.k, product.a_contiguous)
-
-        def slot(v: Expr) -> Expr:
-            return tirx.min(v * lanes, self.width - lanes)
-
-        places = Places(
-            ceil_div(self.width, lanes),
-            self.width,
-            shape.m >= lanes,
-            lambda v: self.first_row + slot(v),
-            slot,
-        )
-        product.packing_a.pack(Part(source, places, self.packed, 0, self.batch, segment))
-
-    def _total_at(self, panel: Expr, tile: Expr, r: Expr, v: Expr) -> Expr:
-        row = (tile - self.first_tile) * self.shape.rows + r
-        column = (panel - self.first_panel) * self.shape.width + v * self.dot.lanes
-        return row * self.row_length + column
-
-    def _write(self, value: Expr, panel: Expr, tile: Expr, r: Expr, v: Expr) -> None:
-        """A vector of results, or the columns that there are."""
-        epilogue, lanes = self.product.epilogue, self.dot.lanes
-        at = [self._row(tile) + r, self.product.column(panel, v)]
-        if len(epilogue.shape) == 3:
-            at.insert(0, self.batch)
-        if self.shape.n >= lanes:
-            epilogue.vector(value, at, lanes)
-            return
-        held = nest.scratch(lanes, "int64" if self.shape.wide else "int32")
-        held.store(nest.ramp(0, lanes), value)
-        with nest.serial(self.shape.n, "column") as column:
-            epilogue.element(held[column], [*at[:-1], column])
-
-
-def _share(size: int, parts: int, index: Expr) -> tuple[Expr, Expr]:
-    """(first, count) of part `index` of `size` things that are shared evenly."""
-    first = tirx.floordiv(index * size, parts)
-    return first, tirx.floordiv((index + 1) * size, parts) - first

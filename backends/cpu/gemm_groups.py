@@ -1,8 +1,7 @@
 """Group shifts of a reduction, as tables that packing reads.
 
 `Factors` shift an operand's values: bytes are multiplied in pairs, because no x86 CPU shifts
-bytes one by one. `Sorted` is an order of k in which groups are contiguous, each padded to whole
-quads: a counting sort, so it costs a few instructions a step of k.
+bytes one by one.
 """
 
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
-from sqcompile.backends.cpu.gemm_shape import RUN, Shape, rounded
+from sqcompile.backends.cpu.gemm_shape import RUN, rounded
 from sqcompile.backends.cpu.machine import Dot
 from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.cpu.sweep import broadcast
@@ -102,79 +101,3 @@ class Factors:
         return tirx.reinterpret(
             f"{table.dtype}x{self.dot.lanes * 2}", nest.splat(word, self.dot.lanes)
         )
-
-
-@dataclass(frozen=True)
-class Sorted:
-    """Steps of k by group, the one with the largest shift first.
-
-    For every batch and segment: `order` holds quads * depth steps, `keep` all ones for those that
-    are there and zero for padding, `bounds` the first quad of every group and the end.
-    """
-
-    exponents: Exponents
-    shape: Shape
-    order: Array
-    keep: Array
-    bounds: Array
-
-    @classmethod
-    def of(cls, exponents: Exponents, shape: Shape, dtype: str) -> "Sorted":
-        """Emit the sort; `dtype` is that of the packed operand which `keep` masks."""
-        tables = exponents.batches * shape.segments
-        places = shape.quads * shape.depth
-        order = nest.scratch(tables * places, "int32")
-        keep = nest.scratch(tables * places, dtype)
-        bounds = nest.scratch(tables * (shape.groups + 1), "int32")
-        made = cls(exponents, shape, order, keep, bounds)
-        with nest.parallel(tables, exponents.batches * shape.k * 4, "table") as table:
-            made._sort(table)
-        return made
-
-    def table(self, batch: Expr, segment: Expr) -> Expr:
-        """Number of the table of a batch and segment."""
-        return self.exponents.batch(batch) * self.shape.segments + segment
-
-    def step(self, table: Expr, place: Expr) -> Expr:
-        """The step of k at a place."""
-        return self.order[table * (self.shape.quads * self.shape.depth) + place]
-
-    def kept(self, dot: Dot, vector: Expr, table: Expr, place: Expr) -> Expr:
-        """A packed vector without what stands at padding."""
-        at = table * (self.shape.quads * self.shape.depth) + place
-        return tirx.bitwise_and(vector, dot.repeated(self.keep, at))
-
-    def bound(self, table: Expr, group: Expr) -> Expr:
-        """The first quad of a group."""
-        return self.bounds[table * (self.shape.groups + 1) + group]
-
-    def _sort(self, table: Expr) -> None:
-        shape, groups = self.shape, self.shape.groups
-        batch = tirx.floordiv(table, shape.segments)
-        first = tirx.floormod(table, shape.segments) * shape.segment
-        length = tirx.min(shape.segment, shape.k - first)
-        places = shape.quads * shape.depth
-        begin, own = table * places, table * (groups + 1)
-        with nest.serial(places, "clear") as p:
-            self.order.store(begin + p, nest.cast(first, "int32"))
-            self.keep.store(begin + p, nest.zero(self.keep.dtype))
-        following, used = nest.scratch(groups, "int32"), nest.scratch(1, "int32")
-        with nest.serial(groups, "group") as g:
-            following.store(g, nest.zero("int32"))
-        with nest.serial(length, "k") as k:
-            e = self.exponents.at(batch, first + k)
-            following.store(e, following[e] + 1)
-        used.store(0, nest.zero("int32"))
-        with nest.serial(groups, "group") as g:
-            self.bounds.store(own + g, used[0])
-            used.store(0, used[0] + tirx.floordiv(following[g] + (shape.depth - 1), shape.depth))
-            following.store(g, self.bounds[own + g] * shape.depth)
-        self.bounds.store(own + groups, used[0])
-        with nest.serial(length, "k") as k:
-            e = self.exponents.at(batch, first + k)
-            place = begin + following[e]
-            self.order.store(place, nest.cast(first + k, "int32"))
-            self.keep.store(
-                place, nest.const(-1 if self.keep.dtype[0] == "i" else 255, self.keep.dtype)
-            )
-            following.store(e, following[e] + 1)

@@ -3,8 +3,9 @@
 A line is what a column of b or a row of a holds along k. Where lines are neighbours in memory, a
 packed vector is `depth` loads and one interleaving. Where steps of k are neighbours, a block of
 lanes x RUN quads is transposed. A sorted reduction reads steps of k in any order: lines whose
-steps are neighbours are transposed byte by byte into scratch memory first. Operands of fewer
-lines than a vector, or of a few steps, are packed value by value.
+steps are neighbours are sorted into scratch memory first, or transposed byte by byte on a CPU
+that cannot permute bytes. Operands of fewer lines than a vector, or of a few steps, are packed
+value by value.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from dataclasses import dataclass, replace
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
-from sqcompile.backends.cpu.gemm_groups import Factors, Sorted
+from sqcompile.backends.cpu.gemm_groups import Factors
+from sqcompile.backends.cpu.gemm_lines import Lines, Sorting
+from sqcompile.backends.cpu.gemm_order import Sorted
 from sqcompile.backends.cpu.gemm_plan import Form
 from sqcompile.backends.cpu.gemm_shape import RUN, Shape, ceil_div, rounded
 from sqcompile.backends.cpu.interleave import concatenated, interleaved, transposed
@@ -23,6 +26,8 @@ from sqcompile.backends.cpu.nest import Array, Expr
 
 BYTES = 16
 """Lines and steps of a block that is transposed byte by byte."""
+AHEAD = 64
+"""Steps ahead at which lines are fetched whose order no pattern tells the CPU."""
 FETCH = 128
 """Steps ahead at which lines are fetched that are transposed byte by byte."""
 
@@ -90,6 +95,8 @@ class Packing:
             (self._runs if contiguous else self._rows)(part)
         elif not contiguous:
             self._sorted(part)
+        elif self.order.windows is not None:
+            self._sorted_runs(part)
         elif self.dot.lanes == BYTES and self.shape.k >= BYTES:
             self._sorted(self._turned(part))
         else:
@@ -204,12 +211,41 @@ class Packing:
         order, depth = self.order, self.dot.depth
         table = order.table(part.batch, part.segment)
         with (
-            nest.serial(order.bound(table, self.shape.groups), "quad") as quad,
+            order.groups(table) as (begin, count),
+            nest.serial(count, "quad") as at,
             nest.serial(part.places.count, "v") as v,
         ):
+            quad = begin + at
+            for i in range(depth):
+                place = tirx.min(quad * depth + (AHEAD + i), self.shape.places - 1)
+                line = part.source.at(part.places.line(v), order.step(table, place))
+                nest.prefetch(part.source.array, line)
             steps = [order.step(table, quad * depth + i) for i in range(depth)]
             rows = [self._row(part, v, step) for step in steps]
             self._finish(part, v, quad, interleaved(rows))
+
+    def _sorted_runs(self, part: Part) -> None:
+        """Steps are neighbours, but read in the order of groups: lines are sorted first."""
+        assert self.order is not None
+        shape, places = self.shape, part.places
+        source, lanes = part.source, self.dot.lanes
+        held = nest.scratch(places.count * lanes * shape.places, source.array.dtype)
+        table, windows = self.order.table(part.batch, part.segment), self.order.windows
+        assert windows is not None
+        with nest.serial(places.count, "v") as v:
+            lines = Lines(source.array, source.at(places.line(v), 0), source.depth)
+            out = Lines(held, v * (lanes * shape.places), shape.places)
+            Sorting(lines, out, windows, table).all(0, lanes)
+        with (
+            self.order.groups(table) as (begin, count),
+            nest.serial(tirx.floordiv(count + (RUN - 1), RUN), "run") as index,
+            nest.serial(places.count, "v") as v,
+        ):
+            quad = begin + index * RUN
+            rows = [
+                (v * lanes + lane) * shape.places + quad * self.dot.depth for lane in range(lanes)
+            ]
+            self._block(part, v, held, rows, quad, RUN)
 
     def _turned(self, part: Part) -> Part:
         """The part with its source transposed, in scratch memory: BYTES x BYTES values in each
@@ -262,11 +298,8 @@ class Packing:
         with nest.serial(held.size, "clear") as i:
             held.store(i, nest.zero(self.dtype))
         table = None if self.order is None else self.order.table(part.batch, part.segment)
-        count: Expr = self.length(part.segment)
-        if self.order is not None:
-            count = self.order.bound(table, shape.groups) * dot.depth
         with (
-            nest.serial(count, "place") as place,
+            self._each_place(part) as place,
             nest.serial(places.count, "v") as v,
             nest.serial(lines, "line") as line,
         ):
@@ -280,3 +313,16 @@ class Packing:
         with nest.serial(shape.quads, "quad") as quad, nest.serial(places.count, "v") as v:
             at = self._at(part, v, quad) - part.base + margin
             self._finish(part, v, quad, held[nest.ramp(at, dot.lanes * dot.depth)])
+
+    @contextmanager
+    def _each_place(self, part: Part) -> Iterator[Expr]:
+        """Loop over the places of a segment that are in use."""
+        if self.order is None:
+            with nest.serial(self.length(part.segment), "place") as place:
+                yield place
+            return
+        with (
+            self.order.groups(self.order.table(part.batch, part.segment)) as (begin, count),
+            nest.serial(count * self.dot.depth, "place") as place,
+        ):
+            yield begin * self.dot.depth + place

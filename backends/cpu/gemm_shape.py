@@ -28,6 +28,8 @@ TOTAL_BYTES = 1 << 18
 """Sums over segments that a task keeps."""
 TALLEST = 12
 """Rows of a tile: as many lines of a stay in an L1 set of 8 ways, or nearly, at any stride."""
+BYTES = 64
+"""Bytes of a register, in which an operand of a sorted reduction is permuted."""
 RUN = 4
 """Groups of `depth` values that packing takes at once where k is contiguous: segments are
 multiples of it."""
@@ -48,7 +50,9 @@ class Shape:
     """batch x [m, k] @ [k, n] on a machine, and how it is cut.
 
     depth, lanes: of the dot product. A quad is `depth` neighbouring steps of k. `groups` is 1
-    unless the reduction is sorted; `quads` those of a segment, padding of groups included.
+    unless the reduction is sorted; its groups begin at multiples of `align` places then. Tiles
+    read rows of a where they are (`in_place`), rows of a that were sorted (`in_lines`), or packed
+    ones.
     """
 
     batch: int
@@ -61,8 +65,10 @@ class Shape:
     vectors: int
     segment: int
     groups: int
+    align: int
     wide: bool
     in_place: bool
+    in_lines: bool
     row_blocks: int
     column_blocks: int
 
@@ -77,10 +83,26 @@ class Shape:
         return self.k - (self.segments - 1) * self.segment
 
     @property
+    def places(self) -> int:
+        """Steps of k that a packed segment has room for, padding of groups included."""
+        padding = self.groups * (self.align - 1) if self.groups > 1 else 0
+        return rounded(min(self.segment, self.k) + padding, self.align)
+
+    @property
     def quads(self) -> int:
         """Groups of `depth` values that a segment has room for."""
-        padding = self.groups * (self.depth - 1) if self.groups > 1 else 0
-        return ceil_div(min(self.segment, self.k) + padding, self.depth)
+        return self.places // self.depth
+
+    @property
+    def permutes(self) -> bool:
+        """Whether lines are sorted in registers where steps of k are neighbours."""
+        return self.align == BYTES
+
+    @property
+    def late_windows(self) -> int:
+        """Windows of a sorted line, at most, that are more than quads of a segment."""
+        windows = ceil_div(min(self.segment, self.k), BYTES)
+        return max(0, (self.groups + 1) * windows - self.last // self.depth)
 
     @property
     def tiles(self) -> int:
@@ -110,7 +132,12 @@ class Shape:
     @property
     def columns_once(self) -> bool:
         """Whether each panel of b is read by one task alone, which packs it."""
-        return self.row_blocks == 1 and self.in_place
+        return self.row_blocks == 1 and (self.in_place or self.lines_first)
+
+    @property
+    def lines_first(self) -> bool:
+        """Whether all rows of a are sorted before the tasks, which share them."""
+        return self.row_blocks == 1 and self.in_lines
 
     @property
     def work(self) -> int:
@@ -128,20 +155,24 @@ def shape_of(spec: KernelSpec, plan: Plan, cpu: Machine) -> Shape:
     segment, limit = _segment(k, plan, depth, spec["k_chunk"])
     wide = k > limit
     in_place = _in_place(k, segment, plan, cpu) and not spec["transpose_a"]
+    groups = spec["groups"] if plan.sorted else 1
+    permutes = groups > 1 and cpu.permutes and cpu.dot.bytes and k >= BYTES
+    align = BYTES if permutes else depth
+    in_lines = permutes and not spec["transpose_a"]
     tiles, panels = ceil_div(m, rows), ceil_div(n, vectors * lanes)
     row_blocks = _row_blocks(tiles, rows, batch, min(segment, max(k, 1)) * (4 // depth))
-    if in_place and batch * panels >= 2 * TASKS and m * min(k, segment) <= ROW_BYTES:
+    if (in_place or in_lines) and batch * panels >= 2 * TASKS and m * min(k, segment) <= ROW_BYTES:
         row_blocks = 1
-    tasks = 2 * TASKS if in_place else TASKS  # a packed block serves one task
+    shared = in_place or (in_lines and row_blocks == 1)
+    tasks = 2 * TASKS if shared else TASKS  # a packed block serves one task
     column_blocks = max(1, min(panels, ceil_div(tasks, batch * row_blocks)))
     if k > segment:
         block = min(m, ceil_div(tiles, row_blocks) * rows) * (8 if wide else 4)
         column_blocks = max(column_blocks, ceil_div(block * panels * vectors * lanes, TOTAL_BYTES))
         column_blocks = min(column_blocks, panels)
-    groups = spec["groups"] if plan.sorted else 1
     return Shape(
-        batch, m, n, k, depth, lanes, rows, vectors, segment, groups, wide, in_place, row_blocks,
-        column_blocks,
+        batch, m, n, k, depth, lanes, rows, vectors, segment, groups, align, wide, in_place,
+        in_lines, row_blocks, column_blocks,
     )  # fmt: skip
 
 

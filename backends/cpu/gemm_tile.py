@@ -90,7 +90,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class InPlace:
-    """Rows of a read where they are: k contiguous, of bytes, without a shift."""
+    """Rows of a read where they are, or sorted: k contiguous, of bytes, without a shift."""
 
     array: Array
     start: Expr

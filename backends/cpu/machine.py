@@ -73,17 +73,27 @@ class Dot:
 
 @dataclass(frozen=True)
 class Machine:
-    """A CPU: its LLVM name, bits of a vector register and how many there are, its dot product."""
+    """A CPU: its LLVM name, bits of a vector register and how many there are, its dot product,
+    and whether one instruction permutes the bytes of two registers (AVX-512 VBMI)."""
 
     mcpu: str
     vector_bits: int
     registers: int
     dot: Dot
+    permutes: bool = False
 
     @property
     def lanes(self) -> int:
         """32-bit elements of a vector register."""
         return self.vector_bits // 32
+
+    def permuted(self, first: Expr, pattern: Expr, second: Expr) -> Expr:
+        """64 bytes out of two times 64: byte i of the result is byte pattern[i] of both together.
+
+        For CPUs with `permutes`.
+        """
+        name = "llvm.x86.avx512.vpermi2var.qi.512"
+        return tirx.call_llvm_pure_intrin("int8x64", name, first, pattern, second)
 
     @property
     def words(self) -> Dot:
@@ -112,7 +122,8 @@ def _dot(bits: int, name: str, intrinsic: str) -> Dot:
 def _machine(mcpu: str, features: frozenset[str]) -> Machine:
     for needed, bits, registers, form in _FORMS:
         if needed <= features:
-            return Machine(mcpu, bits, registers, _dot(bits, *form))
+            permutes = bits == 512 and "avx512vbmi" in features
+            return Machine(mcpu, bits, registers, _dot(bits, *form), permutes)
     return Machine(mcpu, 128, 16, Dot("written out", "", 4, 2, "int16", "int16"))
 
 

@@ -50,6 +50,7 @@ def products() -> Made:
     yield from _stored_products()
     yield from _long_products()
     yield from _absmax_products()
+    yield from _sorted_products()
     yield (
         "shift_matmul_dequantize",
         "no-epilogue",
@@ -106,6 +107,27 @@ def _stored_products() -> Made:
         kinds = "-".join(f"{'s' if signed else 'u'}{bits}" for bits, signed in (a, b))
         name = f"{kinds}-G{groups}-{'t' * ta}n{'t' * tb}"
         yield "shift_matmul", f"{name}-{len(batch)}", Ranged(make, (a, b))
+
+
+def _sorted_products() -> Made:
+    """Reductions sorted by group whose steps are neighbours: tiles that sort the rows of the next
+    one, more windows than quads, several segments, all rows first, groups that are empty."""
+    for label, batch, m, n, k, groups, highest, tb in (
+        ("blocks", (), 300, 20, 91, 4, 3, False),
+        ("windows", (2,), 300, 20, 65, 12, 11, False),
+        ("segments", (), 100, 17, 9000, 3, 2, True),
+        ("first", (), 19, 1100, 130, 4, 2, True),
+        ("one-group", (3,), 33, 30, 128, 4, 0, False),
+    ):
+
+        def make(
+            s: Source, batch=batch, m=m, n=n, k=k, groups=groups, highest=highest, tb=tb
+        ) -> list[Any]:
+            b = s.grid(I8, *batch, *((n, k) if tb else (k, n)))
+            exponent = s.integers(0, highest, *batch, 1, k)
+            return [s.grid(I8, *batch, m, k), b, exponent, groups, False, tb, 0]
+
+        yield "shift_matmul", f"sorted-{label}", make
 
 
 def _long_products() -> Made:
