@@ -231,7 +231,7 @@ def module_path(node: Node) -> str:
 
 _ROOT = re.compile(r"^[LG]\['\w+'\]")
 _PART = re.compile(r"\['?([^'\]]+)'?\]|(\w+)")
-_STORES = {"_modules", "_parameters", "_buffers", "__dict__"}
+_STORES = {"_modules", "_parameters", "_buffers", "__dict__", "__self__"}
 
 
 def _dotted(source: str) -> str:

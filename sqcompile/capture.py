@@ -233,9 +233,12 @@ def _flattened(joint: compat.JointGraph, writable: Set[str]) -> Capture:
     graph = joint.graph.graph
     for port in [*joint.inputs, *joint.outputs]:
         if port.kind == "unsupported" or (port.kind == "mutation" and port.wrt not in writable):
+            allowed, refused = ("buffers and inputs", "parameters: the optimiser stays outside")
+            if "input" not in writable:
+                allowed, refused = ("its buffers", "its inputs or parameters")
             raise CaptureError(
                 f"the model changes or returns something that cannot be compiled: {port.name}\n"
-                "  a model may update its buffers in place, not its inputs or parameters."
+                f"  a model may update {allowed} in place, not {refused}."
             )
     kept: list[compat.Port] = []
     output = graph.output_node()

@@ -68,6 +68,8 @@ def torch_backend(
     """
     if mode is not None:
         raise UsageError(f"backend sqcompile has no mode '{mode}'; leave mode out, give options")
+    if torch.is_autocast_enabled("cpu"):
+        raise UsageError("autocast is on; leave it off: products are integers, the rest is float32")
     chosen = Options.of(options or {})
     target = targets.get(chosen.target) if isinstance(chosen.target, str) else chosen.target
     recipe = Recipe.load(chosen.recipe)

@@ -137,3 +137,9 @@ def test_the_console_script_of_the_wheel(installed, tmp_path, where):
     assert "Usage: sqcompile" in help_text
     version = run("-m", "sqcompile", "--version", cwd=cwd, path=[installed]).stdout
     assert version == f"sqcompile {PROJECT['project']['version']}\n"
+
+
+def test_torch_finds_the_backend_of_the_wheel(installed, tmp_path):
+    """With `import torch` alone."""
+    code = "import torch; print(torch._dynamo.lookup_backend('sqcompile').__module__)"
+    assert run("-c", code, cwd=tmp_path, path=[installed]).stdout == "sqcompile.dynamo\n"
