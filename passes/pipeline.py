@@ -11,6 +11,7 @@ from sqcompile.passes.assign_precision import assign_precision
 from sqcompile.passes.bound_accumulators import bound_accumulators
 from sqcompile.passes.canonicalize import canonicalize
 from sqcompile.passes.channels_last import channels_last
+from sqcompile.passes.fold_constants import fold_constants
 from sqcompile.passes.fold_weight_scales import fold_weight_scales
 from sqcompile.passes.fuse_epilogues import fuse_epilogues
 from sqcompile.passes.fuse_norms import fuse_norms
@@ -46,6 +47,8 @@ class Stage:
 def integer_training(recipe: Recipe) -> list[Pass]:
     """Every pass over the joint graph, in order (norms were swapped before autograd)."""
     return [
+        # what depends on no input is a constant
+        Pass("fold_constants", fold_constants),
         # every product is sq.matmul / conv / conv_input_grad / conv_weight_grad on roots
         Pass("canonicalize", canonicalize),
         # images stay channels last from one product to the next

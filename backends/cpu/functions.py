@@ -92,9 +92,7 @@ def log(x: Expr, keep: Keep) -> Expr:
     small = x < constant(definition.SMALLEST_NORMAL, x)
     scaled = nest.select(small, times(x, 2.0**definition.SCALED_EXPONENT), x)
     bits = keep(bits_of(magnitude(scaled), "int32"))
-    e = keep(
-        tirx.shift_right(bits - integer(definition.SQRT_HALF_BITS, bits), integer(23, bits))
-    )
+    e = keep(tirx.shift_right(bits - integer(definition.SQRT_HALF_BITS, bits), integer(23, bits)))
     mantissa = bits - tirx.shift_left(e, integer(23, e))
     z = keep(bits_of(mantissa, "float32") - constant(1.0, x))
     shifted = nest.select(small, integer(definition.SCALED_EXPONENT, e), integer(0, e))

@@ -122,8 +122,9 @@ def log_softmax(spec: KernelSpec) -> object:
                     length,
                     out,
                     start,
-                    lambda at, lanes: (read(x, start + at, lanes) - spread(base, lanes))
-                    - spread(shift, lanes),
+                    lambda at, lanes: (
+                        (read(x, start + at, lanes) - spread(base, lanes)) - spread(shift, lanes)
+                    ),
                 )
     return f.result
 

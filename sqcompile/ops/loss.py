@@ -30,9 +30,7 @@ def nll_loss(
 
 
 @nll_loss.meta
-def _(
-    x: Tensor, target: Tensor, weight: Tensor | None, ignored: int
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, target: Tensor, weight: Tensor | None, ignored: int) -> tuple[Tensor, Tensor]:
     return x.new_empty(target.shape), x.new_empty(target.shape)
 
 
@@ -51,7 +49,5 @@ def nll_loss_backward(
 
 
 @nll_loss_backward.meta
-def _(
-    g: Tensor, target: Tensor, weight: Tensor | None, ignored: int, classes: int
-) -> Tensor:
+def _(g: Tensor, target: Tensor, weight: Tensor | None, ignored: int, classes: int) -> Tensor:
     return g.new_empty((*target.shape, classes))

@@ -3,7 +3,7 @@
 import torch
 
 from sqcompile.ops import OPS
-from tests.backends import cases_norm, cases_product, cases_quantize
+from tests.backends import cases_functions, cases_norm, cases_product, cases_quantize
 from tests.backends.cases import Case
 from tests.backends.cases_aten import TO_COPY, aten_cases, to_float
 
@@ -18,6 +18,10 @@ FAMILIES = (
     cases_norm.norms,
     cases_norm.reductions,
     cases_norm.pools,
+    cases_functions.functions,
+    cases_functions.activations,
+    cases_functions.softmaxes,
+    cases_functions.losses,
 )
 
 
