@@ -40,7 +40,7 @@ _CREATING = (
     aten.scalar_tensor.default,
     aten.zeros.default,
 )
-_FILLS = {
+_FILLS: dict[object, str | float] = {
     aten.full.default: "fill_value",
     aten.full_like.default: "fill_value",
     aten.new_full.default: "fill_value",
@@ -92,7 +92,7 @@ def _draws(node: Node) -> bool:
 
 
 def _fold(editor: Editor, node: Node, known: dict[Node, Any]) -> None:
-    filled = _FILLS.get(node.target)  # type: ignore[arg-type]
+    filled = _FILLS.get(node.target)
     with editor.before(node):
         if filled is not None and value(node).dtype == torch.float32:
             number = arguments(node)[filled] if isinstance(filled, str) else filled
