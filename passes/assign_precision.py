@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 
 from sqcompile import _torch_compat as compat
 from sqcompile.errors import CaptureError
-from sqcompile.ops import lookup, pool, product_float, reduce, resample
+from sqcompile.ops import functions, lookup, pool, product_float, reduce, resample, softmax
 from sqcompile.passes.contraction import FLOAT_PRODUCTS, contraction
 from sqcompile.passes.editing import (
     arguments,
@@ -179,15 +179,25 @@ _SAME_SIGN = {
 }
 
 
+_NEVER_NEGATIVE = (
+    aten.relu.default,
+    aten.abs.default,
+    functions.exp,
+    functions.sigmoid,
+    softmax.softmax,
+)
+
+
 def nonnegative(node: Node) -> bool:
     """Whether a value is proven to have no negative element, from the ops that made it."""
     if node.op != "call_function":
         return False
     first = node.args[0] if node.args else None
-    if is_call(node, aten.relu.default, aten.abs.default):
+    if is_call(node, *_NEVER_NEGATIVE):
         return True
-    if is_call(node, aten.hardtanh.default):
-        return float(arguments(node)["min_val"]) >= 0.0
+    if is_call(node, aten.hardtanh.default, aten.clamp.default):
+        low = arguments(node)["min_val" if is_call(node, aten.hardtanh.default) else "min"]
+        return low is not None and float(low) >= 0.0
     if node.target in _SAME_SIGN or (node.target is operator.getitem and node.args[1] == 0):
         return isinstance(first, Node) and nonnegative(first)
     if is_call(node, aten.add.Tensor, aten.div.Tensor, aten.mul.Tensor):

@@ -53,9 +53,14 @@ def _stack(editor: Editor, node: Node) -> None:
 
 
 def _where(editor: Editor, node: Node) -> None:
-    """A branch that is one number stands as a number, behind the other branch."""
+    """A branch that is one number stands as a number, behind the other branch if that is none."""
     given = arguments(node)
     condition, yes, no = given["condition"], given["self"], given["other"]
+    if is_call(yes, aten.scalar_tensor.default) and is_call(no, aten.scalar_tensor.default):
+        if value(node).dtype == torch.float32:
+            pair = (float(yes.args[0]), float(no.args[0]))
+            replace(node, editor.call(aten.where.Scalar, condition, *pair, like=node))
+        return
     if is_call(yes, aten.scalar_tensor.default):
         condition = editor.call(aten.logical_not.default, condition, like=node)
         yes, no = no, yes

@@ -8,6 +8,7 @@ from torch.fx import GraphModule, Node
 from sqcompile.ops.product_float import conv, conv_input_grad, conv_weight_grad, matmul
 from sqcompile.ops.reduce import ordered_sum
 from sqcompile.passes.canonical_forms import FORMS
+from sqcompile.passes.canonical_functions import FUNCTIONS
 from sqcompile.passes.canonical_pooling import POOLING
 from sqcompile.passes.canonical_shapes import SHAPES
 from sqcompile.passes.channels_last import permuted_first, permuted_last
@@ -156,7 +157,11 @@ def _convolution_backward(editor: Editor, node: Node) -> None:
 
 
 def _sum(editor: Editor, node: Node) -> None:
+    """A float sum; a count of truths that only divides, which float32 holds, is one too."""
     x, axes, keepdim = _reduction(node)
+    divides = [is_call(user, aten.div.Tensor) and user.args[0] is not node for user in node.users]
+    if value(x).dtype == torch.bool and all(divides) and value(x).numel() <= 2**24:
+        x = editor.call(aten.mul.Tensor, x, 1.0, like=node)
     if value(x).dtype == torch.float32:
         replace(node, editor.call(ordered_sum, x, axes, keepdim, like=node))
 
@@ -217,6 +222,14 @@ def _copy(editor: Editor, node: Node) -> None:
         replace(node, given["src"])
 
 
+def _expand(editor: Editor, node: Node) -> None:
+    """An expansion to the shape that is there goes."""
+    source = node.args[0]
+    assert isinstance(source, Node)
+    if shape(source) == shape(node):
+        replace(node, source)
+
+
 def _view(editor: Editor, node: Node) -> None:
     """Views name their shape in full; one that changes nothing goes."""
     source = node.args[0]
@@ -229,9 +242,11 @@ def _view(editor: Editor, node: Node) -> None:
 
 _REWRITES = {
     **FORMS,
+    **FUNCTIONS,
     **POOLING,
     **SHAPES,
     aten.copy.default: _copy,
+    aten.expand.default: _expand,
     aten.view.default: _view,
     aten.reshape.default: _view,
     aten._unsafe_view.default: _view,

@@ -72,7 +72,9 @@ def op_name(node: Node) -> str:
 def _statement(node: Node) -> str:
     if node.op == "output":
         return f"return {_written(node.args[0])}"
-    if node.target is operator.getitem:
+    if node.op == "get_attr":
+        call = f"self.{node.target}"
+    elif node.target is operator.getitem:
         call = f"{_written(node.args[0])}[{node.args[1]}]"
     else:
         parts = [_written(argument) for argument in node.args]

@@ -12,15 +12,11 @@ from sqcompile.errors import UnsupportedOpError
 from sqcompile.passes.printing import op_name, source_line
 
 NEAREST = {
-    "gelu": "relu or leaky_relu",
-    "silu": "relu or leaky_relu",
-    "sigmoid": "relu or hardtanh",
-    "tanh": "hardtanh",
-    "elu": "leaky_relu",
-    "hardswish": "hardtanh (ReLU6)",
+    "mish": "silu or gelu",
+    "softplus": "elu or relu",
+    "hardshrink": "hardtanh",
+    "softshrink": "hardtanh",
     "native_dropout": "no dropout in the compiled part",
-    "_softmax": "softmax outside of the compiled part",
-    "_log_softmax": "the loss outside of the compiled part",
 }
 """What a user can write instead, by ATen name."""
 

@@ -120,6 +120,38 @@ class RmsMlp(nn.Module):
         return self.last(self.written(self.middle(h)))
 
 
+class Attention(nn.Module):
+    """Two heads; causal unless there is a mask."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        batch, tokens, width = x.shape
+        heads = self.qkv(x).view(batch, tokens, 3, 2, width // 2).permute(2, 0, 3, 1, 4)
+        q, k, v = heads
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self.out(y.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class Gpt(nn.Module):
+    """A transformer block before a head, with its loss inside: logits and loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(8), nn.LayerNorm(8), nn.LayerNorm(8)
+        self.attention = Attention()
+        self.up, self.down, self.head = nn.Linear(8, 20), nn.Linear(20, 8), nn.Linear(8, 7)
+
+    def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + self.attention(self.norm1(x))
+        x = x + self.down(F.gelu(self.up(self.norm2(x))))
+        logits = self.head(self.norm3(x))
+        return logits, F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=0)
+
+
 Models = dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]]
 MODELS: Models = {
     "mlp": (Mlp, lambda: (torch.randn(12, 20),)),
@@ -127,6 +159,8 @@ MODELS: Models = {
     "odd": (OddConvs, lambda: (torch.randn(3, 3, 15, 11),)),
     "groups": (GroupNorms, lambda: (torch.randn(3, 3, 10, 9),)),
     "rms": (RmsMlp, lambda: (torch.randn(12, 20),)),
+    "attention": (Attention, lambda: (torch.randn(2, 5, 8),)),
+    "gpt": (Gpt, lambda: (torch.randn(2, 5, 8), torch.randint(0, 7, (2, 5)))),
 }
 
 

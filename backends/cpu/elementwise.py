@@ -317,6 +317,7 @@ enter("aten::reciprocal.default", of=lambda x: nest.const(1, nest.dtype_of(x)) /
 enter(
     "aten::where.self",
     "aten::where.ScalarOther",
+    "aten::where.Scalar",
     of=nest.select,
     arguments=("condition", "self", "other"),
 )

@@ -40,7 +40,7 @@ def gelu_backward(g: Tensor, x: Tensor, approximate: bool) -> Tensor:
     return g * (cdf + x * density)
 
 
-@op("sq::silu", doc="x * sigmoid(x).")
+@op("sq::silu", doc="SiLU: x times sigmoid(x).")
 def silu(x: Tensor) -> Tensor:
     """x float32 -> float32."""
     return x * sigmoid.reference(x)

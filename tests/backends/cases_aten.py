@@ -60,6 +60,7 @@ def aten_cases() -> Iterator[tuple[Any, str, Callable[[Source], list[Any]]]]:
     yield aten.clamp.default, "high", lambda s: [s.edges(*shape), None, 0.0]
     yield aten.where.self, "broadcast", lambda s: [s.mask(*shape), s.normal(*shape), s.normal(7)]
     yield aten.where.self, "scalar", lambda s: [s.mask(*shape), s.normal(*shape), torch.tensor(0.0)]
+    yield aten.where.Scalar, "mask", lambda s: [s.mask(*shape), 0.0, -torch.inf]
     yield aten.where.ScalarOther, "zero", lambda s: [s.mask(*shape), s.normal(*shape), 0.0]
     yield aten.permute.default, "rotate", lambda s: [s.normal(*shape), [2, 0, -2]]
     yield aten.transpose.int, "ends", lambda s: [s.normal(*shape), -1, 0]

@@ -3,7 +3,13 @@
 import torch
 
 from sqcompile.ops import OPS
-from tests.backends import cases_norm, cases_product, cases_quantize, cases_shapes
+from tests.backends import (
+    cases_functions,
+    cases_norm,
+    cases_product,
+    cases_quantize,
+    cases_shapes,
+)
 from tests.backends.cases import Case
 from tests.backends.cases_aten import TO_COPY, aten_cases, to_float
 
@@ -21,6 +27,10 @@ FAMILIES = (
     cases_shapes.lookups,
     cases_shapes.resamples,
     cases_shapes.dropouts,
+    cases_functions.functions,
+    cases_functions.activations,
+    cases_functions.softmaxes,
+    cases_functions.losses,
 )
 
 

@@ -44,6 +44,7 @@ WGRAD = [i8(*G), u8(*X), zeros8(2, 3, 4, 1), 2, list(W), *WINDOW, 1]
 BATCHED = [i8(3, 5, 4), i8(3, 6, 5), zeros8(3, 5, 1), 4, True, True, 2]
 TABLE = table(linear(5, 9, None, False))
 UNEVEN = table(adaptive(7, 3))
+CLASSES = torch.tensor([1, 3, 0, 1, 2])
 NORM = [1e-5, 16, 4, 0.3352]
 
 EXAMPLES: dict[str, list[list[Any]]] = {
@@ -143,6 +144,29 @@ EXAMPLES: dict[str, list[list[Any]]] = {
     ],
     "ema": [[f32(4), f32(4), 0.1]],
     "sqrt": [[f32(4).abs()]],
+    "exp": [[f32(3, 4)]],
+    "expm1": [[f32(3, 4)]],
+    "log": [[f32(3, 4)]],
+    "erf": [[f32(3, 4)]],
+    "tanh": [[f32(3, 4)]],
+    "sigmoid": [[f32(3, 4)]],
+    "gelu": [[f32(3, 4), False], [f32(3, 4), True]],
+    "gelu_backward": [[f32(3, 4), f32(3, 4), False], [f32(3, 4), f32(3, 4), True]],
+    "silu": [[f32(3, 4)]],
+    "silu_backward": [[f32(3, 4), f32(3, 4)]],
+    "hardswish": [[f32(3, 4)]],
+    "hardswish_backward": [[f32(3, 4), f32(3, 4)]],
+    "elu": [[f32(3, 4), 1.5, 1.25, 0.5]],
+    "elu_backward": [
+        [f32(3, 4), f32(3, 4), 1.5, 1.25, 0.5, False],
+        [f32(3, 4), f32(3, 4), 1.5, 1.25, 1.0, True],
+    ],
+    "softmax": [[f32(2, 3, 4)], [f32(3, 0)]],
+    "softmax_backward": [[f32(2, 3, 4), f32(2, 3, 4)]],
+    "log_softmax": [[f32(3, 4)]],
+    "log_softmax_backward": [[f32(3, 4), f32(3, 4)]],
+    "nll_loss": [[f32(5, 4), CLASSES, f32(4), 1], [f32(5, 4), CLASSES, None, -100]],
+    "nll_loss_backward": [[f32(5), CLASSES, f32(4), 1, 4], [f32(1), CLASSES, None, -100, 4]],
     "batch_norm": [[f32(*X), f32(4), f32(4), 1e-5], [f32(5, 4).double(), None, None, 1e-5]],
     "batch_norm_backward": [
         [f32(*X), f32(*X), f32(4), f32(4)],

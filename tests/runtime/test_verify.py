@@ -4,6 +4,8 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import sqcompile
 from sqcompile.backends import targets
@@ -23,7 +25,7 @@ def _threads():
 
 
 @pytest.mark.parametrize("mcpu", CPUS, ids=["host", "avx2", "sse2"])
-@pytest.mark.parametrize("name", ["mlp", "resnet", "odd", "groups", "rms"])
+@pytest.mark.parametrize("name", ["mlp", "resnet", "odd", "groups", "rms", "attention", "gpt"])
 def test_every_bit_of_a_step_is_the_references(name, mcpu):
     model, inputs = make(name)
     step = sqcompile.compile(model, inputs, target=targets.get("cpu", mcpu=mcpu))
@@ -42,6 +44,54 @@ def test_every_bit_of_a_step_is_the_references(name, mcpu):
 def test_every_recipe_is_bit_exact(recipe):
     model, inputs = make("resnet")
     step = sqcompile.compile(model, inputs, recipe=recipe)
+    assert sqcompile.verify(step, inputs).equal
+
+
+MASKS = {
+    "bool": torch.ones(5, 5, dtype=torch.bool).tril(),
+    "all-masked-row": torch.arange(5) > torch.arange(5)[:, None],
+    "float": torch.randn(2, 1, 5, 5).masked_fill(torch.ones(5, 5).triu(1) > 0, -torch.inf),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masked_attention_is_bit_exact_and_finite(name):
+    model, (x,) = make("attention")
+    step = sqcompile.compile(model, (x, MASKS[name]))
+    assert sqcompile.verify(step, (x, MASKS[name])).equal
+    step(x, MASKS[name]).sum().backward()
+    assert all(p.grad.isfinite().all() for p in step.parameters())
+
+
+class Losses(nn.Module):
+    """Every loss that a model may have inside, and every activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x, target):
+        x = self.first(x)
+        positive = x.abs() + 1.0
+        h = F.gelu(x, approximate="tanh") + F.silu(x) + F.hardswish(x) + F.hardsigmoid(x)
+        h = h + torch.tanh(x) * torch.sigmoid(x) + F.elu(x) + F.selu(x) + F.celu(x, 1.5)
+        h = h + torch.exp(x) + torch.erf(x) + positive.log() * positive.rsqrt() + 1.0 / positive
+        h = self.last(h)
+        weight = torch.tensor([1.0, 2.0, 3.0, 0.5, 0.25, 1.5])
+        return (
+            F.cross_entropy(h, target, label_smoothing=0.1)
+            + F.cross_entropy(h, target, ignore_index=2, reduction="sum")
+            + F.cross_entropy(h, target, weight, reduction="none").mean()
+            + F.cross_entropy(h, h.softmax(0))
+            + F.mse_loss(h, x)
+            + F.l1_loss(h, x)
+        )
+
+
+def test_losses_and_activations_of_a_model_are_bit_exact():
+    torch.manual_seed(0)
+    inputs = torch.rand(7, 6), torch.randint(0, 6, (7,))
+    step = sqcompile.compile(Losses(), inputs)
     assert sqcompile.verify(step, inputs).equal
 
 

@@ -1,0 +1,284 @@
+"""Float functions, softmax and losses in canonicalize, as the program before and after."""
+
+import pytest
+import torch
+
+from sqcompile.passes.assign_precision import nonnegative
+from sqcompile.passes.canonicalize import canonicalize
+from sqcompile.passes.fold_constants import fold_constants
+from sqcompile.passes.partition import partition
+from tests.passes.programs import graph, same
+
+aten = torch.ops.aten
+PAIR = "x_0: f32[4, 8], g_0: f32[4, 8] -> y, dx"
+
+
+@pytest.mark.parametrize("name", ["exp", "expm1", "log", "erf", "tanh", "sigmoid"])
+def test_functions_are_ours(name):
+    before = graph("x_0: f32[4] -> y", f"y = aten.{name}(x_0)")
+    assert same(canonicalize(before), graph("x_0: f32[4] -> y", f"y = sq.{name}(x_0)"))
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "ours", "ours_backward"),
+    [
+        (
+            "gelu(x_0)",
+            "gelu_backward(g_0, x_0)",
+            "gelu(x_0, False)",
+            "gelu_backward(g_0, x_0, False)",
+        ),
+        ("silu(x_0)", "silu_backward(g_0, x_0)", "silu(x_0)", "silu_backward(g_0, x_0)"),
+        (
+            "hardswish(x_0)",
+            "hardswish_backward(g_0, x_0)",
+            "hardswish(x_0)",
+            "hardswish_backward(g_0, x_0)",
+        ),
+        (
+            "elu(x_0, 1.5, 2, 3)",
+            "elu_backward(g_0, 1.5, 2, 3, False, x_0)",
+            "elu(x_0, 1.5, 2.0, 3.0)",
+            "elu_backward(g_0, x_0, 1.5, 2.0, 3.0, False)",
+        ),
+        (
+            "celu(x_0, 2.0)",
+            "elu_backward(g_0, 2.0, 1, 0.5, False, x_0)",
+            "elu(x_0, 2.0, 1.0, 0.5)",
+            "elu_backward(g_0, x_0, 2.0, 1.0, 0.5, False)",
+        ),
+    ],
+)
+def test_activations_are_ours(forward, backward, ours, ours_backward):
+    before = graph(PAIR, f"y = aten.{forward}\ndx = aten.{backward}")
+    after = graph(PAIR, f"y = sq.{ours}\ndx = sq.{ours_backward}")
+    assert same(canonicalize(before), after)
+
+
+def test_gradients_of_results_are_products():
+    before = graph(
+        "x_0: f32[4], g_0: f32[4] -> dx, dz",
+        """
+        y = aten.sigmoid(x_0)
+        dx = aten.sigmoid_backward(g_0, y)
+        z = aten.tanh(x_0)
+        dz = aten.tanh_backward(g_0, z)
+        """,
+    )
+    after = graph(
+        "x_0: f32[4], g_0: f32[4] -> dx, dz",
+        """
+        y = sq.sigmoid(x_0)
+        a = aten.neg(y)
+        b = aten.add.Tensor(a, 1.0)
+        c = aten.mul.Tensor(b, y)
+        dx = aten.mul.Tensor(g_0, c)
+        z = sq.tanh(x_0)
+        d = aten.mul.Tensor(z, z)
+        e = aten.neg(d)
+        f = aten.add.Tensor(e, 1.0)
+        dz = aten.mul.Tensor(g_0, f)
+        """,
+    )
+    assert same(canonicalize(before), after)
+
+
+def test_forward_keeps_the_result_of_a_sigmoid_and_not_its_slope():
+    program = "y = aten.sigmoid(x_0)\ndx = aten.sigmoid_backward(g_0, y)"
+    module = canonicalize(graph("x_0: f32[4], g_0: f32[4] -> y, dx", program))
+    ports = [node.meta["port"] for node in module.graph.find_nodes(op="placeholder")]
+    outputs = [type(ports[0])("output", "0"), type(ports[0])("grad", "0", "input")]
+    assert partition(module, outputs).saved == ["sigmoid"]
+
+
+def test_hardsigmoid_keeps_a_mask():
+    before = graph(PAIR, "y = aten.hardsigmoid(x_0)\ndx = aten.hardsigmoid_backward(g_0, x_0)")
+    after = graph(
+        PAIR,
+        """
+        raised = aten.add.Tensor(x_0, 3.0)
+        inside = aten.clamp(raised, 0.0, 6.0)
+        y = aten.div.Tensor(inside, 6.0)
+        above = aten.gt.Scalar(x_0, -3.0)
+        below = aten.lt.Scalar(x_0, 3.0)
+        mask = aten.logical_and(above, below)
+        slope = aten.div.Tensor(g_0, 6.0)
+        dx = aten.where.ScalarOther(mask, slope, 0.0)
+        """,
+    )
+    assert same(canonicalize(before), after)
+
+
+def test_softmax_goes_over_the_last_axis():
+    before = graph(
+        "x_0: f32[2, 3, 4] -> y, z",
+        """
+        y = aten._safe_softmax(x_0, -1)
+        z = aten._log_softmax(x_0, 0, False)
+        """,
+    )
+    after = graph(
+        "x_0: f32[2, 3, 4] -> y, z",
+        """
+        y = sq.softmax(x_0)
+        p = aten.permute(x_0, [1, 2, 0])
+        l = sq.log_softmax(p)
+        z = aten.permute(l, [2, 0, 1])
+        """,
+    )
+    assert same(canonicalize(before), after)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_nll_loss_is_picked_by_row_and_summed_in_order(reduction):
+    number = ["none", "mean", "sum"].index(reduction)
+    signature = f"x_0: f32[4, 5], x_1: i64[4], g_0: f32[{'4' if number == 0 else ''}] -> l, dx"
+    before = graph(
+        signature,
+        f"""
+        both = aten.nll_loss_forward(x_0, x_1, None, {number}, -100)
+        l = both[0]
+        n = both[1]
+        dx = aten.nll_loss_backward(g_0, x_0, x_1, None, {number}, -100, n)
+        """,
+    )
+    after = graph(
+        signature,
+        "both = sq.nll_loss(x_0, x_1, None, -100)\n"
+        + {
+            "none": """
+                l = both[0]
+                dx = sq.nll_loss_backward(g_0, x_1, None, -100, 5)
+            """,
+            "mean": """
+                losses = both[0]
+                weights = both[1]
+                total = sq.ordered_sum(losses, [0], False)
+                count = sq.ordered_sum(weights, [0], False)
+                l = aten.div.Tensor(total, count)
+                g = aten.div.Tensor(g_0, count)
+                one = aten.view(g, [1])
+                dx = sq.nll_loss_backward(one, x_1, None, -100, 5)
+            """,
+            "sum": """
+                losses = both[0]
+                l = sq.ordered_sum(losses, [0], False)
+                one = aten.view(g_0, [1])
+                dx = sq.nll_loss_backward(one, x_1, None, -100, 5)
+            """,
+        }[reduction],
+    )
+    assert same(canonicalize(before), after)
+
+
+def test_mse_loss_is_taken_apart():
+    before = graph(
+        "x_0: f32[4, 8], x_1: f32[4, 8], g_0: f32[] -> l, dx",
+        """
+        l = aten.mse_loss(x_0, x_1)
+        dx = aten.mse_loss_backward(g_0, x_0, x_1, 1)
+        """,
+    )
+    after = graph(
+        "x_0: f32[4, 8], x_1: f32[4, 8], g_0: f32[] -> l, dx",
+        """
+        d = aten.sub.Tensor(x_0, x_1)
+        s = aten.mul.Tensor(d, d)
+        t = sq.ordered_sum(s, [0, 1], False)
+        l = aten.div.Tensor(t, 32.0)
+        scaled = aten.mul.Tensor(g_0, 0.0625)
+        e = aten.sub.Tensor(x_0, x_1)
+        dx = aten.mul.Tensor(e, scaled)
+        """,
+    )
+    assert same(canonicalize(before), after)
+
+
+def test_a_count_that_divides_is_a_float_sum():
+    before = graph(
+        "x_0: f32[4], m: bool[4] -> y",
+        """
+        k = aten.bitwise_not(m)
+        n = aten.sum(k)
+        y = aten.div.Tensor(x_0, n)
+        """,
+    )
+    after = graph(
+        "x_0: f32[4], m: bool[4] -> y",
+        """
+        k = aten.logical_not(m)
+        f = aten.mul.Tensor(k, 1.0)
+        n = sq.ordered_sum(f, [0], False)
+        y = aten.div.Tensor(x_0, n)
+        """,
+    )
+    assert same(canonicalize(before), after)
+
+
+def test_a_choice_of_two_numbers_reads_no_tensor_of_one():
+    before = graph(
+        "m: bool[4] -> y",
+        """
+        a = aten.scalar_tensor(0.0)
+        b = aten.scalar_tensor(2.5)
+        y = aten.where.self(m, a, b)
+        """,
+    )
+    assert same(
+        canonicalize(before), graph("m: bool[4] -> y", "y = aten.where.Scalar(m, 0.0, 2.5)")
+    )
+
+
+def test_powers_to_the_third_and_inverse_roots():
+    before = graph("x_0: f32[4] -> y, z", "y = aten.pow.Tensor_Scalar(x_0, 3)\nz = aten.rsqrt(x_0)")
+    after = graph(
+        "x_0: f32[4] -> y, z",
+        """
+        s = aten.mul.Tensor(x_0, x_0)
+        y = aten.mul.Tensor(s, x_0)
+        r = sq.sqrt(x_0)
+        z = aten.reciprocal(r)
+        """,
+    )
+    assert same(canonicalize(before), after)
+
+
+def test_constants_are_computed_once():
+    module = graph(
+        "x_0: f32[3, 3] -> y, z, ones",
+        """
+        o = aten.ones([3, 3])
+        t = aten.tril(o)
+        low = aten.sub.Tensor(t, o)
+        y = aten.mul.Tensor(x_0, low)
+        like = aten.full_like(x_0, 2.0)
+        z = aten.add.Tensor(x_0, like)
+        ones = aten.ones([3, 3])
+        """,
+    )
+    folded = fold_constants(module)
+    (constant,) = folded.graph.find_nodes(op="get_attr")
+    assert getattr(folded, constant.target).equal(torch.ones(3, 3).tril() - 1)
+    assert [
+        node.args for node in folded.graph.find_nodes(op="call_function", target=aten.full.default)
+    ] == [
+        ([3, 3], 2.0),
+        ([3, 3], 1.0),
+    ]
+    x = torch.randn(3, 3)
+    for got, wanted in zip(folded(x), module(x), strict=True):
+        assert got.equal(wanted)
+
+
+def test_draws_are_no_constants():
+    module = graph(
+        "x_0: f32[3] -> y", "o = aten.ones([3])\nd = aten.bernoulli(o)\ny = aten.mul.Tensor(x_0, d)"
+    )
+    assert not fold_constants(module).graph.find_nodes(op="get_attr")
+
+
+@pytest.mark.parametrize("name", ["exp", "sigmoid", "softmax"])
+def test_what_is_never_negative_is_known(name):
+    module = graph("x_0: f32[2, 3] -> y, z", f"y = sq.{name}(x_0)\nz = sq.log_softmax(x_0)")
+    y, z = module.graph.output_node().args[0]
+    assert nonnegative(y) and not nonnegative(z)
