@@ -17,6 +17,7 @@ from sqcompile.backends.targets import Target
 from sqcompile.capture import Capture, capture
 from sqcompile.errors import CaptureError, UsageError
 from sqcompile.passes.expose_absmax import expose_absmax
+from sqcompile.passes.index_limits import index_limits
 from sqcompile.passes.partition import Partition, partition
 from sqcompile.passes.pipeline import Stage, integer_training, run
 from sqcompile.passes.printing import text
@@ -166,6 +167,7 @@ def build(
         rewritten.captured.out_spec,
         tuple(first),
         tuple(second),
+        index_limits(parts.forward),
     )
     return Variant(
         key,
