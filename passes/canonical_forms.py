@@ -21,13 +21,17 @@ def _reversed_sub(editor: Editor, node: Node) -> None:
 
 
 def _slice_backward(editor: Editor, node: Node) -> None:
-    """The gradient of a slice without steps: zeros around it."""
+    """The gradient of a slice: zeros between its elements where it has steps, and around it."""
     given = arguments(node)
-    g, sizes, axis = given["grad_output"], given["input_sizes"], given["dim"]
-    if given["step"] != 1:
-        return
+    g, sizes, axis, step = given["grad_output"], given["input_sizes"], given["dim"], given["step"]
     axis %= len(sizes)
     start = min(max(given["start"] + (sizes[axis] if given["start"] < 0 else 0), 0), sizes[axis])
+    if step > 1:
+        apart = editor.call(aten.unsqueeze.default, g, axis + 1, like=node)
+        widths = [0] * (2 * (len(sizes) - 1 - axis)) + [0, step - 1]
+        wide = editor.call(aten.constant_pad_nd.default, apart, widths, 0.0, like=node)
+        merged = [n * step if i == axis else n for i, n in enumerate(shape(g))]
+        g = editor.call(aten.reshape.default, wide, merged, like=node)
     _padded(editor, node, g, axis, start, sizes[axis] - start - shape(g)[axis])
 
 

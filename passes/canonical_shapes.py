@@ -125,7 +125,15 @@ def _index(editor: Editor, node: Node) -> None:
     found = _single_index(given["indices"], given["self"])
     if found is not None:
         axis, index = found
-        _taken(editor, node, given["self"], index, axis)
+        counted = _counted(editor, index, shape(given["self"])[axis], node)
+        _taken(editor, node, given["self"], counted, axis)
+
+
+def _counted(editor: Editor, index: Node, size: int, like: Node) -> Node:
+    """An index whose negative numbers count from the end."""
+    negative = editor.call(aten.lt.Scalar, index, 0, like=like)
+    back = editor.call(aten.add.Tensor, index, size, like=like)
+    return editor.call(aten.where.self, negative, back, index, like=like)
 
 
 def _index_put(editor: Editor, node: Node) -> None:
@@ -135,7 +143,8 @@ def _index_put(editor: Editor, node: Node) -> None:
     if found is None or not given["accumulate"] or not _zeros(given["self"]):
         return
     axis, index = found
-    _added(editor, node, given["values"], index, axis)
+    counted = _counted(editor, index, shape(node)[axis], node)
+    _added(editor, node, given["values"], counted, axis)
 
 
 def _index_add(editor: Editor, node: Node) -> None:

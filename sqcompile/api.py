@@ -17,6 +17,7 @@ from sqcompile.backends.targets import Target
 from sqcompile.capture import Capture, Traced, capture, differentiate, trace
 from sqcompile.errors import CaptureError, UsageError
 from sqcompile.passes.expose_absmax import expose_absmax
+from sqcompile.passes.index_limits import index_limits
 from sqcompile.passes.partition import Partition, partition
 from sqcompile.passes.pipeline import Stage, integer_training, run
 from sqcompile.passes.printing import text
@@ -208,6 +209,7 @@ def _prepared(rewritten: Rewritten, target: Target, check_finite: bool) -> _Prep
         rewritten.captured.out_spec,
         tuple(first),
         tuple(second),
+        index_limits(parts.forward),
     )
     kept = Graphs(parts.forward, parts.backward, rewritten.stages, lowered.kernels)
     return _Prepared(lowered.module, signature, kept)

@@ -8,19 +8,19 @@ from tests.models import Block, Models
 
 
 class ImageNetResNet(nn.Module):
-    """ResNet-18's outline: a strided 7 x 7 stem, overlapping max pooling, blocks, adaptive mean."""
+    """ResNet-18's outline: a strided 7 x 7 stem, overlapping max pooling, a block, a mean."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 7, 2, 3, bias=False)
         self.norm = nn.BatchNorm2d(8)
         self.pool = nn.MaxPool2d(3, 2, 1)
-        self.blocks = nn.Sequential(Block(8, 8, 1), Block(8, 12, 2))
+        self.block = Block(8, 12, 2)
         self.mean = nn.AdaptiveAvgPool2d((1, 1))
         self.head = nn.Linear(12, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.blocks(self.pool(F.relu(self.norm(self.stem(x)))))
+        h = self.block(self.pool(F.relu(self.norm(self.stem(x)))))
         return self.head(torch.flatten(self.mean(h), 1))
 
 
@@ -54,11 +54,11 @@ class MobileNet(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6()
         )
-        self.blocks = nn.Sequential(InvertedResidual(8, 8, 1), InvertedResidual(8, 12, 2))
-        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(12, 5))
+        self.block = InvertedResidual(8, 8, 1)
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(8, 5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+        return self.head(self.block(self.stem(x)).mean((2, 3)))
 
 
 class Mixer(nn.Module):
@@ -68,7 +68,7 @@ class Mixer(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(3, 16, 4, 4)
         self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(2))
-        self.tokens = nn.Sequential(nn.Linear(9, 12), nn.ReLU(), nn.Linear(12, 9))
+        self.tokens = nn.Sequential(nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 16))
         self.channels = nn.Sequential(nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 16))
         self.head = nn.Linear(16, 5)
 
@@ -143,7 +143,7 @@ class ClassToken(nn.Module):
 ZOO: Models = {
     "imagenet-resnet": (ImageNetResNet, lambda: (torch.randn(2, 3, 29, 27),)),
     "mobilenet": (MobileNet, lambda: (torch.randn(2, 3, 13, 16),)),
-    "mixer": (Mixer, lambda: (torch.randn(2, 3, 12, 12),)),
+    "mixer": (Mixer, lambda: (torch.randn(2, 3, 16, 16),)),
     "text": (TextClassifier, lambda: (torch.randint(0, 30, (3, 12)),)),
     "unet": (UNet, lambda: (torch.randn(2, 3, 9, 7),)),
     "unet-nearest": (lambda: UNet("nearest"), lambda: (torch.randn(2, 3, 8, 8),)),

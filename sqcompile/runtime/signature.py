@@ -33,13 +33,25 @@ class CallKey:
 
 
 @dataclass(frozen=True)
+class IndexLimit:
+    """Row numbers that a step takes: those of the input or buffer `port` lie in low .. high - 1,
+    by the user's line `where`."""
+
+    port: str
+    low: int
+    high: int
+    where: str
+
+
+@dataclass(frozen=True)
 class Signature:
     """Places of every value of a step's forward and backward function.
 
     forward(*inputs, rng) -> outputs, saved values that are computed, exposed absmaxes;
     backward(*saved, rng, *tangents) -> gradients, exposed absmaxes. A saved name "param:x" is an
     input that is passed on. `constants`: outputs that are plain Python values, by position.
-    `exposed_*`: descriptions of the absmaxes that check_finite looks at.
+    `exposed_*`: descriptions of the absmaxes that check_finite looks at. `index_limits`: what is
+    looked at before every forward.
     """
 
     inputs: tuple[Port, ...]
@@ -51,6 +63,7 @@ class Signature:
     out_spec: compat.TreeSpec
     exposed_forward: tuple[str, ...] = ()
     exposed_backward: tuple[str, ...] = ()
+    index_limits: tuple[IndexLimit, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form; raises TypeError when an output structure or constant has none."""
@@ -68,6 +81,7 @@ class Signature:
             "out_spec": compat.treespec_to_json(self.out_spec),
             "exposed_forward": list(self.exposed_forward),
             "exposed_backward": list(self.exposed_backward),
+            "index_limits": [asdict(limit) for limit in self.index_limits],
         }
 
     @staticmethod
@@ -87,6 +101,7 @@ class Signature:
             compat.treespec_from_json(data["out_spec"]),
             tuple(data["exposed_forward"]),
             tuple(data["exposed_backward"]),
+            tuple(IndexLimit(**limit) for limit in data["index_limits"]),
         )
 
 

@@ -78,8 +78,10 @@ class Variant:
         self, inputs: Sequence[Tensor], rng: Tensor
     ) -> tuple[list[Tensor], list[Tensor]]:
         """(outputs and buffer updates, saved values) of one forward; raises InputError naming
-        the graph node when check_finite found a NaN or an infinity."""
+        the graph node when check_finite found a NaN or an infinity, and for a row number that a
+        table does not have."""
         signature = self.signature
+        self._check_indices(inputs)
         results = self.executable.function("forward")(*inputs, rng)
         results = self._checked(results, signature.exposed_forward)
         outputs, computed = _split(results, len(signature.outputs))
@@ -94,6 +96,21 @@ class Variant:
         """The gradients, in the order of signature.gradients."""
         results = self.executable.function("backward")(*saved, rng, *tangents)
         return self._checked(results, self.signature.exposed_backward)
+
+    def _check_indices(self, inputs: Sequence[Tensor]) -> None:
+        if not self.signature.index_limits:
+            return
+        ports = [f"{port.kind}:{port.name}" for port in self.signature.inputs]
+        for limit in self.signature.index_limits:
+            given = inputs[ports.index(limit.port)]
+            lowest, highest = (int(value) for value in given.aminmax())
+            if lowest < limit.low or highest >= limit.high:
+                wrong = lowest if lowest < limit.low else highest
+                kind, _, name = limit.port.partition(":")
+                raise InputError(
+                    f"{limit.where}\n  {kind} {name} holds the row number {wrong}\n"
+                    f"  this table takes {limit.low} .. {limit.high - 1}."
+                )
 
     def _checked(self, results: list[Tensor], exposed: Sequence[str]) -> list[Tensor]:
         if not exposed:

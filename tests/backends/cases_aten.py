@@ -84,6 +84,15 @@ def aten_cases() -> Iterator[tuple[Any, str, Callable[[Source], list[Any]]]]:
     yield aten.permute.default, "mask", lambda s: [s.mask(2, 7, 3, 40), [0, 2, 1, 3]]
     yield aten.slice.Tensor, "large", lambda s: [s.normal(9, 1000), 0, 2, 8]
     yield aten.expand.default, "rows", lambda s: [s.normal(5, 1), [3, -1, 7]]
+    for axes in ([1], [0, 2], [-1], [0, 1, 2]):
+        label = "-".join(map(str, axes))
+        yield (
+            aten.sum.dim_IntList,
+            f"masks-{label}",
+            lambda s, a=axes: [s.mask(3, 70, 20), a, len(a) == 1],
+        )
+    yield aten.sum.dim_IntList, "int64", lambda s: [s.integers(-9, 9, 5, 33, dtype=I64) << 40, [0]]
+    yield aten.sum.default, "mask", lambda s: [s.mask(300, 33)]
     yield aten.flip.default, "last", lambda s: [s.normal(3, 5, 37), [-1]]
     yield aten.flip.default, "ends", lambda s: [s.normal(3, 5, 37), [0, 2]]
     yield aten.flip.default, "rows", lambda s: [s.normal(3, 5, 2, 40), [1]]

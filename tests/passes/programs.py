@@ -36,10 +36,12 @@ _KINDS = {"p_": "param", "b_": "buffer", "x_": "input", "g_": "tangent"}
 
 def graph(signature: str, program: str, **meta: dict[str, Any]) -> GraphModule:
     """A graph from a program; `meta` adds metadata to nodes by name. Placeholders called p_...,
-    x_... and g_... are parameters, inputs and incoming gradients."""
+    x_... and g_... are parameters, inputs and incoming gradients; the graph holds
+    constant([1, 2], "i64")."""
     inputs, _, outputs = signature.partition("->")
     result = Graph()
     names: dict[str, Node] = {}
+    held = torch.nn.Module()
     mode = FakeTensorMode()
     for name, dtype, sizes in re.findall(r"(\w+): (\w+)\[([\d, ]*)\]", inputs):
         node = result.placeholder(name)
@@ -52,11 +54,30 @@ def graph(signature: str, program: str, **meta: dict[str, Any]) -> GraphModule:
     for statement in ast.parse(_dedented(program)).body:
         assert isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
         name = statement.targets[0].id
-        node = _call(result, statement.value, names, mode, name)
+        if _is_constant(statement.value):
+            node = _constant(result, statement.value, mode, name, held)
+        else:
+            node = _call(result, statement.value, names, mode, name)
         node.meta.update(meta.get(name, {}))
         names[name] = node
     result.output(tuple(names[name.strip()] for name in outputs.split(",")))
-    return GraphModule(torch.nn.Module(), result)
+    return GraphModule(held, result)
+
+
+def _is_constant(value: ast.expr) -> bool:
+    return isinstance(value, ast.Call) and ast.unparse(value.func) == "constant"
+
+
+def _constant(
+    result: Graph, value: ast.expr, mode: FakeTensorMode, name: str, held: torch.nn.Module
+) -> Node:
+    """constant([1, 2], "i64"): a tensor that the graph holds."""
+    assert isinstance(value, ast.Call)
+    numbers, dtype = (ast.literal_eval(argument) for argument in value.args)
+    held.register_buffer(name, torch.tensor(numbers, dtype=_DTYPES[dtype]))
+    node = result.get_attr(name)
+    node.meta["val"] = mode.from_tensor(held.get_buffer(name))
+    return node
 
 
 def _dedented(program: str) -> str:
@@ -112,6 +133,9 @@ def _canonical(module: GraphModule) -> tuple[str, ...]:
     for node in module.graph.nodes:
         if node.op == "placeholder":
             written[node] = node.name
+        elif node.op == "get_attr":
+            held = getattr(module, str(node.target))
+            written[node] = f"{held.dtype}{held.tolist()}"
         elif node.op == "call_function":
             given = _arguments(node)
             args = torch.fx.node.map_arg(given, lambda n: _Text(written[n]))
