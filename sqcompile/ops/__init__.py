@@ -12,6 +12,7 @@ from sqcompile.ops import (
     product,
     product_float,
     quantize,
+    quantize_pair,
     reduce,
 )
 from sqcompile.ops.table import OPS, Op, find, op
@@ -32,5 +33,6 @@ __all__ = [
     "product",
     "product_float",
     "quantize",
+    "quantize_pair",
     "reduce",
 ]
