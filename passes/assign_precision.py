@@ -42,7 +42,11 @@ class Operand:
 @dataclass(frozen=True)
 class ProductSpec:
     """A product's place (dotted module path), role (fprop, dgrad, wgrad), operands in argument
-    order, and the number of ShiftQuant groups of its gradient."""
+    order, and the number of ShiftQuant groups of its gradient.
+
+    occurrence: which of the module's products of this role it is; of the two gradients of a
+    product with a weight, which of the module's forward products theirs is.
+    """
 
     module: str
     role: str
@@ -66,7 +70,8 @@ def assign_precision(module: GraphModule, recipe: Recipe) -> GraphModule:
         path = _path(node)
         precision = recipe.precision(path, position == 0, position == len(forward) - 1)
         operands = tuple(_forward_operand(node, i, weights, precision, recipe) for i in (0, 1))
-        _attach(node, path, "fprop", operands, 1, recipe, occurrences)
+        occurrence = _next(occurrences, path, "fprop")
+        _attach(node, path, "fprop", operands, 1, recipe, occurrence)
         partners[node.meta["seq_nr"]] = node, precision
     for node in products:
         if node in backward:
@@ -81,14 +86,18 @@ def _attach(
     operands: tuple[Operand, ...],
     groups: int,
     recipe: Recipe,
-    occurrences: dict[tuple[str, str], int],
+    occurrence: int,
 ) -> None:
-    occurrence = occurrences[path, role] = occurrences.get((path, role), -1) + 1
     first, second = operands
     node.meta["sq"] = ProductSpec(
         path, role, (first, second), groups, recipe.outer_scales, occurrence
     )
     node.meta["module"], node.meta["role"] = path, role
+
+
+def _next(occurrences: dict[tuple[str, str], int], path: str, role: str) -> int:
+    found = occurrences[path, role] = occurrences.get((path, role), -1) + 1
+    return found
 
 
 def _path(node: Node) -> str:
@@ -153,7 +162,8 @@ def _backward(
         )
     kept = spec.operands[match]
     role = "wgrad" if is_wgrad else "dgrad"
-    _attach(node, spec.module, role, (gradient, kept), groups, recipe, occurrences)
+    occurrence = spec.occurrence if has_weight else _next(occurrences, spec.module, role)
+    _attach(node, spec.module, role, (gradient, kept), groups, recipe, occurrence)
 
 
 _SAME_SIGN = {

@@ -20,6 +20,7 @@ from sqcompile.passes.fuse_quantizers import fuse_quantizers
 from sqcompile.passes.fuse_residuals import fuse_residuals
 from sqcompile.passes.gather_sums import gather_sums
 from sqcompile.passes.pack_saved import pack_saved
+from sqcompile.passes.pair_quantizers import pair_quantizers
 from sqcompile.passes.printing import text
 from sqcompile.passes.quantize_norms import quantize_norms
 from sqcompile.passes.quantize_operands import quantize_operands
@@ -76,6 +77,8 @@ def integer_training(recipe: Recipe) -> list[Pass]:
         Pass("share_quantized", share_quantized, "no dangling quantiser"),
         # a gradient's ShiftQuant is one op, read as often as it must be
         Pass("fuse_quantizers", fuse_quantizers),
+        # one op quantises a gradient for both of its products
+        Pass("pair_quantizers", pair_quantizers),
         # what backward keeps is packed
         Pass("pack_saved", pack_saved),
         # a norm quantises and packs what it gives, and reads packed what it saved

@@ -111,7 +111,6 @@ def _quantize_gradient(
         exponent = editor.call(group_exponent, per_channel, groups, like=node)
     else:
         r = editor.call(absmax, g, outer, every, like=node)
-    stream = stream_id(spec.module, spec.role, "gradient", spec.occurrence)
     q = editor.call(
         quantize_stochastic,
         g,
@@ -120,7 +119,7 @@ def _quantize_gradient(
         exponent,
         rng,
         bits,
-        stream,
+        _stream(spec),
         like=node,
         name=f"{_short(g)}_q",
         bits=bits,
@@ -130,6 +129,13 @@ def _quantize_gradient(
     if outer is not None:
         scales.append(editor.call(outer_scale, outer, like=node))
     return q, exponent, scales
+
+
+def _stream(spec: ProductSpec) -> int:
+    """dgrad and wgrad of a product with a weight round one gradient, by the same draws: their
+    results are never multiplied with each other, so that the shared error biases nothing."""
+    shared = spec.role == "wgrad" or spec.operands[1].kind == "weight"
+    return stream_id(spec.module, "backward" if shared else spec.role, "gradient", spec.occurrence)
 
 
 def _batch(axes: Contraction) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from sqcompile.errors import SqError
-from sqcompile.ops import norm_float, quantize
+from sqcompile.ops import norm_float, quantize, quantize_pair
 from sqcompile.ops.table import find
 from sqcompile.passes.bound_accumulators import INT32_LIMIT
 from sqcompile.passes.contraction import FLOAT_PRODUCTS, REDUCTIONS
@@ -107,8 +107,14 @@ def _no_dangling_quantizer(module: GraphModule) -> None:
         if not node.users:
             _fail(node, "quantises what nothing reads")
     for node in calls(module, quantize.shift_quantize):
-        if not any(item.args[1] == 0 for item in node.users):
-            _fail(node, "quantises what nothing reads")
+        _reads_outputs(node, 0)
+    for node in calls(module, quantize_pair.shift_quantize_pair):
+        _reads_outputs(node, 0, quantize_pair.PER_QUANTIZER)
+
+
+def _reads_outputs(node: Node, *places: int) -> None:
+    if not {item.args[1] for item in node.users}.issuperset(places):
+        _fail(node, "quantises what nothing reads")
 
 
 def _bounded(module: GraphModule) -> None:

@@ -102,7 +102,7 @@ def quantized(
     reduced, free = layer.axes(role)
     bits, groups = precision.gradient_bits, precision.groups
     rng = torch.tensor([0, draw, 0, 0])
-    stream = stream_id(layer.path, role, "gradient", 0)
+    stream = stream_id(layer.path, "backward", "gradient", 0)
     value: Tensor
     float_scales = {"per tensor": [], "per channel": [g.dim() - 1], "per token": reduced}
     if scheme in float_scales:

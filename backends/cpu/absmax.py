@@ -143,7 +143,7 @@ def maxima(scaled: Scaled, into: Sequence[int], size: int, store: Store) -> None
             accumulate(scaled, block, into, partial, base)
 
         slices.run(slice_of)
-        slices.combine(store)
+        slices.combine((size, store))
 
 
 def _results(scaled: Scaled, block: Block, into: Sequence[int], base: Expr, store: Store) -> None:
@@ -199,13 +199,16 @@ class Slices:
             clear(self.partial, base, self.size)
             emit(begin, length, self.partial, base)
 
-    def combine(self, store: Store) -> None:
-        """store(index, magnitude as float32) of every result."""
+    def combine(self, *stores: tuple[int, Store]) -> None:
+        """store(index, magnitude as float32) of the results, for (how many, store) in turn."""
         best = self.partial
         with nest.serial(self.count, "slice", 1) as part, nest.serial(self.size, "o") as o:
             best.store(o, tirx.max(best[o], best[part * self.stride + o]))
-        with nest.serial(self.size, "o") as o:
-            store(o, nest.bits_of(best[o], "float32"))
+        first = 0
+        for size, store in stores:
+            with nest.serial(size, "o") as o:
+                store(o, nest.bits_of(best[first + o], "float32"))
+            first += size
 
 
 def _flat(scaled: Scaled, store: Store) -> None:

@@ -6,6 +6,7 @@ execution units, where one after the other left a third of them idle (0.36 ns an
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tvm import tirx
 
@@ -21,18 +22,37 @@ TASK = 64
 """Blocks of one parallel iteration: each draws one block too many."""
 
 
-def quantize_blocks(
-    scaled: Scaled, scales: Sequence[Factor], philox: Philox, bits: int, q: Array
-) -> None:
-    """q = clamp(floor(scaled * (scale * scale ...) + u)), the scales multiplied first.
+@dataclass(frozen=True)
+class Rounding:
+    """q = clamp(floor(scaled * (scale * scale ...) + u)), the scales multiplied first."""
+
+    scaled: Scaled
+    scales: Sequence[Factor]
+    q: Array
+
+    def moved(self, x: Expr, read: Callable[[Factor], Expr], u: Expr) -> Expr:
+        """One element x of the tensor, or a vector, scaled and plus u."""
+        value = x
+        for factor in self.scaled.factors:
+            value = value * read(factor)
+        first, *others = self.scales
+        scale = read(first)
+        for factor in others:
+            scale = scale * read(factor)
+        return nest.fence(value * scale, lanes_of(x)) + u
+
+
+def quantize_blocks(roundings: Sequence[Rounding], philox: Philox, bits: int) -> None:
+    """Round a tensor, in one way or several that take the same draws.
 
     Parallel over runs of blocks. In vectors of 16, of which one can lie across the end of a row;
     element by element where rows are shorter than a vector, and in the last block.
     """
-    size, (*heads, inner) = q.size, scaled.extents
-    whole = size // BLOCK if inner >= LANES or not heads else 0
+    size = roundings[0].q.size
+    short = any(len(one.scaled.extents) > 1 and one.scaled.extents[-1] < LANES for one in roundings)
+    whole = 0 if short else size // BLOCK
     if whole:
-        _whole_blocks(scaled, scales, philox, bits, q, whole)
+        _whole_blocks(roundings, philox, bits, whole)
     if size > whole * BLOCK:
         blocks = -(-(size - whole * BLOCK) // BLOCK)
         with nest.parallel(blocks, blocks * BLOCK * 8, "block") as task:
@@ -42,20 +62,22 @@ def quantize_blocks(
                 held.store(nest.ramp(index * LANES), draw)
             with nest.serial(tirx.min(BLOCK, size - block * BLOCK), "e") as e:
                 at = block * BLOCK + e
-                row = nest.unravel(tirx.floordiv(at, inner), heads)
-                column = tirx.floormod(at, inner)
-
-                def one(factor: Factor) -> Expr:
-                    return factor.read(row, column, 1)
-
-                moved = _moved(scaled.x[at], scaled.factors, scales, one, uniform(held[e]))
-                (value,) = to_bytes([moved], *limits(bits, True), down=True)
-                q.store(at, value)
+                u = uniform(held[e])
+                for one in roundings:
+                    moved = one.moved(one.scaled.x[at], _element(one.scaled.extents, at), u)
+                    (value,) = to_bytes([moved], *limits(bits, True), down=True)
+                    one.q.store(at, value)
 
 
-def _whole_blocks(
-    scaled: Scaled, scales: Sequence[Factor], philox: Philox, bits: int, q: Array, whole: int
-) -> None:
+def _element(extents: Sequence[int], at: Expr) -> Callable[[Factor], Expr]:
+    """What reads a factor for the element at a flat index."""
+    *heads, inner = extents
+    row = nest.unravel(tirx.floordiv(at, inner), heads)
+    column = tirx.floormod(at, inner)
+    return lambda factor: factor.read(row, column, 1)
+
+
+def _whole_blocks(roundings: Sequence[Rounding], philox: Philox, bits: int, whole: int) -> None:
     """The first `whole` blocks."""
     tasks = -(-whole // TASK)
     with nest.parallel(tasks, whole * BLOCK * 8, "task") as task:
@@ -69,23 +91,28 @@ def _whole_blocks(
         with nest.serial(tirx.min(TASK, whole - first), "block") as i:
             block = first + i
             following = philox.start(block + 1)
-            moved: list[Expr] = []
+            moved: list[list[Expr]] = [[] for _ in roundings]
             for index in range(DRAWS_PER_BLOCK):
                 start = block * BLOCK + index * LANES
-                read = _reader(scaled.extents, start)
                 u = (_uniform_low, _uniform_high)[index % 2](words[index // 2][lane])
-                x = scaled.x[nest.ramp(start)]
-                moved.append(_moved(x, scaled.factors, scales, read, u))
+                for one, values in zip(roundings, moved, strict=True):
+                    x = one.scaled.x[nest.ramp(start)]
+                    values.append(one.moved(x, _reader(one.scaled.extents, start), u))
                 rounds = [ROUNDS * (index + i) // DRAWS_PER_BLOCK for i in (0, 1)]
                 for r in range(*rounds):
                     following.round(r)
-                if len(moved) == 4:
-                    at = start - 3 * LANES
-                    for value in to_bytes(moved, *limits(bits, True), down=True):
-                        q.store(nest.ramp(at, lanes_of(value)), value)
-                        at = at + lanes_of(value)
-                    moved = []
+                if index % 4 == 3:
+                    for one, values in zip(roundings, moved, strict=True):
+                        _store(one.q, start - 3 * LANES, values, bits)
+                        values.clear()
             _hold(following, words)
+
+
+def _store(q: Array, at: Expr, values: Sequence[Expr], bits: int) -> None:
+    """Round vectors down, to elements of q from `at` on."""
+    for value in to_bytes(values, *limits(bits, True), down=True):
+        q.store(nest.ramp(at, lanes_of(value)), value)
+        at = at + lanes_of(value)
 
 
 def _hold(state: State, words: Sequence[Array]) -> None:
@@ -102,24 +129,6 @@ def _reader(extents: Sequence[int], start: Expr) -> Callable[[Factor], Expr]:
     if inner % LANES:
         return lambda factor: factor.across(row, extents, column)
     return lambda factor: factor.read(nest.unravel(row, heads), column, LANES)
-
-
-def _moved(
-    x: Expr,
-    factors: Sequence[Factor],
-    scales: Sequence[Factor],
-    read: Callable[[Factor], Expr],
-    u: Expr,
-) -> Expr:
-    """One scaled element plus u, or a vector of them."""
-    value = x
-    for factor in factors:
-        value = value * read(factor)
-    first, *others = scales
-    scale = read(first)
-    for factor in others:
-        scale = scale * read(factor)
-    return nest.fence(value * scale, lanes_of(x)) + u
 
 
 def uniform(draw: Expr) -> Expr:

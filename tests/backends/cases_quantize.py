@@ -114,6 +114,36 @@ def gradients() -> Made:
     )
 
 
+def pairs() -> Made:
+    """shift_quantize_pair: with and without outer scales, groups and a factor."""
+    for shape in ((67, 37), (300, 64), (8, 16, 16, 16), (3, 7, 7, 5), (4, 9, 5, 1), (1, 1)):
+        for label, outer, bits, groups in (
+            ("4", True, 4, 4),
+            ("8", True, 8, 1),
+            ("paper", False, 4, 4),
+            ("naive", False, 4, 1),
+        ):
+
+            def make(s: Source, sh=shape, a=(outer, bits, groups, 7)) -> list[Any]:
+                factor = s.uniform(*kept(sh, -1)) if a[2] > 1 else None
+                return [spread(s, *sh), factor, RNG, *a]
+
+            yield "shift_quantize_pair", f"{sized(shape)}-{label}", make
+    yield (
+        "shift_quantize_pair",
+        "zero-channels",
+        lambda s: [
+            s.normal(20, 32) * (s.uniform(1, 32) > 0.5),
+            s.uniform(1, 32),
+            RNG,
+            True,
+            8,
+            1,
+            5,
+        ],
+    )
+
+
 def weights() -> Made:
     """quantize_rows: whole runs of vectors, a run that overlaps, vectors, scalars, ties, zeros."""
     for shape, bits, signed in (

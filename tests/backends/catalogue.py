@@ -16,6 +16,7 @@ from tests.backends.cases_aten import TO_COPY, aten_cases, to_float
 FAMILIES = (
     cases_quantize.quantizers,
     cases_quantize.gradients,
+    cases_quantize.pairs,
     cases_quantize.weights,
     cases_quantize.absmaxes,
     cases_quantize.packs,

@@ -62,6 +62,10 @@ EXAMPLES: dict[str, list[list[Any]]] = {
         [f32(2, 3, 4, 5), None, RNG, [3], [0, 1, 2], 6, 3, 5],
         [f32(3, 4), None, RNG, [], [], 8, 1, 5],
     ],
+    "shift_quantize_pair": [
+        [f32(3, 4), f32(1, 4), RNG, True, 4, 4, 5],
+        [f32(2, 3, 4, 5), None, RNG, False, 8, 1, 5],
+    ],
     "quant_scale": [[f32(3, 1), 4, True, 4], [f32(1), 4, False, 1]],
     "outer_scale": [[f32(3, 1, 1)]],
     "shift_matmul": [

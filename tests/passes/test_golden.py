@@ -118,7 +118,7 @@ def test_quantize_operands_forward():
 
 @pytest.mark.parametrize("outer", [True, False], ids=["outer-scales", "paper"])
 def test_quantize_operands_shifts_the_gradient(outer):
-    stream = stream_id("fc", "dgrad", "gradient", 0)
+    stream = stream_id("fc", "backward", "gradient", 0)
     folded = Operand("weight", 4, True, (0,), folded=True)
     before = graph(
         "g_0: f32[4, 6], p_w: f32[6, 8], rng: i64[4] -> dx",
@@ -186,7 +186,7 @@ def test_the_input_gradient_of_a_convolution_has_a_scale_per_sample():
         f"dx = sq.conv_input_grad(g_0, p_w, [2, 7, 9, 3], {CONV})",
         dx=spec("dgrad", (GRADIENT, WEIGHT)),
     )
-    stream = stream_id("fc", "dgrad", "gradient", 0)
+    stream = stream_id("fc", "backward", "gradient", 0)
     after = graph(
         f"{IMAGES}, rng: i64[4] -> dx",
         f"""
@@ -219,7 +219,7 @@ def test_the_weight_gradient_of_a_convolution_has_a_scale_per_output_channel():
         f"dw = sq.conv_weight_grad(g_0, x_0, [6, 3, 3, 3], {CONV})",
         dw=spec("wgrad", (GRADIENT, ACTIVATION)),
     )
-    stream = stream_id("fc", "wgrad", "gradient", 0)
+    stream = stream_id("fc", "backward", "gradient", 0)
     after = graph(
         f"{IMAGES}, rng: i64[4] -> dw",
         f"""
