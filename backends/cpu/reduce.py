@@ -13,8 +13,8 @@ from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.reduce import CHUNK
 
-COLUMNS = 64
-"""Results that one task of a column sum takes: rows of x are read in pieces of four lines."""
+COLUMNS = 128
+"""Results that one task of a column sum takes: rows of x are read in pieces of eight lines."""
 TILE = 32
 """Rows that a column sum takes for one vector of results before it goes to the next."""
 
