@@ -35,7 +35,6 @@ class _Fused:
         """r, and the factor qmax / r of y, zero where r counts as zero."""
         best = nest.scratch(1, "int32")
         best.store(0, nest.zero("int32"))
-        assert self.normal.extremes is not None
         with nest.serial(self.normal.periods.channels, "c") as c:
             for extreme in self.normal.extremes.result:
                 y, _ = self.values(self.general, extreme[c], self.general.channels, c)
