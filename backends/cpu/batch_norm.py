@@ -2,8 +2,8 @@
 
 Three passes over the integers, each parallel over blocks of rows: the sum of every channel, unless
 the product that made the integers gives it; the sum and number of the elements above the mean,
-which give the deviation without 64-bit arithmetic (`norm.deviation`), and where asked the extremes;
-and the elements themselves.
+which give the deviation without 64-bit arithmetic (`norm.deviation`); and the elements themselves.
+The first pass that there is also finds the extremes of every channel where asked.
 """
 
 from collections.abc import Callable
@@ -43,25 +43,27 @@ def _integers(size: int, dtype: str = "int64") -> Array:
 
 
 class _Extremes:
-    """The largest and smallest element of every channel."""
+    """The largest and smallest element of every channel, or nothing where they are not wanted."""
 
-    def __init__(self, periods: Periods, dtype: str) -> None:
+    def __init__(self, periods: Periods, dtype: str, wanted: bool) -> None:
         self.periods, self.dtype = periods, dtype
-        size = periods.tasks * periods.width
-        self.partial = [_integers(size, dtype) for _ in range(2)]
-        self.result = [_integers(periods.channels, dtype) for _ in range(2)]
-        self.joins: list[Callable[[Expr, Expr], Expr]] = [tirx.max, tirx.min]
-        self.starts = [tirx.min_value(dtype), tirx.max_value(dtype)]
+        both: list[tuple[Callable[[Expr, Expr], Expr], Expr]] = [
+            (tirx.max, tirx.min_value(dtype)),
+            (tirx.min, tirx.max_value(dtype)),
+        ]
+        self.ends = both if wanted else []
+        self.partial = [_integers(periods.tasks * periods.width, dtype) for _ in self.ends]
+        self.result = [_integers(periods.channels, dtype) for _ in self.ends]
 
     def open(self) -> list[Array]:
         """Accumulators of one vector."""
-        slots = [nest.scratch(LANES, self.dtype) for _ in range(2)]
-        for slot, start in zip(slots, self.starts, strict=True):
+        slots = [nest.scratch(LANES, self.dtype) for _ in self.ends]
+        for slot, (_, start) in zip(slots, self.ends, strict=True):
             slot.store(nest.ramp(0), nest.splat(start))
         return slots
 
     def add(self, slots: list[Array], value: Expr) -> None:
-        for slot, join in zip(slots, self.joins, strict=True):
+        for slot, (join, _) in zip(slots, self.ends, strict=True):
             slot.store(nest.ramp(0), join(slot[nest.ramp(0)], value))
 
     def close(self, slots: list[Array], at: Expr) -> None:
@@ -69,13 +71,11 @@ class _Extremes:
             partial.store(nest.ramp(at), slot[nest.ramp(0)])
 
     def fold(self) -> None:
-        for result, partial, join, start in zip(
-            self.result, self.partial, self.joins, self.starts, strict=True
-        ):
-            self.periods.fold_into(result, partial, join, start)
+        for result, partial, end in zip(self.result, self.partial, self.ends, strict=True):
+            self.periods.fold_into(result, partial, *end)
 
     def left(self, c: Expr, value: Expr) -> None:
-        for result, join in zip(self.result, self.joins, strict=True):
+        for result, (join, _) in zip(self.result, self.ends, strict=True):
             result.store(c, join(result[c], value))
 
 
@@ -97,32 +97,40 @@ class Normalizer:
         self.compared = _compared(self.x.dtype)
         self.count = prod(self.x.shape[:-1])
         channels = self.periods.channels
-        self.extremes = _Extremes(self.periods, self.compared) if extremes else None
-        total = f.get("sums") or self._sums()
+        self.extremes = _Extremes(self.periods, self.compared, extremes)
+        total, later = f.get("sums"), self.extremes
+        if total is None:
+            total = self._sums(self.extremes)
+            later = _Extremes(self.periods, self.compared, wanted=False)
         mean = self._mean(total)
-        above, number = self._above(mean)
+        above, number = self._above(mean, later)
         self.mean, self.factor = mean, nest.scratch(channels, "float32")
         self._finish(total, above, number)
 
-    def _sums(self) -> Array:
-        """The sum of every channel."""
+    def _sums(self, extremes: _Extremes) -> Array:
+        """The sum of every channel, and its extremes."""
         periods, x = self.periods, self.x
         partial = _integers(periods.tasks * periods.width)
 
-        def start(_: Expr) -> Total:
-            return Total(x.dtype)
+        def start(_: Expr) -> tuple[Total, list[Array]]:
+            return Total(x.dtype), extremes.open()
 
-        def add(slot: Total, at: Expr) -> None:
-            slot.add(_load(x, at))
+        def add(slots: tuple[Total, list[Array]], at: Expr) -> None:
+            value = _load(x, at)
+            slots[0].add(value)
+            extremes.add(slots[1], value)
 
-        def end(slot: Total, at: Expr) -> None:
-            partial.store(nest.ramp(at), slot.result())
+        def end(slots: tuple[Total, list[Array]], at: Expr) -> None:
+            partial.store(nest.ramp(at), slots[0].result())
+            extremes.close(slots[1], at)
 
-        periods.accumulate(2, start, add, end)
+        periods.accumulate(4, start, add, end)
         total = _integers(periods.channels)
         periods.fold_into(total, partial, lambda a, b: a + b, nest.zero("int64"))
+        extremes.fold()
         with periods.leftover() as (i, c):
             total.store(c, total[c] + nest.cast(x[i], "int64"))
+            extremes.left(c, nest.cast(x[i], self.compared))
         return total
 
     def _mean(self, total: Array) -> Array:
@@ -132,10 +140,10 @@ class Normalizer:
             mean.store(c, rounded_mean(total[c], self.count, self.spec["frac_bits"]))
         return mean
 
-    def _above(self, mean: Array) -> tuple[Array, Array]:
-        """The sum and the number of the elements above the mean of their channel; the extremes on
-        the way."""
-        periods, x, dtype, extremes = self.periods, self.x, self.compared, self.extremes
+    def _above(self, mean: Array, extremes: _Extremes) -> tuple[Array, Array]:
+        """The sum and the number of the elements above the mean of their channel, and the
+        extremes."""
+        periods, x, dtype = self.periods, self.x, self.compared
         limit = nest.scratch(periods.channels, dtype)
         with nest.serial(periods.channels, "c") as c:
             limit.store(c, nest.cast(threshold(mean[c], self.spec["frac_bits"]), dtype))
@@ -146,25 +154,22 @@ class Normalizer:
         def start(place: Expr) -> tuple[Total, Total, Array, list[Array]]:
             bound = nest.scratch(LANES, dtype)
             bound.store(nest.ramp(0), limits[nest.ramp(place)])
-            return Total(x.dtype), Total("int8"), bound, extremes.open() if extremes else []
+            return Total(x.dtype), Total("int8"), bound, extremes.open()
 
         def add(slots: tuple[Total, Total, Array, list[Array]], at: Expr) -> None:
             value, (kept, number, bound, ends) = _load(x, at), slots
             greater = value > bound[nest.ramp(0)]
             kept.add(nest.select(greater, value, zeros(dtype)))
             number.add(nest.select(greater, one, zero))
-            if extremes:
-                extremes.add(ends, value)
+            extremes.add(ends, value)
 
         def end(slots: tuple[Total, Total, Array, list[Array]], at: Expr) -> None:
             partial.store(nest.ramp(at), slots[0].result())
             counts.store(nest.ramp(at), slots[1].result())
-            if extremes:
-                extremes.close(slots[3], at)
+            extremes.close(slots[3], at)
 
-        periods.accumulate(6 if extremes else 4, start, add, end)
-        if extremes:
-            extremes.fold()
+        periods.accumulate(4 + len(extremes.ends), start, add, end)
+        extremes.fold()
         above, number = (_integers(periods.channels) for _ in range(2))
         for result, parts in ((above, partial), (number, counts)):
             periods.fold_into(result, parts, lambda a, b: a + b, nest.zero("int64"))
@@ -174,8 +179,7 @@ class Normalizer:
             kept = nest.select(greater, value, nest.zero(dtype))
             above.store(c, above[c] + nest.cast(kept, "int64"))
             number.store(c, number[c] + nest.cast(greater, "int64"))
-            if extremes:
-                extremes.left(c, value)
+            extremes.left(c, value)
         return above, number
 
     def _finish(self, total: Array, above: Array, number: Array) -> None:
@@ -194,7 +198,6 @@ class Normalizer:
     def fits(self) -> Expr:
         """Whether x * 2^f - m of every element of an int32 x fits 32 bits: mostly so, since few
         accumulators are 2^15 away from their mean."""
-        assert self.extremes is not None
         f, farthest = nest.const(self.spec["frac_bits"], "int64"), _integers(1)
         farthest.store(0, nest.zero("int64"))
         with nest.serial(self.periods.channels, "c") as c:

@@ -31,7 +31,6 @@ class _Fused:
         norm, general = self.norm, self.norm.general
         best = nest.scratch(1, "int32")
         best.store(0, nest.zero("int32"))
-        assert norm.normal.extremes is not None
         with nest.serial(norm.normal.periods.channels, "c") as c:
             for extreme in norm.normal.extremes.result:
                 y, _ = norm.values_of(general, extreme[c], general.channels, c)
