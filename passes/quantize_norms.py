@@ -168,7 +168,7 @@ class _Norms:
             g = self._view(given["g"], grouped, node)
             gamma = None if gamma is None else self._view(gamma, grouped[2:], node)
             h = self._times(g, gamma, node)
-            q, scale = self._stochastic(h, norm.GROUP_AXES, "h", node)
+            q, scale = self._stochastic(h, norm.GROUP_AXES, "h", node, grouped)
             args = (q, scale, xhat, given["coefficient"], self.recipe.norm_saved_step)
             dx = self.editor.call(norm.l1_group_norm_backward, *args, like=node)
             replace(users[0], self._view(dx, shape(given["g"]), node))
@@ -223,16 +223,27 @@ class _Norms:
         )
         return q, self.editor.call(quant_scale, r, bits, True, 1, like=node)
 
-    def _stochastic(self, g: Node, axes: list[int], operand: str, node: Node) -> tuple[Node, Node]:
+    def _stochastic(
+        self, g: Node, axes: list[int], operand: str, node: Node, grouped: list[int] | None = None
+    ) -> tuple[Node, Node]:
+        """Integers and scale. Those of a shape (N, P, G, K) are quantised as (N, P, G * K), by an
+        absmax repeated over the channels of its group: rows long enough for vectors."""
         bits = self.recipe.norm_grad_bits
         key = f"{node.meta['module']}/{operand}"
         occurrence = self.occurrences[key] = self.occurrences.get(key, -1) + 1
         stream = stream_id(node.meta["module"], "norm", operand, occurrence)
         r = self.editor.call(absmax, g, None, axes, like=node)
+        rows, largest = g, r
+        if grouped is not None:
+            n, pixels, groups, width = grouped
+            largest = self.editor.call(aten.expand.default, r, [n, 1, groups, width], like=node)
+            flat = [n, 1, groups * width]
+            largest = self.editor.call(aten.reshape.default, largest, flat, like=node)
+            rows = self._view(g, [n, pixels, groups * width], node)
         q = self.editor.call(
             quantize_stochastic,
-            g,
-            r,
+            rows,
+            largest,
             None,
             None,
             self.rng,
@@ -243,7 +254,8 @@ class _Norms:
             bits=bits,
             signed=True,
         )
-        return q, self.editor.call(quant_scale, r, bits, True, 1, like=node)
+        scale = self.editor.call(quant_scale, r, bits, True, 1, like=node)
+        return (self._view(q, grouped, node) if grouped else q), scale
 
     def _channels(self, v: Node, channels: int, node: Node) -> Node:
         """A scale or bias kept with size-1 axes -> (channels,)."""
