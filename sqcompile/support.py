@@ -19,7 +19,6 @@ NEAREST = {
     "elu": "leaky_relu",
     "hardswish": "hardtanh (ReLU6)",
     "native_group_norm": "batch_norm or layer_norm",
-    "native_dropout": "no dropout in the compiled part",
     "_softmax": "softmax outside of the compiled part",
     "_log_softmax": "the loss outside of the compiled part",
 }
