@@ -9,6 +9,7 @@ from torch.fx import Node
 from sqcompile.ops.lookup import take, take_backward
 from sqcompile.ops.resample import resample
 from sqcompile.passes.editing import Editor, arguments, is_call, replace, shape, value
+from sqcompile.passes.fold_constants import constant
 
 aten = torch.ops.aten
 
@@ -166,8 +167,38 @@ def _added(editor: Editor, node: Node, g: Node, index: Node, axis: int) -> None:
     replace(node, editor.call(take_backward, g, flat, axis, size, -1, like=node))
 
 
+def _edge_padding(editor: Editor, node: Node) -> None:
+    """Padding from the image itself: its lines by number, then its columns."""
+    x = arguments(node)["self"]
+    for axis, numbers in _edge_numbers(node, shape(x)):
+        x = editor.call(take, x, constant(editor, numbers, node), axis, like=node)
+    replace(node, x)
+
+
+def _edge_padding_backward(editor: Editor, node: Node) -> None:
+    g, sizes = arguments(node)["grad_output"], shape(node)
+    for axis, numbers in _edge_numbers(node, sizes):
+        index = constant(editor, numbers, node)
+        g = editor.call(take_backward, g, index, axis, sizes[axis], -1, like=node)
+    replace(node, g)
+
+
+def _edge_numbers(node: Node, sizes: list[int]) -> list[tuple[int, torch.Tensor]]:
+    """(axis, which of its elements stand along it) of padding by reflection or replication."""
+    widths = arguments(node)["padding"]
+    found = []
+    for i in range(len(widths) // 2):
+        axis = len(sizes) - 1 - i
+        last = sizes[axis] - 1
+        at = torch.arange(-widths[2 * i], sizes[axis] + widths[2 * i + 1])
+        if "reflection" in str(node.target):
+            at = last - (last - at.abs()).abs()
+        found.append((axis, at.clamp(0, last)))
+    return found
+
+
 def _zeros(node: Node) -> bool:
-    return is_call(node, aten.full.default) and node.args[1] == 0
+    return is_call(node, aten.full.default) and arguments(node)["fill_value"] == 0
 
 
 def _pixel_shuffle(editor: Editor, node: Node) -> None:
@@ -239,6 +270,24 @@ SHAPES: dict[object, Callable[[Editor, Node], None]] = {
     aten.index_add.default: _index_add,
     aten.index.Tensor: _index,
     aten.index_put.default: _index_put,
+    **dict.fromkeys(
+        (
+            aten.reflection_pad1d.default,
+            aten.reflection_pad2d.default,
+            aten.replication_pad1d.default,
+            aten.replication_pad2d.default,
+        ),
+        _edge_padding,
+    ),
+    **dict.fromkeys(
+        (
+            aten.reflection_pad1d_backward.default,
+            aten.reflection_pad2d_backward.default,
+            aten.replication_pad1d_backward.default,
+            aten.replication_pad2d_backward.default,
+        ),
+        _edge_padding_backward,
+    ),
     aten.pixel_shuffle.default: _pixel_shuffle,
     aten.pixel_unshuffle.default: _pixel_unshuffle,
     aten._prelu_kernel.default: _prelu,

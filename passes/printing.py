@@ -1,6 +1,7 @@
 """A graph as readable Python: short op names, shapes, dtypes, bits and the user's lines."""
 
 import operator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ _DTYPES = {
     torch.int64: "i64",
     torch.bool: "bool",
 }
+
+_TORCH = str(Path(torch.__file__).parent)
+"""Where torch's own functions stand, whose lines are not the user's."""
 
 
 def text(module: GraphModule, name: str = "step") -> str:
@@ -53,11 +57,12 @@ def _described(value: Any) -> str:
 def source_line(node: Node) -> str:
     """`model.py:12  x = self.conv(x)`: the user's innermost line behind a node, or ""."""
     trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
-    for position in range(len(trace) - 1, -1, -1):
-        if trace[position].startswith('File "'):
-            path, line = trace[position].split('"')[1], trace[position].split("line ")[1]
-            code = trace[position + 1] if position + 1 < len(trace) else ""
-            return f"{path.rpartition('/')[2]}:{line.split(',')[0]}  {code}"
+    frames = [at for at, line in enumerate(trace) if line.startswith('File "')]
+    own = [at for at in frames if not trace[at].startswith(f'File "{_TORCH}')]
+    for position in (own or frames)[-1:]:
+        path, line = trace[position].split('"')[1], trace[position].split("line ")[1]
+        code = trace[position + 1] if position + 1 < len(trace) else ""
+        return f"{path.rpartition('/')[2]}:{line.split(',')[0]}  {code}"
     return ""
 
 

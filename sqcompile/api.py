@@ -16,8 +16,8 @@ from sqcompile.backends.lower import lower
 from sqcompile.backends.targets import Target
 from sqcompile.capture import Capture, Traced, capture, differentiate, trace
 from sqcompile.errors import CaptureError, UsageError
+from sqcompile.index_limits import index_limits
 from sqcompile.passes.expose_absmax import expose_absmax
-from sqcompile.passes.index_limits import index_limits
 from sqcompile.passes.partition import Partition, partition
 from sqcompile.passes.pipeline import Stage, integer_training, run
 from sqcompile.passes.printing import text

@@ -16,7 +16,6 @@ NEAREST = {
     "softplus": "elu or relu",
     "hardshrink": "hardtanh",
     "softshrink": "hardtanh",
-    "native_dropout": "no dropout in the compiled part",
 }
 """What a user can write instead, by ATen name."""
 

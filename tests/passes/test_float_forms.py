@@ -62,6 +62,8 @@ IMAGES: dict[str, Form] = {
     "corners": lambda x: F.interpolate(x, (7, 13), mode="bilinear", align_corners=True),
     "area": lambda x: F.interpolate(x, (5, 3), mode="area"),
     "pad": lambda x: F.pad(x, (1, 2, 0, 1), value=0.5),
+    "reflect": lambda x: F.pad(x, (1, 2, 3, 0), mode="reflect"),
+    "replicate": lambda x: F.pad(x, (1, 2, 0, 3), mode="replicate"),
     "flip": lambda x: x.flip(3),
     "roll": lambda x: x.roll((1, -2), (2, 3)),
     "chunk": lambda x: torch.cat([part * (i + 1) for i, part in enumerate(x.chunk(3, 1))], 1),
