@@ -14,8 +14,6 @@ from sqcompile.passes.printing import op_name, source_line
 NEAREST = {
     "mish": "silu or gelu",
     "softplus": "elu or relu",
-    "hardshrink": "hardtanh",
-    "softshrink": "hardtanh",
     "native_group_norm": "batch_norm or layer_norm",
     "native_dropout": "no dropout in the compiled part",
 }
