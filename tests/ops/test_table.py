@@ -154,6 +154,7 @@ EXAMPLES: dict[str, list[list[Any]]] = {
     "avg_pool2d": [[f32(*X), *POOL]],
     "avg_pool2d_backward": [[f32(2, 3, 4, 4), list(X), *POOL]],
     "ordered_sum": [[f32(3, 40, 5), [0, 2], False], [f32(3, 40), [1], True], [f32(3), [], False]],
+    "amax": [[f32(3, 4)], [f32(3)]],
     "pack_int4": [[i8(3, 5)], [u8(2, 2)], [zeros8(0)]],
     "unpack_int4": [[u8(8), [3, 5], True], [u8(2), [2, 2], False]],
     "pack_mask": [[f32(3, 5) > 0.5], [f32(0) > 0.5]],
