@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from sqcompile.ops import activation, functions, loss, softmax
 from sqcompile.ops.elementwise import sqrt
-from sqcompile.ops.reduce import ordered_sum
+from sqcompile.ops.reduce import amax, ordered_sum
 from sqcompile.ops.table import Op
 from sqcompile.passes.editing import Editor, arguments, replace, shape, value
 
@@ -155,6 +155,23 @@ def _by_row(op: Op, *names: str) -> Rule:
     return rule
 
 
+def _amax(editor: Editor, node: Node) -> None:
+    """Over the last axis: the others that are reduced go there too, and are merged."""
+    given = arguments(node)
+    x, rank = given["self"], value(given["self"]).dim()
+    reduced = sorted(int(axis) % rank for axis in given["dim"] or range(rank)) if rank else []
+    if not _is_float(x) or not reduced:
+        return
+    kept = [axis for axis in range(rank) if axis not in reduced]
+    axes = kept + reduced
+    if axes != sorted(axes):
+        x = editor.call(aten.permute.default, x, axes, like=node)
+    merged = [*shape(x)[: len(kept)], prod(shape(x)[len(kept) :])]
+    if shape(x) != merged:
+        x = editor.call(aten.reshape.default, x, merged, like=node)
+    replace(node, _viewed(editor, editor.call(amax, x, like=node), shape(node), node))
+
+
 def _nll_loss(editor: Editor, node: Node) -> None:
     """Losses by row, then their sum, divided by the sum of the weights for a mean."""
     given = arguments(node)
@@ -270,6 +287,7 @@ FUNCTIONS: dict[object, Rule] = {
     aten._log_softmax_backward_data.default: _by_row(
         softmax.log_softmax_backward, "grad_output", "output"
     ),
+    aten.amax.default: _amax,
     aten.nll_loss_forward.default: _nll_loss,
     aten.nll_loss_backward.default: _nll_loss_backward,
     aten.mse_loss.default: _mse_loss,

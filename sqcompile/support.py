@@ -14,8 +14,6 @@ from sqcompile.passes.printing import op_name, source_line
 NEAREST = {
     "mish": "silu or gelu",
     "softplus": "elu or relu",
-    "hardshrink": "hardtanh",
-    "softshrink": "hardtanh",
 }
 """What a user can write instead, by ATen name."""
 

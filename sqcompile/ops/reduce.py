@@ -49,3 +49,19 @@ def ordered_sum(x: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
 @ordered_sum.meta
 def _(x: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
     return x.new_empty(_summed_shape(x.shape, axes, keepdim))
+
+
+def _ordered(bits: Tensor) -> Tensor:
+    """The bits of floats as int32 that order like the numbers, and back; -0.0 is below 0.0."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@op("sq::amax", doc="The largest element of every row.")
+def amax(x: Tensor) -> Tensor:
+    """x float32 (..., n), n > 0 -> float32 (...): 0.0 of two zeros that differ."""
+    return _ordered(_ordered(x.contiguous().view(torch.int32)).amax(-1)).view(torch.float32)
+
+
+@amax.meta
+def _(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:-1])

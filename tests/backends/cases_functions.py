@@ -74,6 +74,8 @@ def softmaxes() -> Made:
             label,
             lambda s, n=shape: [s.normal(*n), s.normal(*n).log_softmax(-1)],
         )
+        yield "amax", label, lambda s, n=shape: [wide(s, *n)]
+    yield "amax", "zeros", lambda s: [torch.tensor([[-0.0, -0.0], [-0.0, 0.0], [-1.0, -0.0]])]
     yield "softmax", "empty", lambda s: [s.normal(0, 7)]
 
 

@@ -21,6 +21,10 @@ SUMS = 32
 """Scalar sums that an ordered sum may have: the last steps of its tree, and a result's tail."""
 
 
+ROW = 12
+"""Scalar operations that a row may have, whatever its length."""
+
+
 def _case(name: str, target: Any, make: Callable[[Source], list[Any]]) -> Case:
     return Case(name, target, target, make)
 
@@ -63,6 +67,32 @@ def _pooling() -> list[Case]:
     ]
 
 
+def _functions() -> list[Case]:
+    names = ("exp", "expm1", "log", "erf", "tanh", "sigmoid", "silu", "hardswish")
+    found = [_case(n, OPS[f"sq::{n}"].target, lambda s: [s.normal(33, 131)]) for n in names]
+    gelu, slope = OPS["sq::gelu"].target, OPS["sq::gelu_backward"].target
+    for form in (False, True):
+        found += [
+            _case(f"gelu-{form}", gelu, lambda s, f=form: [s.normal(4323), f]),
+            _case(f"slope-{form}", slope, lambda s, f=form: [s.normal(4323), s.normal(4323), f]),
+        ]
+    return found
+
+
+def _rows() -> list[Case]:
+    """Rows of attention: a scalar maximum, sum, inverse each, and the steps of their trees."""
+    one, two = ("softmax", "log_softmax"), ("softmax_backward", "log_softmax_backward")
+    return [
+        *(_case(n, OPS[f"sq::{n}"].target, lambda s: [s.normal(64, 65)]) for n in one),
+        *(_case(n, OPS[f"sq::{n}"].target, lambda s: [s.normal(64, 65)] * 2) for n in two),
+        _case(
+            "nll-backward",
+            OPS["sq::nll_loss_backward"].target,
+            lambda s: [s.normal(64), s.integers(0, 64, 64, dtype=torch.int64), None, -1, 65],
+        ),
+    ]
+
+
 def _copies() -> list[Case]:
     return [
         _case("transpose", aten.t.default, lambda s: [s.normal(70, 33)]),
@@ -99,8 +129,16 @@ def _sums() -> list[Case]:
 
 @pytest.mark.parametrize(
     ("cases", "scalar"),
-    [(_elementwise(), 0), (_pooling(), 0), (_copies(), 0), (_lookups(), 0), (_sums(), SUMS)],
-    ids=["elementwise", "pooling", "copies", "lookups", "sums"],
+    [
+        (_elementwise(), 0),
+        (_functions(), 0),
+        (_rows(), ROW),
+        (_pooling(), 0),
+        (_copies(), 0),
+        (_lookups(), 0),
+        (_sums(), SUMS),
+    ],
+    ids=["elementwise", "functions", "rows", "pooling", "copies", "lookups", "sums"],
 )
 def test_kernels_are_vector_code(cases: list[Case], scalar: int) -> None:
     for case in cases:

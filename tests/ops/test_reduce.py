@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sqcompile.ops.reduce import ordered_sum
+from sqcompile.ops.reduce import amax, ordered_sum
 
 
 def scalar_ordered_sum(values: np.ndarray) -> np.float32:
@@ -64,3 +64,11 @@ def test_nothing_to_sum_is_zero() -> None:
     assert ordered_sum(torch.zeros(3, 0), [1], True).tolist() == [[0.0]] * 3
     assert ordered_sum(torch.zeros(0, 3), [0], False).tolist() == [0.0] * 3
     assert ordered_sum(torch.zeros(3, 0), [0], False).shape == (0,)
+
+
+def test_the_largest_of_a_row() -> None:
+    x = torch.randn(7, 50, generator=torch.Generator().manual_seed(5)) * 1e30
+    x[0, 3], x[1] = torch.inf, -torch.inf
+    assert amax(x).equal(x.max(1).values)
+    zeros = amax(torch.tensor([[-0.0, -0.0], [0.0, -0.0]]))
+    assert zeros.signbit().tolist() == [True, False]

@@ -209,6 +209,7 @@ EXAMPLES: dict[str, list[list[Any]]] = {
         [f32(2, 5, 3), 1, *TABLE, None, None],
         [f32(4, 7), 1, *UNEVEN, *TABLE],
     ],
+    "amax": [[f32(3, 4)], [f32(3)]],
     "pack_int4": [[i8(3, 5)], [u8(2, 2)], [zeros8(0)]],
     "unpack_int4": [[u8(8), [3, 5], True], [u8(2), [2, 2], False]],
     "pack_mask": [[f32(3, 5) > 0.5], [f32(0) > 0.5]],

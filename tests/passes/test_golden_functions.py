@@ -129,6 +129,24 @@ def test_softmax_goes_over_the_last_axis():
     assert same(canonicalize(before), after)
 
 
+def test_the_largest_of_several_axes_is_that_of_one():
+    before = graph(
+        "x_0: f32[2, 3, 4] -> y, z",
+        "y = aten.amax(x_0, [-1])\nz = aten.amax(x_0, [0, 2], True)",
+    )
+    after = graph(
+        "x_0: f32[2, 3, 4] -> y, z",
+        """
+        y = sq.amax(x_0)
+        p = aten.permute(x_0, [1, 0, 2])
+        v = aten.reshape(p, [3, 8])
+        m = sq.amax(v)
+        z = aten.view(m, [1, 3, 1])
+        """,
+    )
+    assert same(canonicalize(before), after)
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_nll_loss_is_picked_by_row_and_summed_in_order(reduction):
     number = ["none", "mean", "sum"].index(reduction)

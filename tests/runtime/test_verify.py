@@ -85,6 +85,7 @@ class Losses(nn.Module):
             + F.cross_entropy(h, h.softmax(0))
             + F.mse_loss(h, x)
             + F.l1_loss(h, x)
+            + h.amax((0, 1)) * h.amax(0).sum()
         )
 
 
