@@ -230,16 +230,8 @@ def _eager_failure(error: BaseException) -> str:
 def _flattened(joint: compat.JointGraph, writable: Set[str]) -> Capture:
     """Drop the inputs that nothing reads, add "rng", name the placeholders after their ports.
     `writable`: the kinds of inputs that may be changed in place."""
+    _check_ports(joint, writable)
     graph = joint.graph.graph
-    for port in [*joint.inputs, *joint.outputs]:
-        if port.kind == "unsupported" or (port.kind == "mutation" and port.wrt not in writable):
-            allowed, refused = ("buffers and inputs", "parameters: the optimiser stays outside")
-            if "input" not in writable:
-                allowed, refused = ("its buffers", "its inputs or parameters")
-            raise CaptureError(
-                f"the model changes or returns something that cannot be compiled: {port.name}\n"
-                f"  a model may update {allowed} in place, not {refused}."
-            )
     kept: list[compat.Port] = []
     output = graph.output_node()
     results = list(output.args[0])  # type: ignore[arg-type]
@@ -273,6 +265,18 @@ def _flattened(joint: compat.JointGraph, writable: Set[str]) -> Capture:
     output.args = (tuple(values),)
     joint.graph.recompile()
     return Capture(joint.graph, kept, ports, joint.in_spec, joint.out_spec, constants)
+
+
+def _check_ports(joint: compat.JointGraph, writable: Set[str]) -> None:
+    rule = "its buffers in place, not its inputs or parameters"
+    if "input" in writable:
+        rule = "buffers and inputs in place, not parameters: the optimiser stays outside"
+    for port in [*joint.inputs, *joint.outputs]:
+        if port.kind == "unsupported" or (port.kind == "mutation" and port.wrt not in writable):
+            raise CaptureError(
+                f"the model changes or returns something that cannot be compiled: {port.name}\n"
+                f"  a model may update {rule}."
+            )
 
 
 def _placeholder_name(port: compat.Port) -> str:
