@@ -103,7 +103,7 @@ def command(
     timing = _timed(output, file, step, inputs) if bench else None
     report = data.report(
         step,
-        eager_bytes=saved.eager_saved_bytes(deepcopy(model), inputs),
+        eager_layers=saved.saved_by_layer(deepcopy(model), inputs),
         verification=results,
         timing=timing,
     )

@@ -45,6 +45,9 @@ def command(output: Output, folder: str, stage: str | None, saved: bool, as_html
     output.say()
     output.show(text.stages_table(report))
     output.say()
+    if saved:
+        output.show(text.layers_table(report))
+        output.say()
     output.show(text.saved_table(report) if saved else text.products_table(report))
     output.document(report)
 

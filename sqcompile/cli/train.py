@@ -98,7 +98,7 @@ def command(
         step = api.compile(
             model, inputs, target=target, recipe=chosen, seed=seed, check_finite=check_finite
         )
-    eager_bytes = saved.eager_saved_bytes(reference, inputs)
+    eager_layers = saved.saved_by_layer(reference, inputs)
     settings = training.Settings(epochs, optimizer, lr, weight_decay, seed)
     models = {chosen.name: step} | ({"fp32": reference} if compare_fp32 else {})
     runs = {
@@ -107,7 +107,7 @@ def command(
     }
     report = data.report(
         step,
-        eager_bytes=eager_bytes,
+        eager_layers=eager_layers,
         training={"epochs": epochs, "settings": vars(settings), "runs": runs},
     )
     write_run(step, file, report, path)

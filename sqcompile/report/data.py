@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -14,14 +14,14 @@ from sqcompile import __version__
 from sqcompile.errors import UsageError
 from sqcompile.recipe import FIRST, LAST, Recipe
 from sqcompile.report.products import Product, products
-from sqcompile.report.saved import saved_tensors
+from sqcompile.report.saved import layers, saved_tensors
 
 if TYPE_CHECKING:
     from sqcompile.runtime.step import CompiledStep
     from sqcompile.runtime.variant import Variant
     from sqcompile.runtime.verify import VerifyResult
 
-FORMAT = 1
+FORMAT = 2
 REPORT = "report.json"
 EXECUTED_BY = {"cpu": "cpu"}
 """What runs the code of a target."""
@@ -31,15 +31,15 @@ _VERSIONS = ("torch", "apache-tvm", "apache-tvm-ffi", "numpy")
 def report(
     step: "CompiledStep",
     *,
-    eager_bytes: int | None = None,
+    eager_layers: Mapping[str, int] | None = None,
     verification: "Sequence[VerifyResult]" = (),
     training: dict[str, Any] | None = None,
     timing: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of report.json for a step that was compiled here.
 
-    eager_bytes: what fp32 PyTorch keeps for backward (see `eager_saved_bytes`). `macs` are those
-    of one training step: forward and backward of the first variant that has a backward.
+    eager_layers: what fp32 PyTorch keeps for backward, by module (see `saved_by_layer`). `macs`
+    are those of one training step: forward and backward of the first variant that has a backward.
     `macs.on_target` counts what the target's kernels run, `macs.integer` what multiplies integers.
     Raises UsageError for a loaded step, whose graphs are not there: read its report.json.
     """
@@ -62,7 +62,7 @@ def report(
         "inputs": list(main.key.leaves),
         "macs": macs(found),
         "products": [product.to_json() for product in found],
-        "saved": _saved(main, eager_bytes),
+        "saved": _saved(main, eager_layers),
         "stages": [
             {"name": stage.name, "milliseconds": stage.milliseconds, "nodes": stage.nodes}
             for stage in main.stages
@@ -112,12 +112,13 @@ def _products(variant: "Variant") -> list[Product]:
     return found + (products(variant.backward, "backward") if variant.backward else [])
 
 
-def _saved(variant: "Variant", eager_bytes: int | None) -> dict[str, Any]:
+def _saved(variant: "Variant", eager: Mapping[str, int] | None) -> dict[str, Any]:
     tensors = saved_tensors(variant) if variant.backward is not None else []
     return {
         "tensors": [tensor.to_json() for tensor in tensors],
+        "layers": layers(tensors, eager),
         "bytes": sum(tensor.bytes for tensor in tensors),
-        "fp32_eager_bytes": eager_bytes,
+        "fp32_eager_bytes": None if eager is None else sum(eager.values()),
     }
 
 

@@ -76,6 +76,17 @@ def saved_table(data: dict[str, Any]) -> Table:
     return result
 
 
+def layers_table(data: dict[str, Any]) -> Table:
+    """What every module keeps for backward, beside fp32 PyTorch."""
+    result = table("module", "size", "fp32 PyTorch", "less", right=("size", "fp32 PyTorch", "less"))
+    for layer in data["saved"]["layers"]:
+        ours, eager = layer["bytes"], layer["fp32_eager_bytes"]
+        less = f"{eager / ours:.1f}x" if ours and eager else ""
+        shown = "" if eager is None else size(eager)
+        result.add_row(layer["module"] or "(model)", size(ours), shown, less)
+    return result
+
+
 def stages_table(data: dict[str, Any]) -> Table:
     """Every pass: time and how many nodes the graph had after it."""
     result = table("stage", "time", "nodes", right=("time", "nodes"))

@@ -10,7 +10,7 @@ from sqcompile.errors import UsageError
 from sqcompile.recipe import Recipe, Rule
 from sqcompile.report.data import not_integer, read, report, unused_rules, write
 from sqcompile.report.products import products
-from sqcompile.report.saved import eager_saved_bytes
+from sqcompile.report.saved import eager_saved_bytes, saved_by_layer
 from tests.models import make
 from tests.passes.programs import graph
 
@@ -83,6 +83,21 @@ def test_saved_bytes_add_up_and_leave_parameters_out(any_step):
     assert not [t for t in saved["tensors"] if t["name"].startswith(("param:", "buffer:"))]
     packed = [t for t in saved["tensors"] if t["of"].endswith("4 bit")]
     assert packed and all(t["dtype"] == "uint8" for t in packed)
+    assert sum(layer["bytes"] for layer in saved["layers"]) == saved["bytes"]
+    assert {layer["fp32_eager_bytes"] for layer in saved["layers"]} == {None}
+
+
+def test_bytes_are_told_by_layer_beside_those_of_pytorch(resnet):
+    model, inputs = make("resnet")
+    eager = saved_by_layer(model, inputs)
+    saved = report(resnet, eager_layers=eager)["saved"]
+    assert saved["fp32_eager_bytes"] == sum(eager.values()) == eager_saved_bytes(model, inputs)
+    by_module = {layer["module"]: layer for layer in saved["layers"]}
+    assert set(by_module) >= set(eager)
+    norm = by_module["blocks.0.norm1"]
+    assert norm["fp32_eager_bytes"] > 4 * norm["bytes"] > 0
+    masks = [t for t in saved["tensors"] if t["of"].endswith("1 bit")]
+    assert masks and {t["module"] for t in masks} <= {"", "blocks.0", "blocks.1"}
 
 
 def test_eager_bytes_count_each_storage_once():
@@ -109,7 +124,7 @@ def test_a_rule_that_matches_nothing_is_told(resnet):
 
 
 def test_written_and_read_back(resnet, tmp_path):
-    data = report(resnet, eager_bytes=1234)
+    data = report(resnet, eager_layers={"stem": 1230, "head": 4})
     path = write(data, tmp_path)
     assert read(tmp_path) == data == json.loads(path.read_text())
     assert [file.name for file in tmp_path.iterdir()] == ["report.json"]

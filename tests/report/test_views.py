@@ -23,7 +23,7 @@ TIMING = {
 
 @pytest.fixture(scope="module")
 def data(resnet):
-    full = report(resnet, eager_bytes=10**6)
+    full = report(resnet, eager_layers={"stem": 10**6})
     full["training"] = {"epochs": 1, "runs": {"w4a4g4": RUN, "fp32": RUN}}
     full["timing"] = TIMING
     full["verification"] = [{"mode": "train", "equal": True, "values": 41, "different": []}]
@@ -51,6 +51,9 @@ def test_failed_verification_is_counted():
 def test_tables_have_a_row_for_everything(data):
     assert printed(text.products_table(data)).count("\n") == len(data["products"]) + 1
     assert printed(text.saved_table(data)).count("\n") == len(data["saved"]["tensors"]) + 1
+    layers = printed(text.layers_table(data))
+    assert layers.count("\n") == len(data["saved"]["layers"]) + 1
+    assert re.search(r"^stem .* 1 MB +[0-9.]+x", layers, re.MULTILINE)
     assert printed(text.stages_table(data)).count("\n") == len(data["stages"]) + 1
     assert "1.5 ms" in printed(text.timing_table(TIMING))
     assert printed(text.training_table(data["training"])).count("75.00 %") == 2
