@@ -13,6 +13,7 @@ from sqcompile.passes.canonicalize import canonicalize
 from sqcompile.passes.channels_last import channels_last
 from sqcompile.passes.fold_weight_scales import fold_weight_scales
 from sqcompile.passes.fuse_epilogues import fuse_epilogues
+from sqcompile.passes.fuse_norm_gradients import fuse_norm_gradients
 from sqcompile.passes.fuse_norms import fuse_norms
 from sqcompile.passes.fuse_quantizers import fuse_quantizers
 from sqcompile.passes.pack_saved import pack_saved
@@ -73,6 +74,8 @@ def integer_training(recipe: Recipe) -> list[Pass]:
         Pass("pack_saved", pack_saved),
         # a norm quantises and packs what it gives, and reads packed what it saved
         Pass("fuse_norms", fuse_norms),
+        # a batch norm quantises its gradient for the product that it reads
+        Pass("fuse_norm_gradients", fuse_norm_gradients),
         # a product writes float32 itself where nothing else reads its accumulators
         Pass("fuse_epilogues", fuse_epilogues),
         # |partial sum| < 2^31 is proven, or the reduction is split
