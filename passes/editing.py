@@ -158,6 +158,15 @@ def replace(old: Node, new: Node) -> None:
     old.graph.erase_node(old)
 
 
+def move_before(place: Node, node: Node) -> None:
+    """Let `node` and all it is computed from stand before `place`, on which it does not depend."""
+    if node.op == "placeholder" or node < place:
+        return
+    place.prepend(node)
+    for source in node.all_input_nodes:
+        move_before(node, source)
+
+
 def tainted(module: GraphModule) -> set[Node]:
     """The nodes of backward: all that depends on a gradient coming in, and what a pass put there
     (meta["backward"])."""

@@ -10,6 +10,7 @@ from sqcompile.ops.norm_fused import (
     quantize_l1_layer_norm,
     quantize_l1_layer_norm_backward,
 )
+from sqcompile.ops.norm_gradient import l1_batch_norm_backward_quantize
 from sqcompile.ops.norm_residual import l1_batch_norm_add_relu
 from sqcompile.ops.product import shift_matmul_dequantize_absmax
 from sqcompile.ops.quantize import absmax, quantize_rows, shift_quantize
@@ -21,6 +22,7 @@ _PLACES: dict[object, tuple[int, ...]] = {
     absmax.target: (),
     shift_quantize.target: (4,),
     shift_quantize_pair.target: (4, 9),
+    l1_batch_norm_backward_quantize.target: (4, 9),
     quantize_rows.target: (2,),
     shift_matmul_dequantize_absmax.target: (1,),
     l1_batch_norm_relu_quantize.target: (1,),

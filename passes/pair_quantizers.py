@@ -10,6 +10,7 @@ from sqcompile.passes.editing import (
     calls,
     copy_graph,
     finish,
+    move_before,
     shape,
 )
 
@@ -56,7 +57,7 @@ def _roles(nodes: list[Node]) -> tuple[Node, Node] | None:
 def _fuse(editor: Editor, dgrad: Node, wgrad: Node, first: Node) -> None:
     given = arguments(dgrad)
     if given["factor"] is not None:
-        _move_before(first, given["factor"])
+        move_before(first, given["factor"])
     with editor.before(first):
         pair = editor.call(
             shift_quantize_pair,
@@ -72,12 +73,3 @@ def _fuse(editor: Editor, dgrad: Node, wgrad: Node, first: Node) -> None:
     for index, node in enumerate((dgrad, wgrad)):
         for item in list(node.users):
             item.args = (pair, index * PER_QUANTIZER + item.args[1])  # type: ignore[operator]
-
-
-def _move_before(place: Node, node: Node) -> None:
-    """Let `node` and all it is computed from stand before `place`, on which it does not depend."""
-    if node.op == "placeholder" or node < place:
-        return
-    place.prepend(node)
-    for source in node.all_input_nodes:
-        _move_before(node, source)

@@ -15,6 +15,7 @@ from sqcompile.passes.draw_dropout import draw_dropout
 from sqcompile.passes.fold_constants import fold_constants
 from sqcompile.passes.fold_weight_scales import fold_weight_scales
 from sqcompile.passes.fuse_epilogues import fuse_epilogues
+from sqcompile.passes.fuse_norm_gradients import fuse_norm_gradients
 from sqcompile.passes.fuse_norms import fuse_norms
 from sqcompile.passes.fuse_quantizers import fuse_quantizers
 from sqcompile.passes.fuse_residuals import fuse_residuals
@@ -83,6 +84,8 @@ def integer_training(recipe: Recipe) -> list[Pass]:
         Pass("pack_saved", pack_saved),
         # a norm quantises and packs what it gives, and reads packed what it saved
         Pass("fuse_norms", fuse_norms),
+        # a batch norm quantises its gradient for the product that it reads
+        Pass("fuse_norm_gradients", fuse_norm_gradients),
         # a norm whose float result is kept adds the residual and takes the ReLU
         Pass("fuse_residuals", fuse_residuals),
         # a convolution gives the sums that its batch norm starts from

@@ -6,7 +6,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from sqcompile.errors import SqError
-from sqcompile.ops import norm_float, quantize, quantize_pair
+from sqcompile.ops import norm_float, norm_gradient, quantize, quantize_pair
 from sqcompile.ops.table import find
 from sqcompile.passes.bound_accumulators import INT32_LIMIT
 from sqcompile.passes.contraction import FLOAT_PRODUCTS, REDUCTIONS
@@ -108,7 +108,11 @@ def _no_dangling_quantizer(module: GraphModule) -> None:
             _fail(node, "quantises what nothing reads")
     for node in calls(module, quantize.shift_quantize):
         _reads_outputs(node, 0)
-    for node in calls(module, quantize_pair.shift_quantize_pair):
+    for node in calls(
+        module,
+        quantize_pair.shift_quantize_pair,
+        norm_gradient.l1_batch_norm_backward_quantize,
+    ):
         _reads_outputs(node, 0, quantize_pair.PER_QUANTIZER)
 
 

@@ -14,53 +14,72 @@ from sqcompile.backends.kernels import KernelSpec
 
 def saved_of(f: nest.Function) -> Saved:
     """The xhat that a gradient reads."""
-    packed = f.get("packed")
-    return Saved(f["xhat"], False) if packed is None else Saved(packed, True)
+    xhat = f.get("packed") or f["xhat"]
+    return Saved(xhat, xhat.dtype == "uint8")
 
 
 @KERNELS.kernel("sq::l1_batch_norm_backward", "sq::l1_batch_norm_packed_backward")
 def l1_batch_norm_backward(spec: KernelSpec) -> object:
     """Two passes over g and xhat, parallel over blocks of rows."""
     with nest.function(spec) as f:
-        g, gamma, scale = f["g"], f.get("gamma"), f["g_scale"]
-        xhat = saved_of(f)
         dx, dgamma, dbeta = f.outputs
-        periods = Periods.of(g.shape)
-        sums = ColumnSums(g, xhat)
-        constants = [nest.scratch(periods.channels, "float32") for _ in range(3)]
-        with nest.serial(periods.channels, "c") as c:
-            worth = held(scale[c])
-            factor = worth if gamma is None else gamma[c] * worth
-            factor = held(factor * f["coefficient"][c])
-            total = held_sums(sums.of(c))
-            parts = InputGradient.of(spec, total, periods.rows, factor)
-            values = (parts.above, parts.below, parts.factor)
-            for array, value in zip(constants, values, strict=True):
-                array.store(c, value)
-            dgamma.store(c, to_float(total[1]) * (worth * f32(spec["step"] / 2)))
-            dbeta.store(c, to_float(total[0]) * worth)
-        spread = [periods.spread(array) for array in constants]
-
-        def one(index: Expr, place: Expr) -> None:
-            vector(g, xhat, dx, index * LANES, [a[nest.ramp(place)] for a in spread])
-
-        periods.vectors(one)
-        with periods.leftover() as (i, c):
-            above, below, factor = (array[c] for array in constants)
-            part = nest.select(xhat.scalar(i) >= nest.zero("int32"), above, below)
-            dx.store(i, (to_float(nest.cast(g[i], "int32")) - part) * factor)
+        input_gradient(f, dx, channel_constants(f, spec, dgamma, dbeta))
     return f.result
+
+
+def channel_constants(
+    f: nest.Function, spec: KernelSpec, dgamma: Array, dbeta: Array
+) -> list[Array]:
+    """Write dgamma and dbeta -> what the integers of every channel lose where xhat is not
+    negative and where it is, and the factor that makes the rest dx."""
+    g, gamma, scale = f["g"], f.get("gamma"), f["g_scale"]
+    sums = ColumnSums(g, saved_of(f))
+    channels = scale.size
+    constants = [nest.scratch(channels, "float32") for _ in range(3)]
+    with nest.serial(channels, "c") as c:
+        worth = held(scale[c])
+        factor = worth if gamma is None else gamma[c] * worth
+        factor = held(factor * f["coefficient"][c])
+        total = held_sums(sums.of(c))
+        parts = InputGradient.of(spec, total, g.size // channels, factor)
+        values = (parts.above, parts.below, parts.factor)
+        for array, value in zip(constants, values, strict=True):
+            array.store(c, value)
+        dgamma.store(c, to_float(total[1]) * (worth * f32(spec["step"] / 2)))
+        dbeta.store(c, to_float(total[0]) * worth)
+    return constants
+
+
+def input_gradient(f: nest.Function, dx: Array, constants: Sequence[Array]) -> None:
+    """Write dx."""
+    g, xhat = f["g"], saved_of(f)
+    periods = Periods.of(g.shape)
+    spread = [periods.spread(array) for array in constants]
+
+    def one(index: Expr, place: Expr) -> None:
+        at = index * LANES
+        dx.store(nest.ramp(at), difference(g, xhat, at, [a[nest.ramp(place)] for a in spread]))
+
+    periods.vectors(one)
+    with periods.leftover() as (i, c):
+        above, below, factor = (array[c] for array in constants)
+        part = nest.select(xhat.scalar(i) >= nest.zero("int32"), above, below)
+        dx.store(i, (to_float(nest.cast(g[i], "int32")) - part) * factor)
+
+
+def difference(g: Array, xhat: Saved, at: Expr, constants: Sequence[Expr], first: Expr = 0) -> Expr:
+    """16 elements of dx from `at` on; g begins at element `first`."""
+    above, below, factor = constants
+    part = nest.select(xhat.positive(at), above, below)
+    integers = nest.cast(g[nest.ramp(at - first)], "int32", LANES)
+    return (nest.cast(integers, "float32", LANES) - part) * factor
 
 
 def vector(
     g: Array, xhat: Saved, dx: Array, at: Expr, constants: Sequence[Expr], first: Expr = 0
 ) -> None:
-    """16 elements of dx from `at` on; g begins at element `first`."""
-    above, below, factor = constants
-    part = nest.select(xhat.positive(at), above, below)
-    integers = nest.cast(g[nest.ramp(at - first)], "int32", LANES)
-    value = nest.cast(integers, "float32", LANES)
-    dx.store(nest.ramp(at), (value - part) * factor)
+    """Write 16 elements of dx from `at` on; g begins at element `first`."""
+    dx.store(nest.ramp(at), difference(g, xhat, at, constants, first))
 
 
 def held_sums(sums: tuple[Expr, Expr, Expr]) -> tuple[Expr, Expr, Expr]:

@@ -134,31 +134,37 @@ def floor_to(value: Expr, dtype: str) -> Expr:
     return cast(floored(value), dtype)
 
 
-def to_bytes(values: Sequence[Expr], low: int, high: int, down: bool) -> list[Expr]:
+def to_bytes(
+    values: Sequence[Expr], low: int, high: int, down: bool, bounded: bool = False
+) -> list[Expr]:
     """clamp(floor(value), low, high), or the nearest integer instead of the floor, as int8 or
     (low = 0) uint8 of scalars or vectors; neighbours are joined where the CPU packs them so.
 
     AVX-512 rounds as it converts, and four vectors become one by saturating packs, so that the
     lower limit costs a comparison of bytes: 3 instructions a vector, not 6 and a store. A
-    positive value is clamped before, since conversion overflows to the lowest integer.
+    positive value is clamped before, since conversion overflows to the lowest integer; one that
+    is `bounded`, below 2^31, is clamped as a byte.
     """
     dtype = "int8" if low else "uint8"
     if len(values) != 4 or machine().vector_bits != 512:
         round_to = floored if down else rounded
         return [cast(round_to(clamp(value, low, high)), dtype) for value in values]
-    whole = [_converted(value, high, _DOWN if down else _NEAREST) for value in values]
+    most = None if bounded else high
+    whole = [_converted(value, most, _DOWN if down else _NEAREST) for value in values]
     shorts = [_call("int16x32", "packssdw.512", *whole[i : i + 2]) for i in (0, 2)]
     pack = "packsswb.512" if low else "packuswb.512"
     mixed = tirx.reinterpret("int32x16", _call("int8x64", pack, *shorts))
     order = [tirx.const(4 * (i % 4) + i // 4, "int32") for i in range(16)]  # packs stay in 128 bits
     joined = tirx.reinterpret(f"{dtype}x64", tirx.Shuffle([mixed], order))
+    if bounded:
+        joined = tirx.min(joined, same(high, dtype, joined))
     return [tirx.max(joined, same(low, dtype, joined))]
 
 
-def _converted(value: Expr, high: int, mode: int) -> Expr:
-    """16 floats -> int32, rounded by `mode`, at most `high`; what is below int32 becomes its
-    lowest number."""
-    below = tirx.min(same(high, "float32", value), value)
+def _converted(value: Expr, high: int | None, mode: int) -> Expr:
+    """16 floats -> int32, rounded by `mode`, at most `high` where it is given; what is below int32
+    becomes its lowest number."""
+    below = value if high is None else tirx.min(same(high, "float32", value), value)
     passed, mask = nest.splat(nest.zero("int32")), tirx.const(-1, "int16")
     rounding = tirx.const(mode, "int32")
     return _call("int32x16", "mask.cvtps2dq.512", below, passed, mask, rounding)

@@ -78,6 +78,16 @@ def _expanded(packed: Expr, dtype: str, count: int) -> Expr:
     return tirx.reinterpret(f"{dtype}x{count}", kept)
 
 
+def _not_negative(packed: Expr) -> Expr:
+    """8 bytes -> boolx16: nibbles without a sign bit. A lane gets the byte it is in, by one shuffle
+    of bytes, and tests its bit. (A shuffle has no more lanes than its operands, hence eight.)"""
+    places = [nest.const(lane // 2, "int32") for lane in range(LANES) for _ in range(4)]
+    spread = tirx.reinterpret(f"int32x{LANES}", tirx.Shuffle([packed] * 8, places))
+    pair = nest.splat(nest.const(0x80 << 32 | 0x08, "int64"), LANES // 2)
+    signs = tirx.bitwise_and(spread, tirx.reinterpret(f"int32x{LANES}", pair))
+    return tirx.EQ(signs, nest.splat(nest.zero("int32")))
+
+
 @dataclass(frozen=True)
 class Saved:
     """The saved k of some elements: int8 as they are, or packed two to a byte."""
@@ -113,10 +123,11 @@ class Saved:
         low, eight = nest.const(0xF, "int32"), nest.const(8, "int32")
         return tirx.bitwise_xor(tirx.bitwise_and(nibble, low), eight) - eight
 
-    def positive(self, at: Expr) -> Expr:
-        """boolx16: which of 16 elements from `at` on (even) are not negative."""
+    def positive(self, at: Expr, count: int = LANES) -> Expr:
+        """boolx16: which of 16 elements from `at` on (even) are not negative; or of `count`."""
         if self.packed:
-            bytes_at = nest.ramp(tirx.floordiv(at, 2), LANES // 2)
-            nibbles = _expanded(self.array[bytes_at], "int32", LANES)
-            return nibbles < nest.splat(nest.const(8, "int32"))
-        return self.array[nest.ramp(at)] >= nest.splat(nest.zero("int8"))
+            packed = self.array[nest.ramp(tirx.floordiv(at, 2), count // 2)]
+            if count == LANES:
+                return _not_negative(packed)
+            return _expanded(packed, "uint8", count) < nest.splat(nest.const(8, "uint8"), count)
+        return self.array[nest.ramp(at, count)] >= nest.splat(nest.zero("int8"), count)

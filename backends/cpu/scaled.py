@@ -39,6 +39,16 @@ class Factor:
     def __getitem__(self, index: Expr) -> Expr:
         return self.held[index + LANES]
 
+    def wide(self, size: int) -> "Factor":
+        """With `size` places, all alike when there is one."""
+        if self.size == size:
+            return self
+        return Factor.of(size, [], lambda _: self[0])
+
+    def vector(self, index: Expr) -> Expr:
+        """LANES values from place `index` on."""
+        return self.held[nest.ramp(index + LANES, LANES)]
+
     def read(self, heads: Sequence[Expr], column: Expr, lanes: int) -> Expr:
         """The values at `column`, ... of the row `heads`."""
         first = nest.linear(heads, self.steps[:-1], LANES)

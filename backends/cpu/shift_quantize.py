@@ -72,23 +72,16 @@ def pair(f: nest.Function, spec: KernelSpec, x: Array) -> None:
     quantize_blocks([one.rounding(bits, groups) for one in (dgrad, wgrad)], philox, bits)
 
 
-class Quantizer:
-    """ShiftQuant of x * factor into the five outputs of the op; their shapes say its axes.
+class Scales:
+    """The five outputs of one ShiftQuant, q, exponent, scale, outer_scale and r, and what rounding
+    reads of the small ones: 1 / outer in `inverses`, qmax / r in `units`."""
 
-    First the absmaxes (`measure`), then `rounding` fills the small outputs and tells how to round.
-    """
-
-    def __init__(self, x: Array, factor: Array | None, outputs: Sequence[Array]) -> None:
+    def __init__(self, outputs: Sequence[Array], outer: Sequence[int] = ()) -> None:
+        """outer: the steps with which the tensor's axes walk the outer scales."""
         self.q, self.exponent, self.scale, self.outer_scale, self.r = outputs
-        folded = [] if factor is None else [(factor, _itself)]
-        extents, factors, (outer, inner) = hoisted(
-            x.shape, folded, self.outer_scale.shape, self.exponent.shape
-        )
-        self.scaled = self.divided = Scaled(x, extents, factors)
-        self.outer, self.inner = outer, inner
-        self.inverses = Factor(self.outer_scale.size, outer)
         self.found = nest.scratch(self.outer_scale.size, "float32")
-        self.channel = nest.scratch(self.exponent.size, "float32")
+        self.inverses = Factor(self.outer_scale.size, outer)
+        self.units = nest.scratch(1, "float32")
 
     def store_outer(self, index: Expr, found: Expr) -> None:
         """Take the absmax of a free index."""
@@ -96,10 +89,59 @@ class Quantizer:
         self.outer_scale.store(index, unless_tiny(found))
         self.inverses.store(index, inverse(found))
 
+    def no_outer(self) -> None:
+        """There are no outer scales."""
+        one = nest.const(1.0, "float32")
+        self.outer_scale.store(0, one)
+        self.inverses.store(0, one)
+
+    def largest_after(self) -> Expr:
+        """The largest magnitude (bits) after the outer scales, those being known: a product with a
+        positive number rounds in order."""
+        best = nest.scratch(1, "int32")
+        best.store(0, nest.zero("int32"))
+        with nest.serial(self.inverses.size, "o") as o:
+            after = magnitude(self.found[o] * self.inverses[o])
+            best.store(0, tirx.max(best[0], after))
+        return best[0]
+
+    def settle(self, largest: Expr, bits: int, groups: int) -> None:
+        """Take the largest magnitude (bits) after the outer scales: r, scale and units."""
+        self.r.store(0, nest.bits_of(largest, "float32"))
+        self.scale.store(0, step(bits, True, groups, self.r[0]))
+        self.units.store(0, steps_per_unit(bits, True, self.r[0]))
+
+    def steps(self, channel: Array, groups: int, inner: Sequence[int]) -> Factor:
+        """Exponents from the absmax of every reduced index, and (qmax / r) * 2^exponent."""
+        exponent, units = self.exponent, self.units
+        with nest.serial(exponent.size, "i") as i:
+            exponent.store(i, group_of(channel[i], self.r[0], groups))
+        return Factor.of(
+            exponent.size, inner, lambda i: units[0] * power(nest.cast(exponent[i], "int32"))
+        )
+
+
+class Quantizer(Scales):
+    """ShiftQuant of x * factor; the shapes of the outputs say its axes.
+
+    First the absmaxes (`measure`), then `rounding` fills the small outputs and tells how to round.
+    """
+
+    def __init__(self, x: Array, factor: Array | None, outputs: Sequence[Array]) -> None:
+        folded = [] if factor is None else [(factor, _itself)]
+        outer_scale, exponent = outputs[3], outputs[1]
+        extents, factors, (outer, inner) = hoisted(
+            x.shape, folded, outer_scale.shape, exponent.shape
+        )
+        super().__init__(outputs, outer)
+        self.scaled = self.divided = Scaled(x, extents, factors)
+        self.outer, self.inner = outer, inner
+        self.channel = nest.scratch(exponent.size, "float32")
+
     def measure(self, outer: bool) -> None:
         """All absmaxes."""
         if not outer:
-            self.outer_scale.store(0, nest.const(1.0, "float32"))
+            self.no_outer()
             maxima(self.scaled, self.inner, self.channel.size, self.channel.store)
         elif self.rows_outside:
             _by_rows(self)
@@ -109,17 +151,12 @@ class Quantizer:
 
     def measure_channels(self) -> None:
         """The absmaxes of the reduced indices, those of the free ones being known. Without groups
-        only the largest counts; a product with a positive number rounds in order."""
+        only the largest counts."""
         self.divided = self.scaled.times(self.inverses)
         if any(self.inner):
             maxima(self.divided, self.inner, self.channel.size, self.channel.store)
-            return
-        best = nest.scratch(1, "int32")
-        best.store(0, nest.zero("int32"))
-        with nest.serial(self.inverses.size, "o") as o:
-            after = magnitude(self.found[o] * self.inverses[o])
-            best.store(0, tirx.max(best[0], after))
-        self.channel.store(0, nest.bits_of(best[0], "float32"))
+        else:
+            self.channel.store(0, nest.bits_of(self.largest_after(), "float32"))
 
     @property
     def rows_outside(self) -> bool:
@@ -128,18 +165,10 @@ class Quantizer:
 
     def rounding(self, bits: int, groups: int) -> Rounding:
         """Write r, scale and exponents."""
-        channel, exponent, r = self.channel, self.exponent, self.r
-        largest = widest(Scaled(channel, [exponent.size], []), Block([], []))
-        r.store(0, nest.bits_of(largest, "float32"))
-        self.scale.store(0, step(bits, True, groups, r[0]))
-        units = nest.scratch(1, "float32")
-        units.store(0, steps_per_unit(bits, True, r[0]))
-        with nest.serial(exponent.size, "i") as i:
-            exponent.store(i, group_of(channel[i], r[0], groups))
-        powers = Factor.of(
-            exponent.size, self.inner, lambda i: units[0] * power(nest.cast(exponent[i], "int32"))
-        )
-        return Rounding(self.divided, [powers], self.q)
+        channel = Scaled(self.channel, [self.exponent.size], [])
+        self.settle(widest(channel, Block([], [])), bits, groups)
+        steps = self.steps(self.channel, groups, self.inner)
+        return Rounding(self.divided, [steps], self.q, bounded=True)
 
 
 def _itself(value: Expr) -> Expr:

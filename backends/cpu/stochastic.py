@@ -24,11 +24,13 @@ TASK = 64
 
 @dataclass(frozen=True)
 class Rounding:
-    """q = clamp(floor(scaled * (scale * scale ...) + u)), the scales multiplied first."""
+    """q = clamp(floor(scaled * (scale * scale ...) + u)), the scales multiplied first; bounded:
+    they come from the tensor's absmax, so that what is scaled stays within a step of the grid."""
 
     scaled: Scaled
     scales: Sequence[Factor]
     q: Array
+    bounded: bool = False
 
     def moved(self, x: Expr, read: Callable[[Factor], Expr], u: Expr) -> Expr:
         """One element x of the tensor, or a vector, scaled and plus u."""
@@ -82,42 +84,56 @@ def _whole_blocks(roundings: Sequence[Rounding], philox: Philox, bits: int, whol
     tasks = -(-whole // TASK)
     with nest.parallel(tasks, whole * BLOCK * 8, "task") as task:
         first = task * TASK
-        words = [nest.scratch(LANES, "uint32") for _ in range(DRAWS_PER_BLOCK // 2)]
-        lane = nest.ramp(0)
-        state = philox.start(first)
-        for index in range(ROUNDS):
-            state.round(index)
-        _hold(state, words)
+        draws = Draws(philox, first)
         with nest.serial(tirx.min(TASK, whole - first), "block") as i:
             block = first + i
-            following = philox.start(block + 1)
             moved: list[list[Expr]] = [[] for _ in roundings]
-            for index in range(DRAWS_PER_BLOCK):
+
+            def vector(index: int, u: Expr, block=block, moved=moved) -> None:
                 start = block * BLOCK + index * LANES
-                u = (_uniform_low, _uniform_high)[index % 2](words[index // 2][lane])
                 for one, values in zip(roundings, moved, strict=True):
                     x = one.scaled.x[nest.ramp(start)]
                     values.append(one.moved(x, _reader(one.scaled.extents, start), u))
-                rounds = [ROUNDS * (index + i) // DRAWS_PER_BLOCK for i in (0, 1)]
-                for r in range(*rounds):
-                    following.round(r)
-                if index % 4 == 3:
-                    for one, values in zip(roundings, moved, strict=True):
-                        _store(one.q, start - 3 * LANES, values, bits)
+                    if index % 4 == 3:
+                        store_bytes(one.q, start - 3 * LANES, values, bits, one.bounded)
                         values.clear()
-            _hold(following, words)
+
+            draws.block(block, vector)
 
 
-def _store(q: Array, at: Expr, values: Sequence[Expr], bits: int) -> None:
+class Draws:
+    """The draws of consecutive blocks, from block `first` on."""
+
+    def __init__(self, philox: Philox, first: Expr) -> None:
+        self.philox = philox
+        self.slots = [nest.scratch(LANES, "uint32") for _ in range(DRAWS_PER_BLOCK // 2)]
+        state = philox.start(first)
+        for index in range(ROUNDS):
+            state.round(index)
+        self._hold(state)
+
+    def block(self, block: Expr, vector: Callable[[int, Expr], None]) -> None:
+        """vector(index, u) for the eight vectors of a block, with rounds of the next between."""
+        following = self.philox.start(block + 1)
+        for index in range(DRAWS_PER_BLOCK):
+            word = self.slots[index // 2][nest.ramp(0)]
+            vector(index, (_uniform_low, _uniform_high)[index % 2](word))
+            for r in range(*(ROUNDS * (index + i) // DRAWS_PER_BLOCK for i in (0, 1))):
+                following.round(r)
+        self._hold(following)
+
+    def _hold(self, state: State) -> None:
+        for slot, word in zip(self.slots, state.words(), strict=True):
+            slot.store(nest.ramp(0), word)
+
+
+def store_bytes(
+    q: Array, at: Expr, values: Sequence[Expr], bits: int, bounded: bool = False
+) -> None:
     """Round vectors down, to elements of q from `at` on."""
-    for value in to_bytes(values, *limits(bits, True), down=True):
+    for value in to_bytes(values, *limits(bits, True), down=True, bounded=bounded):
         q.store(nest.ramp(at, lanes_of(value)), value)
         at = at + lanes_of(value)
-
-
-def _hold(state: State, words: Sequence[Array]) -> None:
-    for slot, word in zip(words, state.words(), strict=True):
-        slot.store(nest.ramp(0), word)
 
 
 def _reader(extents: Sequence[int], start: Expr) -> Callable[[Factor], Expr]:

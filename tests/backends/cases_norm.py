@@ -26,6 +26,7 @@ def packed(make: Callable[[Source], list[Any]], place: int) -> Callable[[Source]
 
 def norms() -> Made:
     yield from batch_norms()
+    yield from batch_norm_gradients()
     yield from layer_norms()
     yield from rms_norms()
     yield from group_norms()
@@ -90,6 +91,47 @@ def batch_norms() -> Made:
             yield "l1_batch_norm_add_relu", f"{label}-{sized(form)}-given", partial(given, m=summed)
         yield "l1_batch_norm_backward", label, backward
         yield "l1_batch_norm_packed_backward", label, packed(backward, 2)
+
+
+def batch_norm_gradients() -> Made:
+    """Tokens of whole vectors: in samples, across them, left over; rows in a vector of bytes; what
+    has no vectors, or no samples."""
+    for shape, label, outer, bits, groups in (
+        ((4, 8, 8, 16), "4", True, 4, 4),
+        ((3, 7, 7, 48), "4", True, 4, 4),
+        ((3, 5, 7, 32), "paper", False, 4, 4),
+        ((2, 9, 5, 256), "8", True, 8, 1),
+        ((5, 3, 3, 16), "naive", False, 4, 1),
+        ((1, 3, 3, 64), "4", True, 4, 4),
+        ((5, 7, 7, 20), "4", True, 4, 4),
+        ((40, 32), "4", True, 4, 4),
+        ((6, 2, 2, 16), "6", True, 6, 3),
+    ):
+
+        def make(
+            s: Source, sh=shape, a=(outer, bits, groups, 7), few=label == "6", pack=bits != 8
+        ) -> list[Any]:
+            c = sh[-1]
+            g, k = s.integers(-127, 127, *sh), s.integers(-8, 7, *sh)
+            g[0], k[..., 0] = 3, 5  # a sample and a channel without variety
+            scales = s.uniform(c) ** 6
+            scales[-1] = 0.0
+            gamma = None if few else s.normal(c)
+            factor = s.uniform(*[1] * (len(sh) - 1), c) if a[2] > 1 else None
+            xhat = pack_int4.reference(k) if pack else k
+            return [
+                g,
+                scales,
+                xhat,
+                s.uniform(c),
+                gamma,
+                0.3352,
+                factor,
+                torch.tensor([5, 7, 3, 1]),
+                *a,
+            ]
+
+        yield "l1_batch_norm_backward_quantize", f"{sized(shape)}-{label}", make
 
 
 def layer_norms() -> Made:

@@ -117,6 +117,10 @@ EXAMPLES: dict[str, list[list[Any]]] = {
     "l1_batch_norm_packed_backward": [
         [i8(5, 3), f32(3), u8(8), f32(3), f32(3), 0.3352],
     ],
+    "l1_batch_norm_backward_quantize": [
+        [i8(*X), f32(4), i8(*X), f32(4), f32(4), 0.3352, f32(1, 1, 1, 4), RNG, True, 4, 4, 5],
+        [i8(5, 3), f32(3), u8(8), f32(3), None, 0.3352, None, RNG, False, 8, 1, 5],
+    ],
     "quantize_l1_layer_norm": [
         [f32(5, 4), 8, f32(4), f32(4), *NORM],
         [f32(5, 4), 6, None, None, 1e-5, 0, 6, 0.1, False],
