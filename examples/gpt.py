@@ -111,3 +111,8 @@ def eval_data() -> Iterator[tuple[Tensor, Tensor]]:
 
 def loss(output: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(output.flatten(0, 1), target.flatten())
+
+
+def accuracy(output: Tensor, target: Tensor) -> float:
+    """The share of bytes that are predicted."""
+    return (output.argmax(-1) == target).float().mean().item()

@@ -19,6 +19,7 @@ from sqcompile.passes.fuse_norm_gradients import fuse_norm_gradients
 from sqcompile.passes.fuse_norms import fuse_norms
 from sqcompile.passes.fuse_quantizers import fuse_quantizers
 from sqcompile.passes.fuse_residuals import fuse_residuals
+from sqcompile.passes.fuse_tails import fuse_tails
 from sqcompile.passes.gather_sums import gather_sums
 from sqcompile.passes.pack_saved import pack_saved
 from sqcompile.passes.pair_quantizers import pair_quantizers
@@ -92,6 +93,8 @@ def integer_training(recipe: Recipe) -> list[Pass]:
         Pass("gather_sums", gather_sums),
         # a product writes float32 itself where nothing else reads its accumulators
         Pass("fuse_epilogues", fuse_epilogues),
+        # a product adds the residual, and takes a mask
+        Pass("fuse_tails", fuse_tails),
         # |partial sum| < 2^31 is proven, or the reduction is split
         Pass("bound_accumulators", bound_accumulators, "accumulators are bounded"),
     ]

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["README.md", "docs/recipes.md", "docs/extending.md", "docs/torch-compile.md"]
+PAGES = [
+    "README.md",
+    "docs/recipes.md",
+    "docs/extending.md",
+    "docs/torch-compile.md",
+    "docs/resnet.md",
+    "docs/gpt.md",
+]
 WRITTEN = sorted(
     str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 )

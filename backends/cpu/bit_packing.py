@@ -1,10 +1,10 @@
-"""16 values in vector registers -> the bytes of `pack_int4` and `pack_mask`."""
+"""16 values in vector registers -> the bytes of `pack_int4` and `pack_mask`, and masks back."""
 
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.machine import machine
-from sqcompile.backends.cpu.nest import LANES, Expr
+from sqcompile.backends.cpu.nest import LANES, Array, Expr
 
 
 def nibbles(values: Expr) -> Expr:
@@ -31,3 +31,21 @@ def mask_bytes(mask: Expr) -> Expr:
     gathered = words * nest.splat(nest.const(0x0102040810204080, "uint64"), 2)
     top = tirx.shift_right(gathered, nest.splat(nest.const(56, "uint64"), 2))
     return nest.cast(top, "uint8", 2)
+
+
+def mask_bits(packed: Array, index: Expr, lanes: int) -> Expr:
+    """Elements index ... index + lanes - 1 of a mask of `pack_mask`, as truth values; a vector
+    begins at a multiple of `lanes`, which is a power of two up to 16."""
+    byte = tirx.floordiv(index, 8)
+    word = nest.cast(packed[byte], "int32")
+    if lanes > 8:
+        upper = nest.cast(packed[byte + 1], "int32")
+        word = tirx.bitwise_or(word, tirx.shift_left(upper, nest.const(8, "int32")))
+    if lanes < 8:
+        word = tirx.shift_right(word, nest.cast(tirx.floormod(index, 8), "int32"))
+    if lanes == 1:
+        return tirx.bitwise_and(word, nest.const(1, "int32")) > nest.zero("int32")
+    ones = nest.splat(nest.const(1, "int32"), lanes)
+    places = tirx.shift_left(ones, nest.ramp(nest.zero("int32"), lanes))
+    bits = tirx.bitwise_and(nest.splat(word, lanes), places)
+    return bits > nest.splat(nest.zero("int32"), lanes)

@@ -1,5 +1,5 @@
 """From accumulators to results: the accumulator itself, or one rounding to float32, the scales
-from left to right, the bias, ReLU."""
+from left to right, the bias, ReLU, the residual, and zeros where a packed mask has them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
+from sqcompile.backends.cpu.bit_packing import mask_bits
 from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.cpu.sweep import broadcast, contiguous, sweep
 from sqcompile.backends.cpu.table import KERNELS
@@ -25,7 +26,9 @@ class Epilogue:
         self.shape = self.out.shape
         self.scales, self.bias = f.list("scales"), f.get("bias")
         self.relu = bool(spec.get("relu", False))
-        self.fenced = self.bias is not None and bool(self.scales)
+        self.residual, self.mask = f.get("residual"), f.get("mask")
+        added = self.bias is not None or self.residual is not None
+        self.fenced = added and bool(self.scales)
         measured = spec.short_name.endswith("_absmax")
         self.absmax: Array | None = more[0] if measured else None
         self._maxima: Array | None = None
@@ -96,12 +99,23 @@ class Epilogue:
             y = nest.select(y < zero, zero, y)
         return y
 
+    def finished(self, y: Expr, index: Expr, lanes: int = 1) -> Expr:
+        """Results from element `index` on, with what is added to them and what masks them."""
+        place = index if lanes == 1 else nest.ramp(index, lanes)
+        if self.residual is not None:
+            y = nest.fence(y, lanes) + self.residual[place]
+        if self.mask is not None:
+            zero = nest.zero("float32")
+            kept = mask_bits(self.mask, index, lanes)
+            y = nest.select(kept, y, zero if lanes == 1 else nest.splat(zero, lanes))
+        return y
+
     def element(self, acc: Expr, at: Sequence[Expr]) -> None:
         """The result at coordinates `at`."""
         scales = [a[nest.linear(at, self.steps(a))] for a in self.scales]
         bias = None if self.bias is None else self.bias[nest.linear(at, self.steps(self.bias))]
         index = nest.linear(at, contiguous(self.shape))
-        self.out.store(index, self.value(acc, scales, bias))
+        self.out.store(index, self.finished(self.value(acc, scales, bias), index))
         self._seen(self.out[index], 1)
 
     def vector(self, acc: Expr, at: Sequence[Expr], lanes: int) -> None:
@@ -117,8 +131,9 @@ class Epilogue:
 
         bias = None if self.bias is None else read(self.bias)
         y = self.value(acc, [read(scale) for scale in self.scales], bias, lanes)
-        index = nest.ramp(nest.linear(at, contiguous(self.shape)), lanes)
-        self.out.store(index, y)
+        first = nest.linear(at, contiguous(self.shape))
+        index = nest.ramp(first, lanes)
+        self.out.store(index, self.finished(y, first, lanes))
         self._seen(self.out[index], lanes)
 
     def row(self, acc: Array, start: Expr, at: Sequence[Expr], length: Expr) -> None:
@@ -137,7 +152,8 @@ class Epilogue:
             if bias is not None:
                 array, first, step = bias
                 added = array[nest.linear([i], [step], first)]
-            self.out.store(own + i, self.value(acc[start + i], read, added))
+            y = self.value(acc[start + i], read, added)
+            self.out.store(own + i, self.finished(y, own + i))
 
         if self.fenced:
             nest.vectors(length, one)

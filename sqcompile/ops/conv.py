@@ -216,12 +216,15 @@ def conv_dgrad_dequantize(
     scales: Sequence[Tensor],
     bias: Tensor | None,
     relu: bool,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """conv_dgrad, then dequantize, then max(., 0) when relu -> float32 of input_shape."""
+    """conv_dgrad, then dequantize, then max(., 0) when relu -> float32 of input_shape; plus
+    residual, float32 of input_shape, and 0 where the mask, as pack_mask leaves it, is false."""
     acc = conv_dgrad.reference(
         g, w, exponent, shift_groups, input_shape, stride, padding, dilation, groups, k_chunk
     )
-    return dequantized(acc, scales, bias, relu)
+    return dequantized(acc, scales, bias, relu, residual, mask)
 
 
 @conv_dgrad_dequantize.meta

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sqcompile.ops.pack import unpack_mask
 from sqcompile.ops.quantize import absmax
 from sqcompile.ops.table import op
 
@@ -95,14 +96,28 @@ def _(
     return a.new_empty(shape, dtype=accumulator_dtype(k_chunk))
 
 
-def dequantized(acc: Tensor, scales: Sequence[Tensor], bias: Tensor | None, relu: bool) -> Tensor:
-    """The definition of every epilogue: one rounding to float32, then each scale, then bias."""
+def dequantized(
+    acc: Tensor,
+    scales: Sequence[Tensor],
+    bias: Tensor | None,
+    relu: bool,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The definition of every epilogue: one rounding to float32, then each scale, bias, ReLU,
+    plus the residual float32 of acc's shape, and 0 where the packed mask (`pack_mask`) is false."""
     y = acc.to(torch.float32)
     for scale in scales:
         y = y * scale
     if bias is not None:
         y = y + bias
-    return torch.relu(y) if relu else y
+    if relu:
+        y = torch.relu(y)
+    if residual is not None:
+        y = y + residual
+    if mask is not None:
+        y = torch.where(unpack_mask.reference(mask, list(y.shape)), y, 0.0)
+    return y
 
 
 @op("sq::dequantize", doc="Accumulators back to float32.")
@@ -136,10 +151,14 @@ def shift_matmul_dequantize(
     scales: Sequence[Tensor],
     bias: Tensor | None,
     relu: bool,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """shift_matmul, then dequantize, then max(., 0) when relu -> float32."""
+    """shift_matmul, then dequantize, then max(., 0) when relu -> float32; for a gradient, plus
+    residual, float32 of the result's shape, and 0 where the mask, as pack_mask leaves it, is
+    false."""
     acc = shift_matmul.reference(a, b, exponent, groups, transpose_a, transpose_b, k_chunk)
-    return dequantized(acc, scales, bias, relu)
+    return dequantized(acc, scales, bias, relu, residual, mask)
 
 
 @shift_matmul_dequantize.meta

@@ -1,11 +1,13 @@
 """Matrix products and convolutions, with and without epilogues."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from sqcompile.ops.conv import output_shape
+from sqcompile.ops.pack import pack_mask
 from sqcompile.ops.quantize import limits
 from tests.backends.cases import I8, I32, I64, U8, Made, Ranged, Source, sized
 
@@ -51,6 +53,7 @@ def products() -> Made:
     yield from _long_products()
     yield from _absmax_products()
     yield from _sorted_products()
+    yield from _tailed_products()
     yield (
         "shift_matmul_dequantize",
         "no-epilogue",
@@ -181,6 +184,31 @@ def _absmax_products() -> Made:
     yield "shift_matmul_dequantize_absmax", "nan", with_nan
 
 
+def tailed(make: Callable[[Source], list[Any]], shape: Sequence[int], both: bool = True) -> Any:
+    """A product with a residual of `shape`, and a mask where `both`."""
+
+    def made(s: Source) -> list[Any]:
+        mask = pack_mask.reference(s.normal(*shape) > 0) if both else None
+        return [*make(s), s.normal(*shape), mask]
+
+    return made
+
+
+def _tailed_products() -> Made:
+    for label, batch, m, n, k, bits, both in (
+        ("both", (), 19, 80, 20, 4, True),
+        ("one-vector", (3,), 7, 16, 9, 8, True),
+        ("residual", (), 14, 21, 5, 8, False),
+    ):
+
+        def make(s: Source, batch=batch, m=m, n=n, k=k, bits=bits) -> list[Any]:
+            low, high = limits(bits, True)
+            operands = [s.integers(low, high, *batch, m, k), s.integers(low, high, *batch, k, n)]
+            return [*operands, None, 1, False, False, 0, [s.uniform(n)], None, False]
+
+        yield "shift_matmul_dequantize", f"tail-{label}", tailed(make, (*batch, m, n), both)
+
+
 @dataclass(frozen=True)
 class Convolution:
     """A geometry, the bits of both operands, the groups of the gradient, and the sign of x."""
@@ -266,6 +294,15 @@ SUMMED = [
     *CONVOLUTIONS[-2:],
     Convolution((1, 1, 1, 3), 1, **SAME),
 ]
+TAILED = [
+    # Direct, Winograd, phases of a stride, pixels that no result reads, odd rows, depthwise.
+    Convolution((3, 8, 9, 16), 20, **SAME, bits=4, shift_groups=4),
+    Convolution((2, 9, 8, 48), 32, **SAME, bits=4, shift_groups=4),
+    Convolution((2, 7, 9, 32), 24, **SAME, stride=(2, 2), bits=4, shift_groups=4),
+    Convolution((2, 6, 7, 64), 20, (1, 1), (2, 2)),
+    Convolution((2, 5, 7, 3), 5, **SAME),
+    Convolution((2, 6, 5, 32), 32, **SAME, groups=32),
+]
 LONG = {
     "conv_fprop": Convolution((1, 3, 3, 70001), 2, (2, 2), k_chunk=9),
     "conv_dgrad": Convolution((1, 2, 2, 3), 70001, (1, 1), k_chunk=9),
@@ -300,6 +337,16 @@ def convolutions() -> Made:
             "conv_fprop_sums",
             str(c),
             Ranged(c.fprop, ((c.bits, c.signed), (c.bits, True))),
+        )
+    for c in TAILED:
+
+        def scaled(s: Source, c=c) -> list[Any]:
+            return [*c.dgrad(s), [s.uniform(c.x[0], 1, 1, 1)], None, False]
+
+        yield (
+            "conv_dgrad_dequantize",
+            f"tail-{c}",
+            Ranged(tailed(scaled, c.x, c.x[3] % 16 == 0), ((c.bits, True), (c.bits, True))),
         )
     c = CONVOLUTIONS[3]
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import pytest
@@ -75,6 +76,7 @@ EXAMPLES: dict[str, list[list[Any]]] = {
     ],
     "shift_matmul_dequantize": [
         [*BATCHED, [f32(3, 1, 1), f32(1, 4, 1)], f32(6), True],
+        [*BATCHED, [f32(3, 1, 1)], None, False, f32(3, 4, 6), u8(9)],
         [i8(3, 5), u8(4, 5), None, 1, False, True, 0, [], None, False],
     ],
     "shift_matmul_dequantize_absmax": [
@@ -87,7 +89,10 @@ EXAMPLES: dict[str, list[list[Any]]] = {
     "conv_dgrad": [DGRAD],
     "conv_wgrad": [WGRAD],
     "conv_fprop_dequantize": [[*FPROP, [f32(1, 1, 1, 6)], f32(6), True]],
-    "conv_dgrad_dequantize": [[*DGRAD, [f32(2, 1, 1, 1)], None, False]],
+    "conv_dgrad_dequantize": [
+        [*DGRAD, [f32(2, 1, 1, 1)], None, False],
+        [*DGRAD, [f32(2, 1, 1, 1)], None, False, f32(*X), u8((prod(X) + 7) // 8)],
+    ],
     "conv_wgrad_dequantize": [[*WGRAD, [f32(6, 1, 1, 1), f32(1)], None, False]],
     "matmul": [
         [f32(3, 5), f32(5, 4), f32(4), False, False],
