@@ -49,6 +49,43 @@ def _padded(editor: Editor, node: Node, g: Node, axis: int, before: int, after: 
     replace(node, editor.call(aten.constant_pad_nd.default, g, widths, 0.0, like=node))
 
 
+def _slice_scatter(editor: Editor, node: Node) -> None:
+    """A tensor with another in the place of a slice without steps: what is before and behind it."""
+    given = arguments(node)
+    axis = given["dim"] % len(shape(node))
+    start, end, step = slice(given["start"], given["end"], given["step"]).indices(shape(node)[axis])
+    if step == 1:
+        _inserted(editor, node, given["self"], given["src"], axis, start, end)
+
+
+def _select_scatter(editor: Editor, node: Node) -> None:
+    """A tensor with another in the place of one index of an axis."""
+    given = arguments(node)
+    axis = given["dim"] % len(shape(node))
+    start = given["index"] % shape(node)[axis]
+    part = editor.call(aten.unsqueeze.default, given["src"], axis, like=node)
+    _inserted(editor, node, given["self"], part, axis, start, start + 1)
+
+
+def _inserted(
+    editor: Editor, node: Node, x: Node, part: Node, axis: int, start: int, end: int
+) -> None:
+    size = shape(node)[axis]
+    parts = [
+        editor.call(aten.slice.Tensor, x, axis, *ends, like=node) if ends else part
+        for ends in ((0, start), None, (end, size))
+        if ends is None or ends[0] < ends[1]
+    ]
+    replace(node, editor.call(aten.cat.default, parts, axis, like=node))
+
+
+def _filled(editor: Editor, node: Node) -> None:
+    """A tensor of one number; its old values are not read."""
+    number = arguments(node)["value"]
+    if value(node).dtype == torch.float32 and isinstance(number, (int, float)):
+        replace(node, editor.call(aten.full.default, shape(node), float(number), like=node))
+
+
 def _stack(editor: Editor, node: Node) -> None:
     given = arguments(node)
     axis = given["dim"] % len(shape(node))
@@ -117,4 +154,7 @@ FORMS: dict[object, Callable[[Editor, Node], None]] = {
     aten.slice_backward.default: _slice_backward,
     aten.select_backward.default: _select_backward,
     aten.stack.default: _stack,
+    aten.slice_scatter.default: _slice_scatter,
+    aten.select_scatter.default: _select_scatter,
+    aten.fill.Scalar: _filled,
 }

@@ -217,6 +217,18 @@ def _pixel_unshuffle(editor: Editor, node: Node) -> None:
     _moved(editor, node, x, [*heads, channels, height // r, r, width // r, r], (0, 2, 4, 1, 3))
 
 
+def _channel_shuffle(editor: Editor, node: Node) -> None:
+    """The channels of all groups, in turn."""
+    given = arguments(node)
+    x, groups = given["self"], given["groups"]
+    n, channels, *sizes = shape(x)
+    apart = [n, groups, channels // groups, *sizes]
+    view = editor.call(aten.reshape.default, x, apart, like=node)
+    axes = [0, 2, 1, *range(3, len(apart))]
+    turned = editor.call(aten.permute.default, view, axes, like=node)
+    replace(node, editor.call(aten.reshape.default, turned, shape(node), like=node))
+
+
 def _moved(editor: Editor, node: Node, x: Node, apart: list[int], order: tuple[int, ...]) -> None:
     """The last five axes of `apart` in another order, then the node's shape."""
     heads = len(apart) - len(order)
@@ -290,6 +302,7 @@ SHAPES: dict[object, Callable[[Editor, Node], None]] = {
     ),
     aten.pixel_shuffle.default: _pixel_shuffle,
     aten.pixel_unshuffle.default: _pixel_unshuffle,
+    aten.channel_shuffle.default: _channel_shuffle,
     aten._prelu_kernel.default: _prelu,
     aten._prelu_kernel_backward.default: _prelu_backward,
     resample: _resample,

@@ -8,7 +8,9 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from sqcompile import _torch_compat as compat
+from sqcompile.errors import CaptureError
 from sqcompile.passes.editing import Editor, arguments, copy_graph, finish, is_call, replace, value
+from sqcompile.passes.printing import source_line
 
 aten = torch.ops.aten
 
@@ -35,6 +37,7 @@ _FILLED: dict[Any, float | str] = {
 }
 """Ops that read nothing of a tensor but its shape: what they fill with, or the argument with it."""
 _LITERALS = (aten.scalar_tensor.default, aten.full.default)
+_ASSERTIONS = (aten._assert_async.msg, aten._assert_async.default)
 _TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default)
 _PRODUCTS = (aten.mm.default, aten.bmm.default, aten.addmm.default)
 """These read operands through transposes: their backward must find the same one behind them."""
@@ -55,6 +58,8 @@ class _Constants:
             held = getattr(self.module, str(node.target))
             if isinstance(held, Tensor):
                 self.known[node] = held.detach()
+        elif is_call(node, *_ASSERTIONS):
+            self._asserted(node)
         elif node.op == "call_function":
             filled = _FILLED.get(node.target)
             if filled is not None:
@@ -64,6 +69,17 @@ class _Constants:
                     self.known[node] = torch.full(like.shape, number, dtype=like.dtype)
             elif _pure(node) and all(source in self.known for source in node.all_input_nodes):
                 self.known[node] = self._computed(node)
+
+    def _asserted(self, node: Node) -> None:
+        """An assertion about constants that holds goes; no kernel can tell of any other."""
+        condition = self.known.get(node.all_input_nodes[0])
+        if condition is None or not bool(condition):
+            raise CaptureError(
+                f"{source_line(node)}\n  asserts something about values "
+                f"({', '.join(str(argument) for argument in node.args[1:])})\n"
+                "  a compiled step cannot stop there: check its inputs before the call."
+            )
+        self.module.graph.erase_node(node)
 
     def _computed(self, node: Node) -> Any:
         assert callable(node.target)

@@ -47,13 +47,13 @@ class Refused(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.table = nn.Embedding(9, 4, sparse=True)
+        self.table = nn.Embedding(9, 2, sparse=True)
 
     def forward(self, x, tokens):
         h = F.interpolate(x, (5, 5), mode="bicubic")
         h = F.interpolate(h, (3, 3), mode="bilinear", antialias=True)
         h = F.adaptive_max_pool2d(h, (2, 2))
-        h = F.interpolate(h.unsqueeze(2), (2, 4, 4)).mean(2)
+        h = F.interpolate(h.unsqueeze(2), (2, 2, 2)).mean(2)
         h = h + F.embedding_bag(tokens, self.table.weight, mode="max")[0]
         h = h + torch.rand_like(h)
         h = h.take_along_dim(tokens.view(1, 1, 2, 2), 3)
@@ -68,7 +68,7 @@ def test_arguments_without_a_kernel_are_in_the_report():
         'mode="bicubic")',
         "antialias=True)",
         "adaptive_max_pool2d(h, (2, 2))",
-        "(2, 4, 4)).mean(2)",
+        "(2, 2, 2)).mean(2)",
         'mode="max")[0]',
         "torch.rand_like(h)",
         "take_along_dim",

@@ -48,6 +48,14 @@ class Words(nn.Module):
         return self.last(self.form(self.table.weight, tokens) + h.mean(1))
 
 
+def assigned(x: Tensor) -> Tensor:
+    """What stands in some places is replaced."""
+    y = x.clone()
+    y[:, 1] = 0.5
+    y[..., 2:5] = x[..., :3]
+    return y
+
+
 IMAGES: dict[str, Form] = {
     "max-pool": lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True),
     "average": lambda x: F.avg_pool2d(x, 2),
@@ -72,6 +80,7 @@ IMAGES: dict[str, Form] = {
     "pixel-shuffle": lambda x: F.pixel_shuffle(x, 2),
     "pixel-unshuffle": lambda x: F.pixel_unshuffle(x[..., :8, :], 2),
     "index": lambda x: x[:, :, torch.tensor([[0, 3], [8, 3]])].flatten(2, 3),
+    "channel-shuffle": nn.ChannelShuffle(2),
     "prelu": nn.PReLU(),
     "prelu-channels": nn.PReLU(4),
     "relu6": F.relu6,
@@ -82,6 +91,8 @@ TOKENS: dict[str, Form] = {
     "expand": lambda x: x[:, :1].expand(-1, 6, -1) + x,
     "repeat": lambda x: x.repeat(2, 1, 3),
     "repeat-interleave": lambda x: x.repeat_interleave(2, 1),
+    "assigned": assigned,
+    "one-hot": lambda x: x * F.one_hot(torch.arange(6) % 3, 8),
     "roll-flat": lambda x: x.roll(7),
     "index-select": lambda x: x.index_select(1, ORDER),
     "index": lambda x: x[:, [0, 2, 2, -1]],

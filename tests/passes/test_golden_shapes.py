@@ -1,5 +1,8 @@
 """Constants, dropout and shapes, as the program before and the program after."""
 
+import pytest
+
+from sqcompile.errors import CaptureError
 from sqcompile.ops.philox import stream_id
 from sqcompile.passes.canonicalize import canonicalize
 from sqcompile.passes.channels_last import channels_last
@@ -55,6 +58,20 @@ def test_a_constant_of_one_number_is_full_and_random_numbers_stay():
         """,
     )
     assert same(fold_constants(before), after)
+
+
+def test_an_assertion_about_constants_goes_and_one_about_inputs_is_an_error():
+    program = """
+        c = aten.all(aten_input)
+        a = aten._assert_async.msg(c, 'all must hold')
+        y = aten.relu(x_0)
+        """
+    constant = "m = constant([True, True], 'bool')\n"
+    held = graph("x_0: f32[3] -> y", constant + program.replace("aten_input", "m"))
+    assert same(fold_constants(held), graph("x_0: f32[3] -> y", "y = aten.relu(x_0)"))
+    open_ = graph("x_0: f32[3] -> y", program.replace("aten_input", "x_0"))
+    with pytest.raises(CaptureError, match="all must hold"):
+        fold_constants(open_)
 
 
 def test_a_product_keeps_its_constant_operand_behind_a_transpose():
