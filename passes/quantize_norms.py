@@ -1,6 +1,7 @@
 """Replace every float L1 norm by its integer form, forward and backward."""
 
 from math import prod
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -150,7 +151,7 @@ class _Norms:
         given = arguments(node)
         g, gamma, xhat = given["g"], given["gamma"], given["xhat"]
         node.meta["module"] = compat.module_path(node)
-        users = {item.args[1]: item for item in node.users}
+        users: dict[Any, Node] = {item.args[1]: item for item in node.users}
         if 0 in users:
             q, scale = self._stochastic(self._times(g, gamma, node), [1], "h", node)
             args = (q, scale, xhat, given["coefficient"], self.recipe.norm_saved_step)
@@ -163,7 +164,7 @@ class _Norms:
         gamma, xhat = given["gamma"], given["xhat"]
         node.meta["module"] = compat.module_path(node)
         channels, grouped = shape(given["g"])[-1], shape(xhat)
-        users = {item.args[1]: item for item in node.users}
+        users: dict[Any, Node] = {item.args[1]: item for item in node.users}
         if 0 in users:
             g = self._view(given["g"], grouped, node)
             gamma = None if gamma is None else self._view(gamma, grouped[2:], node)
@@ -179,7 +180,7 @@ class _Norms:
     def _times(self, g: Node, gamma: Node | None, node: Node) -> Node:
         return g if gamma is None else self.editor.call(aten.mul.Tensor, g, gamma, like=node)
 
-    def _view(self, x: Node, sizes: list[int], node: Node, **meta: bool) -> Node:
+    def _view(self, x: Node, sizes: list[int], node: Node, **meta: Any) -> Node:
         if shape(x) == sizes:
             return x
         return self.editor.call(aten.view.default, x, sizes, like=node, **meta)

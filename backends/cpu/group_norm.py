@@ -151,7 +151,7 @@ class GroupElements:
     def __init__(self, spec: KernelSpec, f: nest.Function, groups: Groups) -> None:
         self.spec, self.groups = spec, groups
         vectors = [f.get(name) for name in ("gamma", "beta")]
-        self.affine = [(v, None if v is None else groups.periods.spread(v)) for v in vectors]
+        self.affine = [None if v is None else (v, groups.periods.spread(v)) for v in vectors]
 
     def sample(self, mean: Array, factor: Array) -> None:
         """Take the int32 means and the factors of the groups of a sample."""
@@ -164,9 +164,8 @@ class GroupElements:
 
     def element(self, x: Expr, c: Expr, spread: bool) -> tuple[Expr, Expr]:
         """(y, k) of an int8: c is its channel, or its place in a period when `spread`."""
-        mean, factor, gamma, beta = (
-            None if pair[0] is None else pair[spread][c] for pair in (*self.moving, *self.affine)
-        )
+        mean, factor = (pair[spread][c] for pair in self.moving)
+        gamma, beta = (None if pair is None else pair[spread][c] for pair in self.affine)
         shift = nest.const(self.spec["frac_bits"], "int32")
         xhat = to_float((nest.cast(x, "int32") << shift) - mean) * factor
         return affine(xhat, gamma, beta), saved(xhat, self.spec["bits"], self.spec["step"])
