@@ -166,7 +166,12 @@ def _result(traced: Traced) -> str:
 
 
 def _fake(value: Any) -> Any:
-    return value.meta["example_value"] if isinstance(value, Node) else value
+    """What Dynamo took an output of its graph to be."""
+    if not isinstance(value, Node):
+        return value
+    if "example_value" not in value.meta:
+        raise _Unknown
+    return value.meta["example_value"]
 
 
 def _constant(leaf: Any) -> str:

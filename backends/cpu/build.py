@@ -134,12 +134,16 @@ def cached_build(key: str, module: tvm.IRModule, target: Target) -> Binary:
 
 
 def assemblies(binary: Binary) -> dict[str, str]:
-    """The assembly of all LLVM IR of a binary, as files."""
-    with ThreadPoolExecutor(get_num_threads()) as pool:
-        texts = pool.map(assembly, binary.sources.values())
-        return {
-            f"{Path(name).stem}.s": text for name, text in zip(binary.sources, texts, strict=True)
-        }
+    """The assembly of all LLVM IR of a binary, as files; kept in the cache like code."""
+    key = cache.key_of("\n".join(["assembly", *binary.sources.values()]))
+    kept = cache.load_files(key)
+    if kept is None:
+        with ThreadPoolExecutor(get_num_threads()) as pool:
+            texts = pool.map(assembly, binary.sources.values())
+            names = (f"{Path(name).stem}.s" for name in binary.sources)
+            kept = {name: text.encode() for name, text in zip(names, texts, strict=True)}
+        cache.store_files(key, kept)
+    return {name: content.decode() for name, content in kept.items()}
 
 
 def assembly(llvm_ir: str) -> str:

@@ -279,6 +279,30 @@ def test_meta_agrees_with_the_reference(name: str, case: int) -> None:
             shape.dtype,
             shape.stride(),
         )
+    described = tuple((tuple(real.shape), real.dtype) for real in got)
+    assert entry(name).outputs(*arguments) == described
+    assert entry(name).several == (len(got) > 1)
+
+
+def test_outputs_are_asked_of_the_meta_function_once(scratch_name: str) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def repeat(x: torch.Tensor, times: float) -> torch.Tensor:
+        return x.repeat(int(times))
+
+    one = op(scratch_name, doc="Repeats.")(repeat)
+
+    @one.meta
+    def _(x: torch.Tensor, times: float) -> torch.Tensor:
+        asked.append(tuple(x.shape))
+        return x.new_empty(int(len(x) * times))
+
+    for _ in range(2):
+        assert one.outputs(f32(3), 2.0) == (((6,), torch.float32),)
+        assert one.outputs(f32(3).double(), 2.0) == (((6,), torch.float64),)
+        assert one.outputs(f32(3), 3.0) == (((9,), torch.float32),)
+        assert one.outputs(f32(4), 3.0) == (((12,), torch.float32),)
+    assert asked == [(3,), (3,), (3,), (4,)]
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import sqcompile
+from sqcompile.backends.cpu import build
 from sqcompile.errors import InputError, SqError, UsageError
 from sqcompile.runtime import artifact
 from tests.models import make
@@ -182,3 +183,12 @@ def test_the_folder_is_for_reading(tmp_path):
     assert "def step(" in (run / "00_captured.txt").read_text()
     assert "sq.shift_matmul" in next(run.glob("*_bound_accumulators.txt")).read_text()
     assert list((run / "variant_1").glob("*_forward.txt"))
+
+
+def test_assembly_is_generated_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("SQCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
+    step, _ = _saved(tmp_path / "run")
+    monkeypatch.setattr(build, "assembly", None)
+    step.save(str(tmp_path / "again"))
+    for path in (tmp_path / "run" / "variant_0").glob("*.s"):
+        assert path.read_text() == (tmp_path / "again" / "variant_0" / path.name).read_text() != ""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sqcompile.backends import targets
+from sqcompile.backends.cpu import build as build_module
 from sqcompile.backends.cpu.build import build
 from sqcompile.backends.lower import lower
 from sqcompile.errors import UsageError
@@ -52,3 +53,16 @@ def test_results_do_not_depend_on_threads_or_on_the_calling_thread() -> None:
         caller.join()
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_code_does_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    w, cpu = Writer(), targets.get("cpu")
+    x = w.input("x", torch.randn(6, 8))
+    sums = [w.call(OPS["sq::ordered_sum"].target, x, axes, False) for axes in ([0], [1], [0, 1])]
+    module = lower({"forward": w.module(*sums)}, cpu).module
+    built = []
+    for count in (1, 3):
+        monkeypatch.setattr(build_module, "get_num_threads", lambda count=count: count)
+        built.append(build(module, cpu))
+    assert len(built[0].objects) == 3, "a piece a kernel, up to a number of pieces"
+    assert built[0].objects == built[1].objects and built[0].vm == built[1].vm

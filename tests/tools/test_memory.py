@@ -111,3 +111,11 @@ def test_a_soak_fails_when_memory_grows(
     done = CliRunner().invoke(soak.main, [*arguments, "--bound-mb", "16"])
     assert done.exit_code == 1
     assert "memory grew by" in done.output
+
+
+@pytest.mark.claims
+def test_resnet20_keeps_at_most_a_fifth_of_fp32() -> None:
+    result = json.loads((TOOLS.parent / "runs" / "claims" / "memory.json").read_text())
+    assert result["saved_ratio"] >= 4.9
+    assert result["step_ratio"] >= 3.5
+    assert result["processes"]["sqcompile"]["last_step_page_faults"] < 100
