@@ -43,12 +43,14 @@ def _match(node: Node) -> _Chain | None:
     xhats = packed_readers(outputs.get(1), arguments(node)["bits"])
     if y is None or xhats is None:
         return None
-    end, residual = y, None
+    end: Node = y
+    residual: Node | None = None
     add = _only_reader(y, aten.add.Tensor)
     if add is not None:
-        residual = next((n for n in add.args[:2] if n is not y), None)
-        if not isinstance(residual, Node) or shape(residual) != shape(y) or residual > node:
+        other = next((n for n in add.args[:2] if n is not y), None)
+        if not isinstance(other, Node) or shape(other) != shape(y) or other > node:
             return None
+        residual = other
         end = add
     relu = next((user for user in end.users if is_call(user, aten.relu.default)), None)
     if relu is not None and set(end.users) != {relu}:
