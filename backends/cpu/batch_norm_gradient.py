@@ -55,6 +55,8 @@ def l1_batch_norm_backward_quantize(spec: KernelSpec) -> object:
 
 
 class _Fused:
+    """The case of samples of several tokens, in whole vectors of channels."""
+
     def __init__(
         self, spec: KernelSpec, f: nest.Function, extremes: Extremes, constants: list[Array]
     ) -> None:
@@ -75,8 +77,7 @@ class _Fused:
         table = nest.scratch(self.samples * self.channels, "int32")
         self._samples(table)
         channel = self._channels(table)
-        largest = widest(Scaled(channel, [self.channels], []), Block([], []))
-        self.dgrad.settle(largest, self.bits, self.groups)
+        self.dgrad.settle(self._largest(channel), self.bits, self.groups)
         self.wgrad.settle(self.wgrad.largest_after(), self.bits, self.groups)
         g, saved = self.f["g"], self.extremes.saved
 
@@ -100,12 +101,12 @@ class _Fused:
         """The absmax (bits) of every sample and channel, and dgrad's outer scales."""
         lanes = nest.ramp(0)
         with nest.parallel(self.samples, self.f["g"].size, "sample") as n:
-            found = self.extremes.measure(n)
+            extremes = self.extremes.measure(n)
             best = nest.scratch(LANES, "int32")
             best.store(lanes, nest.splat(nest.zero("int32")))
             with nest.serial(self.channels // LANES, "c") as c:
                 place = nest.ramp(n * self.channels + c * LANES)
-                table.store(place, self.extremes.absmax(found, c * LANES, self.constants))
+                table.store(place, self.extremes.absmax(extremes, c * LANES, self.constants))
                 scaled = magnitude(self._scaled(table[place], c * LANES))
                 best.store(lanes, tirx.max(best[lanes], scaled))
             if self.outer:
@@ -145,13 +146,12 @@ class _Fused:
         else:
             for scales in (self.dgrad, self.wgrad):
                 scales.no_outer()
-            self.wgrad.found.store(0, self._largest(whole))
+            self.wgrad.found.store(0, nest.bits_of(self._largest(whole), "float32"))
         return channel
 
     def _largest(self, values: Array) -> Expr:
-        """The largest of a magnitude for every channel."""
-        bits = widest(Scaled(values, [self.channels], []), Block([], []))
-        return nest.bits_of(bits, "float32")
+        """The largest magnitude (bits) among those of the channels."""
+        return widest(Scaled(values, [self.channels], []), Block([], []))
 
     def _powers(self, channel: Array) -> Factor:
         """dgrad's exponents -> (qmax / r) * 2^exponent of every channel."""

@@ -89,7 +89,7 @@ def _whole_blocks(roundings: Sequence[Rounding], philox: Philox, bits: int, whol
             block = first + i
             moved: list[list[Expr]] = [[] for _ in roundings]
 
-            def vector(index: int, u: Expr, block=block, moved=moved) -> None:
+            def vector(index: int, u: Expr) -> None:
                 start = block * BLOCK + index * LANES
                 for one, values in zip(roundings, moved, strict=True):
                     x = one.scaled.x[nest.ramp(start)]

@@ -42,7 +42,15 @@ def shift_quantize_pair(
 
 
 @shift_quantize_pair.meta
-def _(x: Tensor, factor: Tensor | None, rng: Tensor, outer: bool, bits: int, groups: int, *_: Any):
+def _(
+    x: Tensor,
+    factor: Tensor | None,
+    rng: Tensor,
+    outer: bool,
+    bits: int,
+    groups: int,
+    *_: Any,
+) -> tuple[Tensor, ...]:
     return pair_outputs(x, outer, groups)
 
 
