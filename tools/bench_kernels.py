@@ -35,6 +35,7 @@ from sqcompile.runtime import threads
 FAMILIES = {
     "gemm": "kernels_gemm",
     "shift_gemm": "kernels_gemm",
+    "gemm_bmm": "kernels_bmm",
     "quantize_gemm": "kernels_quantize_gemm",
     "quantize": "kernels_quantize",
     "conv_fprop": "kernels_conv",

@@ -200,23 +200,27 @@ class Columns:
             self._correct(self[part], batch, segment)
 
     def _correct(self, panel: PanelB, batch: Expr, segment: Expr) -> None:
-        """-bias * sum of b of every column of a panel."""
+        """-bias * sum of b of every column of a panel, all vectors at once: a dot product waits
+        four cycles for the one before it."""
         assert panel.correction is not None
         product, dot, shape = self.product, self.product.dot, self.shape
         lanes, size = nest.ramp(0, dot.lanes), dot.lanes * dot.depth
         ones = nest.splat(nest.const(1, product.dtype_a), size)
-        total = nest.scratch(dot.lanes, "int32")
-        with nest.serial(shape.vectors, "v") as v:
+        totals = [nest.scratch(dot.lanes, "int32") for _ in range(shape.vectors)]
+        for total in totals:
             total.store(lanes, nest.splat(nest.zero("int32"), dot.lanes))
 
-            def step(quad: Expr) -> None:
+        def step(quad: Expr) -> None:
+            for v, total in enumerate(totals):
                 b = dot.loaded(panel.array, panel.base + (quad * shape.vectors + v) * size)
                 total.store(lanes, multiplied(product.plan, dot, total[lanes], ones, b))
 
-            def double() -> None:
+        def double() -> None:
+            for total in totals:
                 total.store(lanes, total[lanes] + total[lanes])
 
-            product.reduce(batch, segment, product.quads(segment), step, double)
-            bias = nest.splat(nest.const(-product.plan.a.bias, "int32"), dot.lanes)
+        product.reduce(batch, segment, product.quads(segment), step, double)
+        bias = nest.splat(nest.const(-product.plan.a.bias, "int32"), dot.lanes)
+        for v, total in enumerate(totals):
             out = nest.ramp(panel.correction_base + v * dot.lanes, dot.lanes)
             panel.correction.store(out, total[lanes] * bias)

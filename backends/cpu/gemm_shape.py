@@ -26,6 +26,10 @@ SEGMENT = 8192
 """Steps of k that a tile adds up in registers: its panel of b is 512 KB then, half of an L2."""
 TOTAL_BYTES = 1 << 18
 """Sums over segments that a task keeps."""
+WIDE = 5
+"""Rows and vectors of the widest tile: 25 sums, 5 vectors and a repeated value are 31 registers."""
+CLEARLY = 0.95
+"""The share of dot products from which another tile pays."""
 TALLEST = 12
 """Rows of a tile: as many lines of a stay in an L1 set of 8 ways, or nearly, at any stride."""
 BYTES = 64
@@ -132,7 +136,7 @@ class Shape:
     @property
     def columns_once(self) -> bool:
         """Whether each panel of b is read by one task alone, which packs it."""
-        return self.row_blocks == 1 and (self.in_place or self.lines_first)
+        return self.row_blocks == 1
 
     @property
     def lines_first(self) -> bool:
@@ -184,13 +188,27 @@ def _in_place(k: int, segment: int, plan: Plan, cpu: Machine) -> bool:
 
 
 def _tile(m: int, n: int, cpu: Machine) -> tuple[int, int]:
-    """Rows and vectors: as many as registers hold, shared evenly."""
-    most = cpu.registers // 8
-    needed = max(1, ceil_div(n, cpu.dot.lanes))
-    vectors = ceil_div(needed, ceil_div(needed, most))
+    """Rows and vectors: as many as registers hold, shared evenly; 5 x 5 where that multiplies
+    clearly less beside the result (65 columns are 5 vectors, and two panels of 3 otherwise)."""
+    vectors = _even(ceil_div(n, cpu.dot.lanes), cpu.registers // 8)
     spare = 3 if cpu.dot.bytes else 4
     tallest = min(TALLEST, (cpu.registers - spare - vectors) // vectors)
-    return max(1, ceil_div(m, max(1, ceil_div(m, tallest)))), vectors
+    usual = _even(m, tallest), vectors
+    if not cpu.dot.bytes or cpu.registers < 32:
+        return usual
+    wide = _even(m, WIDE), _even(ceil_div(n, cpu.dot.lanes), WIDE)
+    less = _multiplied(m, n, cpu, *wide) < CLEARLY * _multiplied(m, n, cpu, *usual)
+    return wide if less else usual
+
+
+def _even(size: int, most: int) -> int:
+    """Parts of `most` at most, all but equal: how long the longest is."""
+    return max(1, ceil_div(size, max(1, ceil_div(size, most))))
+
+
+def _multiplied(m: int, n: int, cpu: Machine, rows: int, vectors: int) -> int:
+    """Dot products of a step of k, overlapping tiles included."""
+    return rounded(m, rows) * rounded(ceil_div(n, cpu.dot.lanes), vectors)
 
 
 def _segment(k: int, plan: Plan, depth: int, chunk: int) -> tuple[int, int]:
