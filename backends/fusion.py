@@ -231,12 +231,14 @@ class _Clusters:
         if not (a.fusible and b.fusible) or len(a.nodes) + len(b.nodes) > MOST_NODES:
             return False
         shapes = {self.plan.shape(node) for node in (*a.nodes, *b.nodes)}
-        if len({prod(shape) for shape in shapes}) > 1 or common_axes(list(shapes)) is None:
+        axes = common_axes(list(shapes)) if len({prod(shape) for shape in shapes}) == 1 else None
+        if axes is None:
             return False
         nodes = sorted((*a.nodes, *b.nodes), key=self.place.__getitem__)
         if not self.plan.one_shape.isdisjoint(nodes):
             read = {self.plan.memory[one] for node in nodes for one in self.plan.specs[node][1]}
-            if len(shapes) > 1 or read & self.plan.endings & set(nodes):
+            rows = {self.plan.shape(node)[-1:] for node in nodes if node in self.plan.one_shape}
+            if len(shapes) > 1 and rows != {(axes[-1],)} or read & self.plan.endings & set(nodes):
                 return False
         return len(self.plan.inputs(nodes)) + len(self.plan.results(nodes)) <= MOST_TENSORS
 

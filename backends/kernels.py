@@ -161,14 +161,14 @@ class KernelTable:
 
     def joins(self, op: str, when: Callable[["KernelSpec"], bool], one_shape: bool = False) -> None:
         """Calls of `op` may stand in a group where `when` holds; `one_shape`: only with members
-        of exactly its shape."""
+        of its shape, or whose axes split its leading ones alone."""
         self._joins[op] = when
         if one_shape:
             self._one_shape.add(op)
 
     def ends(self, op: str, when: Callable[["KernelSpec"], bool]) -> None:
         """Calls of `op`, whose result is no elementwise value, may take their first operand from
-        the group that computes it, whose members have exactly its shape."""
+        the group that computes it, whose members are of its shape, as for `joins`."""
         self._ends[op] = when
         self._one_shape.add(op)
 

@@ -9,6 +9,8 @@ from sqcompile.ops.elementwise import sqrt
 from sqcompile.passes.editing import Editor, arguments, is_call, replace, shape, value
 
 aten = torch.ops.aten
+Rule = Callable[[Editor, Node], None]
+"""What stands in a table of rewrites: it puts other nodes in the place of one, or leaves it."""
 
 
 def _reversed_sub(editor: Editor, node: Node) -> None:
@@ -143,7 +145,7 @@ def _rsqrt(editor: Editor, node: Node) -> None:
         replace(node, editor.call(aten.reciprocal.default, root, like=node))
 
 
-FORMS: dict[object, Callable[[Editor, Node], None]] = {
+FORMS: dict[object, Rule] = {
     aten.sqrt.default: _sqrt,
     aten.rsqrt.default: _rsqrt,
     aten.where.self: _where,

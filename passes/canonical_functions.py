@@ -1,11 +1,10 @@
-"""Float functions, softmax and losses in the forms of canonicalize: a table of rewrites.
+"""Float functions, softmax and losses of classes in the forms of canonicalize: a table of rewrites.
 
 What a formula here computes in several nodes, lowering joins in one kernel. Nodes that depend on
 forward values alone but belong to a gradient carry meta["backward"], so that forward does not keep
 their results.
 """
 
-from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -16,12 +15,11 @@ from sqcompile.ops import activation, functions, loss, softmax
 from sqcompile.ops.elementwise import sqrt
 from sqcompile.ops.reduce import amax, ordered_sum
 from sqcompile.ops.table import Op
+from sqcompile.passes.canonical_forms import Rule
+from sqcompile.passes.canonical_losses import MEAN, NONE
 from sqcompile.passes.editing import Editor, arguments, replace, shape, value
 
 aten = torch.ops.aten
-Rule = Callable[[Editor, Node], None]
-NONE, MEAN = 0, 1
-"""torch's numbers of a loss's reductions; 2 is the sum."""
 
 
 def _is_float(node: Node) -> bool:
@@ -213,39 +211,6 @@ def _viewed(editor: Editor, x: Node, sizes: list[int], like: Node) -> Node:
     return x if shape(x) == sizes else editor.call(aten.view.default, x, sizes, like=like)
 
 
-def _mse_loss(editor: Editor, node: Node) -> None:
-    """The square of the difference, reduced."""
-    given = arguments(node)
-    x, y, reduction = given["self"], given["target"], given["reduction"]
-    if not _is_float(node) or shape(x) != shape(y):
-        return
-    difference = editor.call(aten.sub.Tensor, x, y, like=node)
-    square = editor.call(aten.mul.Tensor, difference, difference, like=node)
-    replace(node, _reduced(editor, square, reduction, node))
-
-
-def _reduced(editor: Editor, losses: Node, reduction: int, like: Node) -> Node:
-    if reduction == NONE:
-        return losses
-    axes = list(range(value(losses).dim()))
-    total = editor.call(ordered_sum, losses, axes, False, like=like)
-    if reduction != MEAN:
-        return total
-    return editor.call(aten.div.Tensor, total, float(prod(shape(losses))), like=like)
-
-
-def _mse_loss_backward(editor: Editor, node: Node) -> None:
-    """(x - y) * (g * 2 / n), n the number of elements of a mean, else 1."""
-    given = arguments(node)
-    x, y = given["self"], given["target"]
-    if not _is_float(node) or shape(x) != shape(y):
-        return
-    factor = 2.0 / prod(shape(x)) if given["reduction"] == MEAN else 2.0
-    scaled = editor.call(aten.mul.Tensor, given["grad_output"], factor, like=node)
-    difference = editor.call(aten.sub.Tensor, x, y, like=node, backward=True)
-    replace(node, editor.call(aten.mul.Tensor, difference, scaled, like=node))
-
-
 def _logical(op: Any, *names: str) -> Rule:
     """A bitwise op of truth values."""
 
@@ -290,8 +255,6 @@ FUNCTIONS: dict[object, Rule] = {
     aten.amax.default: _amax,
     aten.nll_loss_forward.default: _nll_loss,
     aten.nll_loss_backward.default: _nll_loss_backward,
-    aten.mse_loss.default: _mse_loss,
-    aten.mse_loss_backward.default: _mse_loss_backward,
     aten.bitwise_not.default: _logical(aten.logical_not.default, "self"),
     aten.bitwise_and.Tensor: _logical(aten.logical_and.default, "self", "other"),
     aten.bitwise_or.Tensor: _logical(aten.logical_or.default, "self", "other"),

@@ -9,6 +9,7 @@ from sqcompile.ops.product_float import conv, conv_input_grad, conv_weight_grad,
 from sqcompile.ops.reduce import ordered_sum
 from sqcompile.passes.canonical_forms import FORMS
 from sqcompile.passes.canonical_functions import FUNCTIONS
+from sqcompile.passes.canonical_losses import LOSSES
 from sqcompile.passes.canonical_pooling import POOLING
 from sqcompile.passes.canonical_shapes import SHAPES
 from sqcompile.passes.channels_last import permuted_first, permuted_last
@@ -243,6 +244,7 @@ def _view(editor: Editor, node: Node) -> None:
 _REWRITES = {
     **FORMS,
     **FUNCTIONS,
+    **LOSSES,
     **POOLING,
     **SHAPES,
     aten.copy.default: _copy,

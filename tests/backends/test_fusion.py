@@ -102,6 +102,13 @@ def largest(c: Call, x: fx.Node, s: fx.Node) -> list[fx.Node]:
     return [y, *(c(OPS["sq::absmax"].target, y, None, a) for a in axes)]
 
 
+def curve(c: Call, x: fx.Node, bias: fx.Node) -> list[fx.Node]:
+    """An MLP's activation between two products, which see tokens as one axis."""
+    y = c(OPS["sq::gelu"].target, c(aten.add.Tensor, x, bias), False)
+    rows = c(aten.view.default, y, [-1, x.meta["val"].shape[-1]])
+    return [rows, *(c(OPS["sq::absmax"].target, rows, None, axes) for axes in ([0], [0, 1]))]
+
+
 def _mask(s: Source, count: int) -> Tensor:
     return s.grid(torch.uint8, count // 8)
 
@@ -125,6 +132,8 @@ def _programs() -> dict[str, tuple[Build, list[Tensor]]]:
         "large-gradient": (gradient, [*s.normal(2, 8, 1000, 32).unbind(), _mask(s, 256000)]),
         "maxima": (largest, [s.edges(60, 7, 50), s.normal(50)]),
         "few-maxima": (largest, [s.edges(300, 3), s.normal(3)]),
+        "curve": (curve, [s.edges(3, 40, 35), s.normal(35)]),
+        "large-curve": (curve, [s.edges(4, 30, 200), s.normal(200)]),
         "masks": (masks, [s.normal(7, 31), s.mask(7, 31)]),
         "spread": (spread, [s.normal(4, 6), s.mask(4, 3, 5, 6)]),
     }
@@ -160,6 +169,7 @@ def test_a_chain_is_one_step_and_names_its_ops() -> None:
     assert steps(sgd, x, x, x) == ["fused::mul+add+mul+sub"]
     wide = torch.randn(4, 16)
     assert steps(activation, wide, wide) == ["fused::add+relu+gt+pack_mask+absmax"]
+    assert steps(curve, torch.randn(2, 5, 6), x[0]) == ["fused::add+gelu+absmax+absmax"]
     mask = torch.zeros(8, dtype=torch.uint8)
     assert sorted(steps(gradient, wide, wide, mask)[0].removeprefix("fused::").split("+")) == [
         "absmax",

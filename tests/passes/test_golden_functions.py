@@ -212,6 +212,47 @@ def test_mse_loss_is_taken_apart():
     assert same(canonicalize(before), after)
 
 
+def test_huber_and_smooth_l1_losses_are_taken_apart():
+    signature = "x_0: f32[4, 8], x_1: f32[4, 8], g_0: f32[] -> h, dh, s, ds"
+    before = graph(
+        signature,
+        """
+        h = aten.huber_loss(x_0, x_1, 2, 3.0)
+        dh = aten.huber_loss_backward(g_0, x_0, x_1, 2, 3.0)
+        s = aten.smooth_l1_loss(x_0, x_1, 1, 0.25)
+        ds = aten.smooth_l1_loss_backward(g_0, x_0, x_1, 1, 0.25)
+        """,
+    )
+    after = graph(
+        signature,
+        """
+        d = aten.sub.Tensor(x_0, x_1)
+        z = aten.abs(d)
+        in_h = aten.lt.Scalar(z, 3.0)
+        square = aten.mul.Tensor(z, z)
+        low_h = aten.mul.Tensor(square, 0.5)
+        far_h = aten.sub.Tensor(z, 1.5)
+        high_h = aten.mul.Tensor(far_h, 3.0)
+        each_h = aten.where.self(in_h, low_h, high_h)
+        h = sq.ordered_sum(each_h, [0, 1], False)
+        slope_h = aten.clamp(d, -3.0, 3.0)
+        g_h = aten.mul.Tensor(g_0, 1.0)
+        dh = aten.mul.Tensor(slope_h, g_h)
+        in_s = aten.lt.Scalar(z, 0.25)
+        low_s = aten.mul.Tensor(square, 2.0)
+        high_s = aten.sub.Tensor(z, 0.125)
+        each_s = aten.where.self(in_s, low_s, high_s)
+        total = sq.ordered_sum(each_s, [0, 1], False)
+        s = aten.div.Tensor(total, 32.0)
+        part = aten.div.Tensor(d, 0.25)
+        slope_s = aten.clamp(part, -1.0, 1.0)
+        g_s = aten.mul.Tensor(g_0, 0.03125)
+        ds = aten.mul.Tensor(slope_s, g_s)
+        """,
+    )
+    assert same(canonicalize(before), after)
+
+
 def test_a_count_that_divides_is_a_float_sum():
     before = graph(
         "x_0: f32[4], m: bool[4] -> y",

@@ -85,6 +85,8 @@ class Losses(nn.Module):
             + F.cross_entropy(h, h.softmax(0))
             + F.mse_loss(h, x)
             + F.l1_loss(h, x)
+            + F.huber_loss(h, x, delta=0.5)
+            + F.smooth_l1_loss(h, x, reduction="sum")
             + h.amax((0, 1)) * h.amax(0).sum()
         )
 
