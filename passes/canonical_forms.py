@@ -84,7 +84,10 @@ def _inserted(
 def _filled(editor: Editor, node: Node) -> None:
     """A tensor of one number; its old values are not read."""
     number = arguments(node)["value"]
-    if value(node).dtype == torch.float32 and isinstance(number, (int, float)):
+    if isinstance(number, Node):
+        if value(number).dtype == value(node).dtype:
+            replace(node, editor.call(aten.expand.default, number, shape(node), like=node))
+    elif value(node).dtype == torch.float32:
         replace(node, editor.call(aten.full.default, shape(node), float(number), like=node))
 
 
@@ -159,4 +162,5 @@ FORMS: dict[object, Rule] = {
     aten.slice_scatter.default: _slice_scatter,
     aten.select_scatter.default: _select_scatter,
     aten.fill.Scalar: _filled,
+    aten.fill.Tensor: _filled,
 }

@@ -186,6 +186,33 @@ def test_parts_are_slices_and_a_roll_is_two():
     assert same(canonicalize(before), after)
 
 
+def test_an_assignment_is_a_concatenation():
+    before = graph(
+        "x_0: f32[4, 6], g_0: f32[4, 2] -> y, z",
+        """
+        number = constant(0.5, "f32")
+        column = aten.select.int(x_0, 1, 0)
+        filled = aten.fill.Tensor(column, number)
+        y = aten.select_scatter(x_0, filled, 1, 0)
+        z = aten.slice_scatter(x_0, g_0, 1, 2, 4)
+        """,
+    )
+    after = graph(
+        "x_0: f32[4, 6], g_0: f32[4, 2] -> y, z",
+        """
+        number = constant(0.5, "f32")
+        filled = aten.expand(number, [4])
+        part = aten.unsqueeze(filled, 1)
+        rest = aten.slice.Tensor(x_0, 1, 1, 6)
+        y = aten.cat([part, rest], 1)
+        front = aten.slice.Tensor(x_0, 1, 0, 2)
+        back = aten.slice.Tensor(x_0, 1, 4, 6)
+        z = aten.cat([front, g_0, back], 1)
+        """,
+    )
+    assert same(canonicalize(before), after)
+
+
 def test_the_gradient_of_a_slice_with_steps():
     before = graph("g_0: f32[2, 3] -> dx", "dx = aten.slice_backward(g_0, [2, 8], 1, 1, 8, 3)")
     after = graph(
