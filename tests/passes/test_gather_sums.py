@@ -2,7 +2,9 @@
 
 import pytest
 
+from sqcompile.ops import conv
 from sqcompile.passes.assign_precision import Operand, ProductSpec
+from sqcompile.passes.editing import calls
 from sqcompile.passes.gather_sums import gather_sums
 from tests.passes.programs import graph, same
 
@@ -93,3 +95,17 @@ def test_a_convolution_that_no_norm_reads_stays(norm):
         acc=FPROP,
     )
     assert same(gather_sums(before), before)
+
+
+@pytest.mark.parametrize(("channels", "sums"), [(455, True), (456, False)])
+def test_a_long_reduction_leaves_the_sum_to_the_norm(channels, sums):
+    module = graph(
+        f"q: u8[2, 5, 5, {channels}], w: i8[6, {channels}, 3, 3], s: f32[6] -> y",
+        f"""
+        acc = sq.conv_fprop({CONV})
+        n = sq.l1_batch_norm(acc, s, None, None, None, {NORMS["plain"][1]})
+        y = n[0]
+        """,
+        acc=FPROP,
+    )
+    assert bool(calls(gather_sums(module), conv.conv_fprop_sums)) == sums
