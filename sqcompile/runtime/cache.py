@@ -199,11 +199,13 @@ def _remove_oldest(base: Path, newest: str) -> None:
 
 
 def _discard(place: Path) -> None:
-    """Take an entry away in one step, then delete it."""
+    """Take an entry away in one step, then delete it; another process may have done so."""
     with contextlib.suppress(OSError):
         aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=place.parent))
-        os.rename(place, aside / "broken")
-        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            os.rename(place, aside / "discarded")
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _remove_leftovers(base: Path) -> None:
