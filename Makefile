@@ -62,6 +62,8 @@ claims: $(READY)
 	$(BIN)/python tools/bench_memory.py --json $(CLAIMS)/memory.json | tee $(CLAIMS)/memory.txt
 	$(BIN)/python tools/bench_kernels.py --threads 1,2 --compile-times \
 	  --json $(CLAIMS)/kernels.json | tee $(CLAIMS)/kernels.txt
+	$(BIN)/python tools/bench_step.py --threads 1,2 --json $(CLAIMS)/steps.json | \
+	  tee $(CLAIMS)/steps.txt
 	$(BIN)/python -m pytest -m claims
 
 clean:

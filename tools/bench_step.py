@@ -227,14 +227,15 @@ def main(
     json_file: Path | None, only: str, form: str, counts: str, seconds: float, most: int
 ) -> None:
     """Measure, print a table, and write the rows."""
+    for name in only.split(","):
+        if name not in MODELS:
+            raise click.BadParameter(f"no model '{name}'; there are {', '.join(MODELS)}")
     console = Console(width=140, highlight=False)
     kept = "" if keep_memory() else "; malloc gives memory back, peers pay page faults"
     peak = dot_peak()
     console.print(f"sqcompile {sqcompile.__version__}, torch {torch.__version__}; {peak}{kept}")
     entries = []
     for name in only.split(","):
-        if name not in MODELS:
-            raise click.BadParameter(f"no model '{name}'; there are {', '.join(MODELS)}")
         numbers = [int(one) for one in counts.split(",")]
         for row, kernels in rows_of(name, numbers, seconds, form, peak, most, console):
             forms = ", ".join(f"{peer} {ms:.1f}" for peer, ms in sorted(row.peers.items()))
