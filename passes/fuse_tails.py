@@ -55,7 +55,7 @@ def _add(editor: Editor, node: Node) -> None:
         return
     if shape(residual) != shape(node):
         with editor.before(node):
-            residual = editor.call(aten.view.default, residual, shape(node), like=add)
+            residual = editor.call(aten.reshape.default, residual, shape(node), like=add)
     set_arguments(node, {**arguments(node), "residual": residual})
     replace(add, seen)
 

@@ -427,7 +427,7 @@ def test_wrappers_hooks_and_data_parallel():
 class Wave(nn.Module):
     def __init__(self):
         super().__init__()
-        self.mixer = nn.Sequential(nn.Linear(8, 8), nn.GELU())
+        self.mixer = nn.Sequential(nn.Linear(8, 8), nn.Mish())
 
     def forward(self, x):
         h = self.mixer(x)

@@ -41,7 +41,7 @@ def test_fuse_tails_looks_through_views():
     after = graph(
         f"{LINEAR}, r: f32[2, 5, 32] -> z",
         f"""
-        f = aten.view(r, [10, 32])
+        f = aten.reshape(r, [10, 32])
         y = {PRODUCT}, f)
         z = aten.view(y, [2, 5, 32])
         """,

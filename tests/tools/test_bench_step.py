@@ -31,6 +31,7 @@ def test_a_row_has_every_peer_and_the_ratio_to_the_best(
     batch = torch.randn(4, 3, 6, 6), torch.randint(256, (4,))
     model = StepModel(tiny, lambda: batch, "w4a4g4", "tiny", images=True)
     monkeypatch.setattr(bench_step, "MODELS", {"tiny": model})
+    monkeypatch.setattr(bench_step, "keep_memory", lambda: True)  # of this process, for good
     out = tmp_path / "rows.json"
     arguments = ["--only", "tiny", "--peers", "eager", "--threads", "1", "--seconds", "0"]
     result = CliRunner().invoke(bench_step.main, [*arguments, "--json", str(out)])
