@@ -58,7 +58,10 @@ claims: $(READY)
 	  tee $(CLAIMS)/gradient_error.txt
 	$(BIN)/python tools/accuracy.py --protocol digits --recipe $(RECIPES) --seeds 3 \
 	  --json $(CLAIMS)/accuracy.json | tee $(CLAIMS)/accuracy.txt
-	$(BIN)/python tools/bench_compile.py --json $(CLAIMS)/compile.json | tee $(CLAIMS)/compile.txt
+	$(BIN)/python tools/bench_compile.py --json $(CLAIMS)/compile-resnet20.json | \
+	  tee $(CLAIMS)/compile-resnet20.txt
+	$(BIN)/python tools/bench_compile.py --model gpt --json $(CLAIMS)/compile-gpt.json | \
+	  tee $(CLAIMS)/compile-gpt.txt
 	$(BIN)/python tools/bench_memory.py --json $(CLAIMS)/memory.json | tee $(CLAIMS)/memory.txt
 	$(BIN)/python tools/bench_kernels.py --threads 1,2 --compile-times \
 	  --json $(CLAIMS)/kernels.json | tee $(CLAIMS)/kernels.txt

@@ -1,9 +1,11 @@
 """How long compiling a model's training step takes: the first time, and again from the cache.
 
     python tools/bench_compile.py --json out.json
+    python tools/bench_compile.py --model gpt
     python tools/bench_compile.py --model examples/mlp.py --batch 1024
 
-Two fresh processes one after the other, with one cache folder that is empty at first. Seconds of
+A model is one of tools/bench_step.py, at its sizes and with its recipe, or a model file. Two fresh
+processes one after the other, with one cache folder that is empty at first. Seconds of
 `sqcompile.compile` with what it imports (Dynamo), then what was imported before it.
 """
 
@@ -20,10 +22,29 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout, not installed
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "resnet20.py"
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # the modules beside this one
 
 
-def timed(path: str, batch: int, recipe: str) -> dict[str, float]:
+def made(path: str, batch: int) -> tuple[Any, tuple[Any, ...], str]:
+    """(model, inputs, recipe) by a name of tools/step_models.py, or from a model file, whose inputs
+    are repeated up to `batch`."""
+    import torch
+    from step_models import MODELS
+
+    torch.manual_seed(0)
+    if path in MODELS:
+        spec = MODELS[path]
+        return spec.make().train(), spec.batch()[:1], spec.recipe
+    from sqcompile import modelfile
+
+    file = modelfile.load(path)
+    inputs = tuple(
+        torch.cat([x] * (-(-batch // len(x))))[:batch].clone() for x in file.example_inputs()
+    )
+    return file.make_model().train(), inputs, "w4a4g4"
+
+
+def timed(path: str, batch: int, recipe: str | None) -> dict[str, float]:
     """Seconds in this process, by what was done, in order."""
     seconds: dict[str, float] = {}
     start = perf_counter()
@@ -36,19 +57,14 @@ def timed(path: str, batch: int, recipe: str) -> dict[str, float]:
     import sqcompile
 
     lap("import sqcompile")
-    import torch
+    import torch  # noqa: F401
 
     lap("import torch")
     compiling = sqcompile.compile
     lap("import TVM and the compiler")
-    from sqcompile import modelfile
-
-    torch.manual_seed(0)
-    file = modelfile.load(path)
-    model, inputs = file.make_model().train(), file.example_inputs()
-    resized = tuple(torch.cat([x] * (-(-batch // len(x))))[:batch].clone() for x in inputs)
+    model, inputs, own = made(path, batch)
     lap("make the model")
-    compiling(model, resized, recipe=recipe)
+    compiling(model, inputs, recipe=recipe or own)
     lap("compile")
     return seconds
 
@@ -69,17 +85,18 @@ def in_fresh_process(arguments: list[str], cache: str) -> dict[str, float]:
 
 
 @click.command(help=__doc__)
-@click.option("--model", "path", default=str(EXAMPLE), help="A model file.")
-@click.option("--batch", type=click.IntRange(1), default=128, show_default=True)
-@click.option("--recipe", default="w4a4g4", show_default=True)
+@click.option("--model", "path", default="resnet20", show_default=True, metavar="NAME|FILE")
+@click.option("--batch", type=click.IntRange(1), default=128, help="Of a model file's inputs.")
+@click.option("--recipe", help="In place of the model's own, or of w4a4g4 for a model file.")
 @click.option("--json", "written", type=click.Path(dir_okay=False), help="Write the result here.")
 @click.option("--child", is_flag=True, hidden=True)
-def main(path: str, batch: int, recipe: str, written: str | None, child: bool) -> None:
+def main(path: str, batch: int, recipe: str | None, written: str | None, child: bool) -> None:
     """Compile twice, print a line for each, write JSON."""
     if child:
         print(json.dumps(timed(path, batch, recipe)))
         return
-    arguments = ["--model", path, "--batch", str(batch), "--recipe", recipe]
+    arguments = ["--model", path, "--batch", str(batch)]
+    arguments += ["--recipe", recipe] if recipe else []
     with tempfile.TemporaryDirectory() as cache:
         runs = {name: in_fresh_process(arguments, cache) for name in ("cold", "warm")}
     for name, seconds in runs.items():
