@@ -232,6 +232,7 @@ def main(
             raise click.BadParameter(f"no model '{name}'; there are {', '.join(MODELS)}")
     console = Console(width=140, highlight=False)
     kept = "" if keep_memory() else "; malloc gives memory back, peers pay page faults"
+    torch._dynamo.config.recompile_limit = 64  # every peer is a recompilation of one function
     peak = dot_peak()
     console.print(f"sqcompile {sqcompile.__version__}, torch {torch.__version__}; {peak}{kept}")
     entries = []

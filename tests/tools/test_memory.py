@@ -103,7 +103,7 @@ def test_a_soak_fails_when_memory_grows(
     evaluate = soak.Soak.evaluate
 
     def leaking(self: object) -> None:
-        leaked.append(torch.ones(8_000_000))
+        leaked.append(torch.ones(16_000_000))  # malloc maps so much anew
         evaluate(self)
 
     monkeypatch.setattr(soak.Soak, "evaluate", leaking)
