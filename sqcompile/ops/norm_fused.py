@@ -24,6 +24,20 @@ PACKED_BITS = 4
 """A saved xhat of at most so many bits is packed two to a byte."""
 
 
+def beside_result(
+    x: Tensor, scale: Tensor, bits: int, relu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What a batch norm that packs gives beside its result, as meta: r, xhat, mask, coefficient,
+    mean, var."""
+    r = x.new_empty([1] * x.dim(), dtype=torch.float32)
+    xhat = x.new_empty(x.shape, dtype=torch.int8)
+    if bits <= PACKED_BITS:
+        xhat = x.new_empty(((x.numel() + 1) // 2,), dtype=torch.uint8)
+    mask = x.new_empty(((x.numel() + 7) // 8 if relu else 0,), dtype=torch.uint8)
+    coefficient, mean, var = (scale.new_empty(scale.shape) for _ in range(3))
+    return r, xhat, mask, coefficient, mean, var
+
+
 @op("sq::l1_batch_norm_relu_quantize", doc="L1 batch norm, ReLU, quantisation and packing in one.")
 def l1_batch_norm_relu_quantize(
     x: Tensor,
@@ -78,13 +92,7 @@ def _(
     sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     q = x.new_empty(x.shape, dtype=torch.int8 if signed else torch.uint8)
-    r = x.new_empty([1] * x.dim(), dtype=torch.float32)
-    xhat = x.new_empty(x.shape, dtype=torch.int8)
-    if bits <= PACKED_BITS:
-        xhat = x.new_empty(((x.numel() + 1) // 2,), dtype=torch.uint8)
-    mask = x.new_empty(((x.numel() + 7) // 8 if relu else 0,), dtype=torch.uint8)
-    coefficient, mean, var = (scale.new_empty(scale.shape) for _ in range(3))
-    return q, r, xhat, mask, coefficient, mean, var
+    return q, *beside_result(x, scale, bits, relu)
 
 
 @op("sq::l1_batch_norm_packed_backward", doc="l1_batch_norm_backward of a packed xhat.")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sqcompile.ops.norm import l1_batch_norm
-from sqcompile.ops.norm_fused import PACKED_BITS
+from sqcompile.ops.norm_fused import PACKED_BITS, beside_result
 from sqcompile.ops.pack import pack_int4, pack_mask
 from sqcompile.ops.quantize import absmax
 from sqcompile.ops.table import op
@@ -53,10 +53,4 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     bits, relu = rest[5], rest[8]
     y = x.new_empty(x.shape, dtype=torch.float32)
-    r = x.new_empty([1] * x.dim(), dtype=torch.float32)
-    xhat = x.new_empty(x.shape, dtype=torch.int8)
-    if bits <= PACKED_BITS:
-        xhat = x.new_empty(((x.numel() + 1) // 2,), dtype=torch.uint8)
-    mask = x.new_empty(((x.numel() + 7) // 8 if relu else 0,), dtype=torch.uint8)
-    coefficient, mean, var = (scale.new_empty(scale.shape) for _ in range(3))
-    return y, r, xhat, mask, coefficient, mean, var
+    return y, *beside_result(x, scale, bits, relu)
