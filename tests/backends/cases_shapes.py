@@ -39,6 +39,22 @@ def lookups() -> Made:
     yield "take", "masks", lambda s: [s.mask(9, 70), s.integers(0, 8, 5, dtype=I64), 0]
 
 
+def ranges() -> Made:
+    """How many numbers, of what dtype: less than a vector, tails, several tasks."""
+    for count, dtype in ((1, I64), (3, I32), (16, I64), (37, I64), (70, U8), (9000, I64)):
+        for ignored in (None, 2):
+            low = 0 if dtype == U8 else -9
+
+            def make(s: Source, n=count, d=dtype, least=low, out=ignored) -> list[Any]:
+                return [s.integers(least, 12, n, dtype=d), out]
+
+            yield "index_range", f"{count}-{ignored}", make
+    yield "index_range", "all-ignored", lambda s: [torch.full((3, 40), -100), -100]
+    yield "index_range", "empty", lambda s: [s.integers(0, 1, 0, dtype=I64), None]
+    yield "index_range", "limits", lambda s: [torch.tensor([-(2**63), 2**63 - 1]), None]
+    yield "index_range", "long", lambda s: [s.integers(-(2**31), 2**31 - 1, 20000, dtype=I32), None]
+
+
 def resamples() -> Made:
     """Shape, axis and table."""
     for label, shape, axis, matrix in (

@@ -26,6 +26,7 @@ FAMILIES = (
     cases_norm.reductions,
     cases_norm.pools,
     cases_shapes.lookups,
+    cases_shapes.ranges,
     cases_shapes.resamples,
     cases_shapes.dropouts,
     cases_functions.functions,

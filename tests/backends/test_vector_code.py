@@ -104,7 +104,7 @@ def _copies() -> list[Case]:
 
 def _lookups() -> list[Case]:
     taken, added = OPS["sq::take"].target, OPS["sq::take_backward"].target
-    resample = OPS["sq::resample"].target
+    resample, ranges = OPS["sq::resample"].target, OPS["sq::index_range"].target
     first, weight = table(linear(9, 18, 2.0, False))
     return [
         _case("take", taken, lambda s: [s.normal(50, 96), s.integers(0, 49, 70, dtype=I64), 0]),
@@ -113,6 +113,7 @@ def _lookups() -> list[Case]:
             added,
             lambda s: [s.normal(70, 96), s.integers(0, 49, 70, dtype=I64), 0, 50, -1],
         ),
+        _case("range", ranges, lambda s: [s.integers(0, 49, 900, dtype=I64), 7]),
         _case("resample", resample, lambda s: [s.normal(9, 64), 0, first, weight, None, None]),
         _case("turn", aten.flip.default, lambda s: [s.normal(9, 100), [1]]),
     ]

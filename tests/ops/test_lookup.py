@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from sqcompile.ops.index_range import index_range
 from sqcompile.ops.lookup import take, take_backward
 
 
@@ -42,3 +43,19 @@ def test_the_gradient_adds_in_the_order_of_positions() -> None:
     for at, row in enumerate(index.tolist()):
         wanted[:, row] = wanted[:, row] + g[:, at].numpy()
     assert take_backward(g, index, 1, 4, -1).equal(torch.from_numpy(wanted))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_a_range_has_the_lowest_and_the_highest_number_that_counts(dtype: torch.dtype) -> None:
+    x = drawn(5, 8, high=90).to(dtype)
+    x[2, 3] = 200
+    numbers = x.flatten().tolist()
+    assert index_range(x, None).tolist() == [min(numbers), max(numbers)]
+    others = [number for number in numbers if number != 200]
+    assert index_range(x, 200).tolist() == [min(others), max(others)]
+
+
+def test_a_range_of_nothing_is_inside_of_every_table() -> None:
+    for x in (torch.full((4,), -100), torch.empty(0, dtype=torch.int64)):
+        low, high = index_range(x, -100).tolist()
+        assert low >= 0 and high < 1

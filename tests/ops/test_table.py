@@ -213,6 +213,7 @@ EXAMPLES: dict[str, list[list[Any]]] = {
         [f32(7, 4), i64(7, high=5), 0, 5, -1],
         [f32(2, 4, 3), i64(4, high=9).int(), 1, 5, 0],
     ],
+    "index_range": [[i64(3, 5, high=9), None], [i64(7, high=9).int(), 2], [i64(0, high=1), 0]],
     "dropout_mask": [[RNG, [3, 50], 6554, 5], [RNG, [], 0, 2**32 - 1]],
     "resample": [
         [f32(2, 5, 3), 1, *TABLE, None, None],
