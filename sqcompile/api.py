@@ -16,8 +16,9 @@ from sqcompile.backends.lower import lower
 from sqcompile.backends.targets import Target
 from sqcompile.capture import Capture, Traced, capture, differentiate, trace
 from sqcompile.errors import CaptureError, UsageError
-from sqcompile.index_limits import index_limits
+from sqcompile.index_limits import given_limits, limits
 from sqcompile.passes.expose_absmax import expose_absmax
+from sqcompile.passes.expose_index_ranges import expose_index_ranges
 from sqcompile.passes.partition import Partition, partition
 from sqcompile.passes.pipeline import Stage, integer_training, run
 from sqcompile.passes.printing import text
@@ -194,6 +195,7 @@ def _prepared(rewritten: Rewritten, target: Target, check_finite: bool) -> _Prep
         forward, first = expose_absmax(forward)
         if backward is not None:
             backward, second = expose_absmax(backward)
+    forward, computed = expose_index_ranges(forward)
     if any(port.kind == "mutation" for port in parts.gradients):
         raise CaptureError("the backward pass changes a buffer, which is not supported")
     graphs = {"forward": forward} | ({"backward": backward} if backward is not None else {})
@@ -209,7 +211,8 @@ def _prepared(rewritten: Rewritten, target: Target, check_finite: bool) -> _Prep
         rewritten.captured.out_spec,
         tuple(first),
         tuple(second),
-        index_limits(parts.forward),
+        given_limits(parts.forward),
+        limits(computed),
     )
     kept = Graphs(parts.forward, parts.backward, rewritten.stages, lowered.kernels)
     return _Prepared(lowered.module, signature, kept)

@@ -1,54 +1,27 @@
-"""Which inputs of a step are row numbers, and of how many rows: looked at before every forward."""
+"""The row numbers that a step takes: of its inputs and buffers, and of what it computes."""
 
-import torch
-from torch.fx import GraphModule, Node
+from collections.abc import Iterable
 
-from sqcompile.ops.lookup import take
-from sqcompile.passes.editing import calls, is_call, shape
+from torch.fx import GraphModule
+
+from sqcompile import _torch_compat as compat
 from sqcompile.passes.printing import source_line
+from sqcompile.passes.row_numbers import RowNumbers, row_numbers
 from sqcompile.runtime.signature import IndexLimit
 
-aten = torch.ops.aten
 
-_SAME_NUMBERS = (
-    aten.view.default,
-    aten.reshape.default,
-    aten.unsqueeze.default,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.expand.default,
-    aten.slice.Tensor,
-    aten.select.int,
-    aten.clone.default,
-    aten._to_copy.default,
-)
+def given_limits(graph: GraphModule) -> tuple[IndexLimit, ...]:
+    """The limits of numbers that are those of an input or a buffer, as they are or with negative
+    ones counted from the end: looked at before every forward."""
+    return limits(dict.fromkeys(use for use in row_numbers(graph) if use.port is not None))
 
 
-def index_limits(graph: GraphModule) -> tuple[IndexLimit, ...]:
-    """The limits of every sq.take whose numbers are those of an input or a buffer: as they are,
-    or with negative ones counted from the end. Numbers that the graph computes are not looked at;
-    a kernel takes the nearest row for one outside."""
-    found: dict[tuple[str, int, int], IndexLimit] = {}
-    for node in calls(graph, take):
-        table, index, axis = node.args
-        assert isinstance(table, Node) and isinstance(index, Node) and isinstance(axis, int)
-        rows = shape(table)[axis]
-        source, low = _source(index), 0
-        if is_call(source, aten.where.self) and is_call(source.args[1], aten.add.Tensor):
-            source, low = _source(source.args[2]), -rows  # type: ignore[arg-type]
-        port = source.meta.get("port")
-        if port is not None and port.kind in ("input", "buffer"):
-            name = f"{port.kind}:{port.name}"
-            limit = IndexLimit(name, low, rows, source_line(node))
-            found.setdefault((name, low, rows), limit)
-    return tuple(found.values())
+def limits(uses: Iterable[RowNumbers]) -> tuple[IndexLimit, ...]:
+    """What the runtime is told of each use of row numbers."""
+    return tuple(_limit(use) for use in uses)
 
 
-def _source(node: Node) -> Node:
-    """The node whose numbers a view or a copy holds."""
-    while is_call(node, *_SAME_NUMBERS):
-        node = node.all_input_nodes[0]
-    return node
+def _limit(use: RowNumbers) -> IndexLimit:
+    source = "" if use.port is None else f"{use.port.kind} {use.port.name}"
+    where, module = source_line(use.reader), compat.module_path(use.reader)
+    return IndexLimit(source, use.low, use.rows, use.unit, use.ignored, where, module)

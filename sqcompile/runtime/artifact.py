@@ -24,7 +24,7 @@ from sqcompile.runtime.signature import CallKey, Signature
 from sqcompile.runtime.step import CompiledStep
 from sqcompile.runtime.variant import Variant
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 _PINNED = ("torch", "apache-tvm", "apache-tvm-ffi")
 

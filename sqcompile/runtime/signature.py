@@ -34,24 +34,31 @@ class CallKey:
 
 @dataclass(frozen=True)
 class IndexLimit:
-    """Row numbers that a step takes: those of the input or buffer `port` lie in low .. high - 1,
-    by the user's line `where`."""
+    """Numbers of a `unit`, "row" or "class", that lie in low .. rows - 1, but for `ignored`.
 
-    port: str
+    source: whose they are, "input 0" or "buffer order", "" for what the graph computes; where,
+    module: the user's line and the path of the module that reads by them.
+    """
+
+    source: str
     low: int
-    high: int
+    rows: int
+    unit: str
+    ignored: int | None
     where: str
+    module: str
 
 
 @dataclass(frozen=True)
 class Signature:
     """Places of every value of a step's forward and backward function.
 
-    forward(*inputs, rng) -> outputs, saved values that are computed, exposed absmaxes;
-    backward(*saved, rng, *tangents) -> gradients, exposed absmaxes. A saved name "param:x" is an
-    input that is passed on. `constants`: outputs that are plain Python values, by position.
-    `exposed_*`: descriptions of the absmaxes that check_finite looks at. `index_limits`: what is
-    looked at before every forward.
+    forward(*inputs, rng) -> outputs, saved values that are computed, exposed absmaxes, ranges of
+    computed row numbers; backward(*saved, rng, *tangents) -> gradients, exposed absmaxes. A saved
+    name "param:x" is an input that is passed on. `constants`: outputs that are plain Python
+    values, by position. `exposed_*`: descriptions of the absmaxes that check_finite looks at.
+    `index_limits`: what is looked at before every forward; `range_limits`: one for every range,
+    looked at behind it.
     """
 
     inputs: tuple[Port, ...]
@@ -64,6 +71,7 @@ class Signature:
     exposed_forward: tuple[str, ...] = ()
     exposed_backward: tuple[str, ...] = ()
     index_limits: tuple[IndexLimit, ...] = ()
+    range_limits: tuple[IndexLimit, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form; raises TypeError when an output structure or constant has none."""
@@ -82,6 +90,7 @@ class Signature:
             "exposed_forward": list(self.exposed_forward),
             "exposed_backward": list(self.exposed_backward),
             "index_limits": [asdict(limit) for limit in self.index_limits],
+            "range_limits": [asdict(limit) for limit in self.range_limits],
         }
 
     @staticmethod
@@ -102,6 +111,7 @@ class Signature:
             tuple(data["exposed_forward"]),
             tuple(data["exposed_backward"]),
             tuple(IndexLimit(**limit) for limit in data["index_limits"]),
+            tuple(IndexLimit(**limit) for limit in data["range_limits"]),
         )
 
 

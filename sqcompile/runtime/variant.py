@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from sqcompile.errors import InputError
 from sqcompile.runtime.executable import Executable
+from sqcompile.runtime.row_numbers import check_given, check_ranges
 from sqcompile.runtime.signature import CallKey, Signature
 
 if TYPE_CHECKING:
@@ -79,10 +80,12 @@ class Variant:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """(outputs and buffer updates, saved values) of one forward; raises InputError naming
         the graph node when check_finite found a NaN or an infinity, and for a row number that a
-        table does not have."""
+        table does not have, given or computed."""
         signature = self.signature
-        self._check_indices(inputs)
+        check_given(signature.index_limits, signature.inputs, inputs)
         results = self.executable.function("forward")(*inputs, rng)
+        results, ranges = _split(results, len(results) - len(signature.range_limits))
+        check_ranges(signature.range_limits, ranges)
         results = self._checked(results, signature.exposed_forward)
         outputs, computed = _split(results, len(signature.outputs))
         places = {f"{port.kind}:{port.name}": i for i, port in enumerate(signature.inputs)}
@@ -96,21 +99,6 @@ class Variant:
         """The gradients, in the order of signature.gradients."""
         results = self.executable.function("backward")(*saved, rng, *tangents)
         return self._checked(results, self.signature.exposed_backward)
-
-    def _check_indices(self, inputs: Sequence[Tensor]) -> None:
-        if not self.signature.index_limits:
-            return
-        ports = [f"{port.kind}:{port.name}" for port in self.signature.inputs]
-        for limit in self.signature.index_limits:
-            given = inputs[ports.index(limit.port)]
-            lowest, highest = (int(value) for value in given.aminmax())
-            if lowest < limit.low or highest >= limit.high:
-                wrong = lowest if lowest < limit.low else highest
-                kind, _, name = limit.port.partition(":")
-                raise InputError(
-                    f"{limit.where}\n  {kind} {name} holds the row number {wrong}\n"
-                    f"  this table takes {limit.low} .. {limit.high - 1}."
-                )
 
     def _checked(self, results: list[Tensor], exposed: Sequence[str]) -> list[Tensor]:
         if not exposed:
