@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from sqcompile._torch_compat import Port
 from sqcompile.errors import InputError
 from sqcompile.ops.index_range import index_range
-from sqcompile.runtime.signature import IndexLimit, Port
+from sqcompile.runtime.signature import IndexLimit
 
 _PLURAL = {"row": "rows", "class": "classes"}
 
