@@ -19,7 +19,7 @@ def take(x: Tensor, index: Tensor, axis: int) -> Tensor:
     """x (..., R, ...) of any dtype, index int (T,), axis of x >= 0 -> (..., T, ...).
 
     A number outside of the axis reads the nearest slice, so that no kernel reads elsewhere; a step
-    checks the numbers that come from its inputs before it runs.
+    refuses such a number, before forward where it is given, after forward where it is computed.
     """
     return x.index_select(axis, _rows(index, x.shape[axis]))
 
