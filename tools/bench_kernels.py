@@ -43,6 +43,7 @@ FAMILIES = {
     "conv_wgrad": "kernels_conv",
     "l1_batch_norm": "kernels_norm",
     "l1_layer_norm": "kernels_norm",
+    "l1_group_norm": "kernels_norm",
     "elementwise": "kernels_elementwise",
     "ordered_sum": "kernels_elementwise",
     "pool": "kernels_elementwise",

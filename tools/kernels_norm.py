@@ -3,7 +3,8 @@
 Batch norm: int32 accumulators in; ReLU, 4-bit integers, packed xhat and mask out; then an int8
 gradient in, float32 dx, dgamma and dbeta out. The peer does no ReLU and no quantisation.
 Layer norm: int8 rows and gradients in, float32 out; "layer_norm_from_float" also quantises rows
-and gradients, as a transformer step does.
+and gradients, as a transformer step does. Group norm: the same from floats, its quantisers ops
+of their own as in a step, per sample and group.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,12 +27,18 @@ BATCH_NORMS = (
 """(N, C, H, W)."""
 LAYER_NORMS = ((512, 512), (2048, 192), (1024, 1024), (4096, 256))
 """(rows, features)."""
+GROUP_NORMS = ((16, 64, 32, 32, 8), (16, 256, 8, 8, 32))
+"""(N, C, H, W, groups)."""
 BITS, STEP, EPS = 4, 0.3352, 1e-5
 STREAMS = (1, 2)
 
 
 def comparisons(family: str) -> Iterator[Comparison]:
-    """The comparisons of "l1_batch_norm" or "l1_layer_norm"."""
+    """The comparisons of "l1_batch_norm", "l1_layer_norm" or "l1_group_norm"."""
+    if family == "l1_group_norm":
+        for shape in GROUP_NORMS:
+            yield _group_norm(*shape)
+        return
     if family == "l1_batch_norm":
         for shape in BATCH_NORMS:
             yield _batch_norm(*shape)
@@ -74,16 +81,21 @@ def _batch_norm(n: int, c: int, h: int, w: int) -> Comparison:
         run_forward(*given)
         run_backward(*back)
 
-    float_x, float_g = (t.permute(0, 3, 1, 2).float() for t in (x, g))
+    peers = {"BatchNorm2d": _image_peers(nn.BatchNorm2d(c), x, g)}
+    return Comparison("l1_batch_norm", f"{n}x{c}x{h}x{w}", ours, peers)
+
+
+def _image_peers(module: nn.Module, x: Tensor, g: Tensor) -> dict[str, Run]:
+    """A norm of images and its gradients, in both memory formats; x and g are (N, H, W, C)."""
+    images = [t.permute(0, 3, 1, 2).float() for t in (x, g)]
     peers = {}
     for form, layout in (
         ("channels_last", torch.channels_last),
         ("contiguous", torch.contiguous_format),
     ):
-        module = nn.BatchNorm2d(c)
-        tensors = (t.contiguous(memory_format=layout) for t in (float_x, float_g))
-        peers[form] = _step(module, *tensors, module.weight, module.bias)
-    return Comparison("l1_batch_norm", f"{n}x{c}x{h}x{w}", ours, {"BatchNorm2d": peers})
+        tensors = [t.contiguous(memory_format=layout) for t in images]
+        peers[form] = _step(module, *tensors, *module.parameters())
+    return peers
 
 
 def _layer_norm_peers(x: Tensor, g: Tensor) -> dict[str, dict[str, Run]]:
@@ -162,3 +174,47 @@ def _layer_norm_from_float(rows: int, features: int) -> Comparison:
         run_backward(*back)
 
     return Comparison("layer_norm_from_float", f"{rows}x{features}", ours, _layer_norm_peers(x, g))
+
+
+def _group_norm(n: int, c: int, h: int, w: int, groups: int) -> Comparison:
+    generator = torch.Generator().manual_seed(0)
+    pixels, width = h * w, c // groups
+    x, g = (torch.randn((n, h, w, c), generator=generator) for _ in range(2))
+    gamma, beta = (torch.rand(groups, width, generator=generator) for _ in range(2))
+    rng = torch.tensor([1, 2, 3, 4])
+    bits = fraction_bits(pixels * width, 127)
+    grouped, rows = (n, pixels, groups, width), (n, pixels, c)
+
+    def forward(x: Tensor, gamma: Tensor, beta: Tensor) -> object:
+        x = x.view(grouped)
+        r = quantize.absmax(x, None, norm.GROUP_AXES)
+        q, scale = quantize.quantize(x, r, 8, True), quantize.quant_scale(r, 8, True, 1)
+        y, xhat, coefficient = norm.l1_group_norm(q, scale, gamma, beta, EPS, bits, BITS, STEP)
+        return y, pack.pack_int4(xhat), coefficient
+
+    given = (x, gamma, beta)
+    run_forward = compiled(traced(forward, *given))
+    _, packed, coefficient = run_forward(*given)
+
+    def backward(g: Tensor, gamma: Tensor, rng: Tensor, packed: Tensor, c: Tensor) -> object:
+        h = g.view(grouped) * gamma
+        r = quantize.absmax(h, None, norm.GROUP_AXES)
+        largest = r.expand(n, 1, groups, width).reshape(n, 1, groups * width)
+        q = quantize.quantize_stochastic(h.view(rows), largest, None, None, rng, 8, STREAMS[0])
+        scale = quantize.quant_scale(r, 8, True, 1)
+        dx = norm_fused.l1_group_norm_packed_backward(q.view(grouped), scale, packed, c, STEP)
+        flat = g.view(n * pixels, groups * width)
+        r = quantize.absmax(flat, None, [0])
+        q = quantize.quantize_stochastic(flat, r, None, None, rng, 8, STREAMS[1])
+        scale = quantize.quant_scale(r, 8, True, 1)
+        return dx, norm_fused.l1_layer_norm_affine_packed_backward(q, scale, packed, STEP)
+
+    back = (g, gamma, rng, packed, coefficient)
+    run_backward = compiled(traced(backward, *back))
+
+    def ours() -> None:
+        run_forward(*given)
+        run_backward(*back)
+
+    peers = {"GroupNorm": _image_peers(nn.GroupNorm(groups, c), x, g)}
+    return Comparison("l1_group_norm", f"{n}x{c}x{h}x{w}/{groups}", ours, peers)
