@@ -85,9 +85,7 @@ def test_augmentation_moves_and_mirrors_whole_images():
 
 def test_splits_share_no_image_and_epochs_their_seed(tmp_path):
     binary(tmp_path, some_images(300), np.arange(300) % 10)
-    data = images.cifar10_splits(
-        tmp_path, side=16, train=16, validation=250, batch=8, shift=0
-    )
+    data = images.cifar10_splits(tmp_path, side=16, train=16, validation=250, batch=8, shift=0)
     train = torch.cat([x for x, _ in data.train(5)]).flatten(1)
     held = torch.cat([x for x, _ in data.validation]).flatten(1)
     plain = torch.cdist(train, held)
