@@ -1,4 +1,4 @@
-"""tools/accuracy.py: the arithmetic of gaps, runs that resume, kept results, the page, the bounds."""
+"""tools/accuracy.py: the arithmetic of gaps, runs that resume, kept results, the page, bounds."""
 
 import json
 import subprocess
@@ -6,19 +6,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import accuracy_page
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import accuracy_page
 from protocols.protocol import Schedule
 from protocols.run import rate, train
 from protocols.summary import lines, summarise
 from protocols.table import PROTOCOLS
 
 from sqcompile.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments):

@@ -1,17 +1,12 @@
 """The data of tools/accuracy.py's protocols."""
 
-import sys
 from io import BytesIO
-from pathlib import Path
 
 import click
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
 from protocols import images, text
 from protocols.table import PROTOCOLS
 
