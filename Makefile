@@ -5,6 +5,7 @@
 #   make bench    the demo's step beside PyTorch, with one and two threads
 #   make kernels  every kind of kernel beside PyTorch's (about five minutes)
 #   make claims   the figures that README.md quotes, measured again (an hour or more)
+#   make accuracy DATA=DIR   docs/accuracy.md, measured again (hours); see docs/accuracy.md
 #   make clean    remove what was made, but for the environment (.venv)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -14,7 +15,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench kernels claims clean
+.PHONY: demo test lint bench kernels claims accuracy clean
 
 demo: $(READY)
 	$(BIN)/sqcompile train examples/digits_resnet.py --recipe w4a4g4 --compare-fp32 \
@@ -68,6 +69,16 @@ claims: $(READY)
 	$(BIN)/python tools/bench_step.py --threads 1,2 --json $(CLAIMS)/steps.json | \
 	  tee $(CLAIMS)/steps.txt
 	$(BIN)/python -m pytest -m claims
+
+# Every protocol's runs, two at a time; what is interrupted goes on. DATA holds what pip does not bring.
+PROTOCOLS := digits resnet8-16px charlm resnet20-cifar10 vit-cifar10
+accuracy: $(READY)
+	@mkdir -p runs/accuracy
+	for name in $(PROTOCOLS); do \
+	  $(BIN)/python tools/accuracy.py --protocol $$name --data "$(DATA)" --jobs 2 \
+	    --json runs/accuracy/$$name.summary.json || exit 1; \
+	done
+	$(BIN)/python tools/accuracy_page.py $(PROTOCOLS:%=runs/accuracy/%.summary.json)
 
 clean:
 	rm -rf build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -35,15 +35,16 @@ class Block(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """Stem, three stages of three blocks (16, 32, 64 channels), linear head: -> (N, 10)."""
+    """Stem, three stages of `depth` blocks (16, 32, 64 channels), linear head: -> (N, 10). Three
+    blocks a stage are ResNet-20, one is ResNet-8."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 3) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(16)
         blocks, channels = [], 16
         for width, first_stride in ((16, 1), (32, 2), (64, 2)):
-            for stride in (first_stride, 1, 1):
+            for stride in (first_stride, *[1] * (depth - 1)):
                 blocks.append(Block(channels, width, stride))
                 channels = width
         self.blocks = nn.Sequential(*blocks)

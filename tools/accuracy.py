@@ -1,114 +1,179 @@
-"""How much accuracy integer training costs: recipes against fp32 on a fixed protocol.
+"""How much accuracy integer training costs: recipes against fp32, on fixed protocols.
 
-    python tools/accuracy.py --protocol digits --recipe w4a4g4,naive-4bit --seeds 3 --json out.json
+    python tools/accuracy.py --protocol digits --recipe w4a4g4,naive-4bit --seeds 3
+    python tools/accuracy.py --protocol resnet8-16px --data DIR --jobs 2 --json out.json
 
-For every seed all runs share initial weights and the order of batches; the integer runs also
-take the seed for stochastic rounding. Accuracies are those after the last epoch, on data that
-was not trained on. gap_points is the fp32 accuracy minus ours, in percentage points.
+For a seed all runs share initial weights, the order of batches and their augmentation; integer
+runs take the seed for stochastic rounding too. Gaps are those of the accuracy after the last
+epoch, fp32 minus ours, in percentage points, paired by seed: mean, standard deviation, and the
+mean's standard error. Recipes are chosen by the validation split; the test split is for reporting.
+
+Every run is a process of its own with one thread, and its result is a file in --results: runs that
+are there, with the same recipe and schedule, are not made again, and one that was interrupted goes
+on from its last epoch, to the same bits. --fresh makes all of them again.
 """
 
 import json
+import subprocess
 import sys
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import click
-import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # the modules beside this one
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout, not installed
 
-from sqcompile import api, modelfile, training
-from sqcompile.errors import UsageError
+import sqcompile  # before torch, so that OpenMP's workers sleep when they wait
+
+# isort: split
+from protocols.protocol import Protocol
+from protocols.run import FP32, train
+from protocols.summary import lines, summarise
+from protocols.table import PROTOCOLS
+
+from sqcompile.errors import SqError
 from sqcompile.recipe import Recipe
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+RECIPES = "naive-4bit,paper-4bit,w4a4g4,w6a6g6,w8a8g8"
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """A model file and how it is trained."""
+class Job:
+    """A run to be made: its recipe is fp32 or what Recipe.load takes."""
 
-    model_file: Path
-    settings: training.Settings
+    protocol: str
+    recipe: str
+    seed: int
+    epochs: int
+    data: str | None
+    results: str
+
+    @property
+    def path(self) -> Path:
+        """Where its result is kept."""
+        return Path(self.results) / self.protocol / f"{_name(self.recipe)}-{self.seed}.json"
+
+    def identity(self) -> dict[str, Any]:
+        """What makes a kept result this job's."""
+        recipe = None if self.recipe == FP32 else Recipe.load(self.recipe).to_json()
+        schedule = asdict(replace(PROTOCOLS[self.protocol].schedule, epochs=self.epochs))
+        identity = {"recipe": recipe, "schedule": schedule, "version": sqcompile.__version__}
+        return json.loads(json.dumps(identity))  # as it comes back from a file
+
+    def command(self) -> list[str]:
+        """The process that makes it."""
+        given = ["--protocol", self.protocol, "--recipe", self.recipe, "--epochs", str(self.epochs)]
+        given += ["--results", self.results, "--one", str(self.seed)]
+        return [sys.executable, __file__, *given, *(["--data", self.data] if self.data else [])]
 
 
-PROTOCOLS = {
-    "digits": Protocol(EXAMPLES / "digits_resnet.py", training.Settings(epochs=20)),
-    "mlp": Protocol(EXAMPLES / "mlp.py", training.Settings(epochs=5, optimizer="adamw", lr=0.002)),
-}
+def _name(recipe: str) -> str:
+    return recipe if recipe == FP32 else Recipe.load(recipe).name
 
 
-def accuracies(protocol: Protocol, recipes: list[Recipe], seed: int) -> dict[str, float]:
-    """Accuracy (0..1) of fp32 and of every recipe, by name, for one seed."""
-    file = modelfile.load(protocol.model_file)
-    settings = replace(protocol.settings, seed=seed)
-    torch.manual_seed(seed)
-    initial = file.make_model()
-    found = {"fp32": _trained(deepcopy(initial), file, settings)}
-    for recipe in recipes:
-        step = api.compile(deepcopy(initial), file.example_inputs(), recipe=recipe, seed=seed)
-        found[recipe.name] = _trained(step, file, settings)
+def kept(job: Job) -> dict[str, Any] | None:
+    """The result of a job that was made before."""
+    if not job.path.exists():
+        return None
+    result: dict[str, Any] = json.loads(job.path.read_text())
+    return result if result["identity"] == job.identity() else None
+
+
+def make(job: Job) -> None:
+    """Run a job in this process and keep its result."""
+    sqcompile.set_num_threads(1)
+    protocol = _scheduled(job)
+    recipe = None if job.recipe == FP32 else Recipe.load(job.recipe)
+    data = protocol.load(Path(job.data) if job.data else None)
+    checkpoint = job.path.with_suffix(".checkpoint")
+    _, result = train(protocol, recipe, job.seed, data, checkpoint)
+    aside = job.path.with_suffix(".part")
+    aside.write_text(json.dumps({"identity": job.identity(), **(result or {})}, indent=1) + "\n")
+    aside.replace(job.path)
+    checkpoint.unlink()
+
+
+def _scheduled(job: Job) -> Protocol:
+    protocol = PROTOCOLS[job.protocol]
+    return replace(protocol, schedule=replace(protocol.schedule, epochs=job.epochs))
+
+
+def made(job: Job) -> dict[str, Any]:
+    """The result of a job, from a process of its own unless it is kept."""
+    if (found := kept(job)) is None:
+        done = subprocess.run(job.command(), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise click.ClickException(f"{_name(job.recipe)}, seed {job.seed}:\n{done.stderr}")
+        found = kept(job)
+        assert found is not None
+        accuracy = 100 * found["validation"]["accuracy"]
+        told = f"{_name(job.recipe):12} seed {job.seed}: {accuracy:.2f} % on the validation split"
+        print(f"{job.protocol} {told}, {found['seconds']:.0f} s", file=sys.stderr, flush=True)
     return found
 
 
-def _trained(
-    model: torch.nn.Module, file: modelfile.ModelFile, settings: training.Settings
-) -> float:
-    accuracy = training.fit(model, file, settings).accuracy
-    if accuracy is None:
-        raise UsageError(f"{file.path} gives no accuracy: it needs eval_data() and class targets")
-    return accuracy
-
-
-def summarise(by_seed: list[dict[str, float]]) -> dict[str, Any]:
-    """Per-seed accuracies, mean and standard deviation of every run; gap_points of the recipes,
-    each seed's and their mean."""
-    found: dict[str, Any] = {}
-    for name in by_seed[0]:
-        values = [one[name] for one in by_seed]
-        found[name] = {
-            "accuracy": values,
-            "mean": mean(values),
-            "sd": stdev(values) if len(values) > 1 else 0.0,
-        }
-        if name != "fp32":
-            gaps = [100 * (one["fp32"] - one[name]) for one in by_seed]
-            found[name] |= {"gap_points_by_seed": gaps, "gap_points": mean(gaps)}
+def results(jobs: Sequence[Job], at_once: int) -> dict[str, list[dict[str, Any]]]:
+    """Every run of a protocol by the recipe's name, in the order of seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    with ThreadPoolExecutor(at_once) as pool:
+        for job, result in zip(jobs, pool.map(made, jobs), strict=True):
+            found.setdefault(_name(job.recipe), []).append(result)
     return found
 
 
 @click.command(help=__doc__)
 @click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="digits")
-@click.option("--recipe", default="w4a4g4", help="Names or JSON files, with commas between.")
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--recipe", default=RECIPES, help="Names or JSON files, with commas between.")
+@click.option("--seeds", type=click.IntRange(1), help="How many; the protocol's.")
 @click.option("--epochs", type=click.IntRange(1), help="Instead of the protocol's.")
-@click.option("--json", "path", type=click.Path(dir_okay=False), help="Write the result here.")
-def main(protocol: str, recipe: str, seeds: int, epochs: int | None, path: str | None) -> None:
-    """Run a protocol, print a line for every run, write JSON."""
+@click.option("--data", type=click.Path(exists=True, file_okay=False), help="Folder of the data.")
+@click.option("--jobs", type=click.IntRange(1), default=1, help="Runs at a time.")
+@click.option("--results", "folder", default="runs/accuracy", help="Where results are kept.")
+@click.option("--fresh", is_flag=True, help="Make runs again that are there.")
+@click.option("--json", "path", type=click.Path(dir_okay=False), help="Write the summary here.")
+@click.option("--one", type=int, hidden=True)
+def main(
+    protocol: str,
+    recipe: str,
+    seeds: int | None,
+    epochs: int | None,
+    data: str | None,
+    jobs: int,
+    folder: str,
+    fresh: bool,
+    path: str | None,
+    one: int | None,
+) -> None:
+    """Run a protocol, print a line for every recipe, write JSON."""
     chosen = PROTOCOLS[protocol]
-    if epochs is not None:
-        chosen = replace(chosen, settings=replace(chosen.settings, epochs=epochs))
-    recipes = [Recipe.load(name.strip()) for name in recipe.split(",")]
-    by_seed = []
-    for seed in range(seeds):
-        by_seed.append(accuracies(chosen, recipes, seed))
-        told = ", ".join(f"{name} {100 * value:.2f} %" for name, value in by_seed[-1].items())
-        print(f"seed {seed}: {told}", file=sys.stderr, flush=True)
-    runs = summarise(by_seed)
-    for name, run in runs.items():
-        gap = f", gap {run['gap_points']:+.2f} points" if "gap_points" in run else ""
-        print(f"{name:12} {100 * run['mean']:.2f} % (sd {100 * run['sd']:.2f}){gap}")
+    epochs = epochs or chosen.schedule.epochs
+    try:
+        if one is not None:
+            make(Job(protocol, recipe, one, epochs, data, folder))
+            return
+        names = [FP32, *(name.strip() for name in recipe.split(",") if name.strip() != FP32)]
+        planned = [
+            Job(protocol, name, seed, epochs, data, folder)
+            for seed in range(seeds or chosen.seeds)
+            for name in names
+        ]
+        for job in planned if fresh else []:
+            job.path.unlink(missing_ok=True)
+            job.path.with_suffix(".checkpoint").unlink(missing_ok=True)
+        found = results(planned, jobs)
+    except SqError as error:
+        raise click.ClickException(str(error)) from error
+    summary = summarise(found)
+    for line in lines(summary):
+        print(line)
     if path is not None:
-        data = {
-            "protocol": protocol,
-            "settings": vars(chosen.settings),
-            "seeds": list(range(seeds)),
-            "runs": runs,
-        }
-        Path(path).write_text(json.dumps(data, indent=1) + "\n")
+        told = {"protocol": protocol, "title": chosen.title, "jobs": jobs}
+        told |= {"schedule": asdict(replace(chosen.schedule, epochs=epochs)), "runs": summary}
+        Path(path).write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,58 +1,103 @@
-"""tools/accuracy.py: the arithmetic of gaps, and the figures that it must reach."""
+"""tools/accuracy.py: the arithmetic of gaps, runs that resume, kept results, the page, bounds."""
 
 import json
 import subprocess
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
+from dataclasses import replace
 from pathlib import Path
 
+import accuracy_page
 import pytest
+import torch
+from protocols.protocol import Schedule
+from protocols.run import rate, train
+from protocols.summary import lines, summarise
+from protocols.table import PROTOCOLS
+
+from sqcompile.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOL = ROOT / "tools" / "accuracy.py"
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = spec_from_file_location("accuracy_tool", TOOL)
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(*arguments):
-    command = [sys.executable, str(TOOL), *arguments]
+    command = [sys.executable, str(ROOT / "tools" / "accuracy.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
-def test_gaps_are_points_below_fp32(tool):
-    found = tool.summarise([{"fp32": 0.98, "mine": 0.97}, {"fp32": 0.96, "mine": 0.96}])
-    assert found["mine"]["gap_points"] == pytest.approx(0.5)
-    assert found["mine"]["gap_points_by_seed"] == pytest.approx([1.0, 0.0])
-    assert found["fp32"]["mean"] == pytest.approx(0.97)
-    assert found["fp32"]["sd"] == pytest.approx(0.0141421356)
-    assert "gap_points" not in found["fp32"]
+def made(accuracy, saved=4):
+    split = {"accuracy": accuracy, "loss": 1.0}
+    return {"validation": split, "test": split, "seconds": 2.0, "saved_bytes": saved}
 
 
-def test_one_seed_has_no_spread(tool):
-    assert tool.summarise([{"fp32": 0.98}])["fp32"]["sd"] == 0.0
+def test_gaps_are_points_below_the_fp32_run_of_the_same_seed():
+    found = summarise({"fp32": [made(0.98, 8), made(0.96, 8)], "mine": [made(0.97), made(0.96)]})
+    mine = found["mine"]["test"]
+    assert mine["gaps"] == pytest.approx([1.0, 0.0])
+    assert mine["gap"] == pytest.approx(0.5)
+    assert mine["gap_sd"] == pytest.approx(0.70710678)
+    assert mine["gap_se"] == pytest.approx(0.5)
+    assert found["fp32"]["test"]["mean"] == pytest.approx(0.97)
+    assert found["fp32"]["saved_bytes"] == 8
+    assert "gap +0.50 +- 0.50" in list(lines(found))[1]
 
 
-def test_several_recipes_in_one_run(tmp_path):
-    path = tmp_path / "found.json"
-    arguments = ["--protocol", "mlp", "--recipe", "w8a8g8,naive-4bit", "--seeds", "1"]
-    result = run(*arguments, "--epochs", "1", "--json", str(path))
-    assert result.returncode == 0, result.stderr
-    found = json.loads(path.read_text())
-    assert list(found["runs"]) == ["fp32", "w8a8g8", "naive-4bit"]
-    assert found["settings"]["epochs"] == 1
-    assert "w8a8g8" in result.stdout and "seed 0:" in result.stderr
+def test_one_seed_has_no_spread():
+    assert summarise({"fp32": [made(0.98)]})["fp32"]["test"]["sd"] == 0.0
+
+
+def test_the_rate_rises_to_its_highest_and_falls_to_nothing():
+    schedule = Schedule(epochs=1, optimizer="sgd", lr=0.4, decay=0.0, warmup=0.25)
+    rates = [rate(schedule, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.016)
+    assert max(rates) == rates[24] == pytest.approx(0.4)
+    assert rates[99] == 0.0
+    assert sorted(rates[24:], reverse=True) == rates[24:]
+
+
+@pytest.mark.parametrize("recipe", [None, "w4a4g4"], ids=["fp32", "w4a4g4"])
+def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(recipe, tmp_path):
+    protocol = PROTOCOLS["digits"]
+    protocol = replace(protocol, schedule=replace(protocol.schedule, epochs=2))
+    data = protocol.load(None)
+    recipe = recipe and Recipe.load(recipe)
+    whole, expected = train(protocol, recipe, 3, data, tmp_path / "whole")
+    _, nothing = train(protocol, recipe, 3, data, tmp_path / "parts", stop_after=1)
+    parts, found = train(protocol, recipe, 3, data, tmp_path / "parts")
+    assert nothing is None and found["losses"] == expected["losses"]
+    assert found["validation"] == expected["validation"]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[name]), name
+
+
+def test_results_are_kept_and_made_again_when_asked(tmp_path):
+    arguments = ["--protocol", "digits", "--recipe", "w8a8g8", "--seeds", "1", "--epochs", "1"]
+    arguments += ["--results", str(tmp_path), "--json", str(tmp_path / "out.json")]
+    first = run(*arguments)
+    assert first.returncode == 0, first.stderr
+    assert "digits w8a8g8" in first.stderr
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert list(told["runs"]) == ["fp32", "w8a8g8"] and told["schedule"]["epochs"] == 1
+    second = run(*arguments)
+    assert second.stdout == first.stdout and not second.stderr
+    kept = tmp_path / "digits" / "w8a8g8-0.json"
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "identity": "another"}))
+    assert "digits w8a8g8" in run(*arguments).stderr
+    assert not list(tmp_path.glob("digits/*.checkpoint"))
+
+
+def test_data_that_is_not_there_is_asked_for(tmp_path):
+    missing = run("--protocol", "charlm", "--data", str(tmp_path), "--results", str(tmp_path))
+    assert missing.returncode and "tinyshakespeare.txt" in missing.stderr
+
+
+def test_the_page_tells_the_figures_beside_it():
+    figures = json.loads(accuracy_page.FIGURES.read_text())
+    assert accuracy_page.PAGE.read_text() == accuracy_page.page(figures)
 
 
 @pytest.mark.claims
 def test_digits_within_six_tenths_of_a_point_of_fp32():
     runs = json.loads((ROOT / "runs" / "claims" / "accuracy.json").read_text())["runs"]
-    assert len(runs["fp32"]["accuracy"]) >= 3
-    assert runs["w4a4g4"]["gap_points"] <= 0.6
-    assert runs["w4a4g4"]["mean"] - runs["naive-4bit"]["mean"] >= 0.01
+    assert runs["fp32"]["seeds"] >= 3
+    assert runs["w4a4g4"]["test"]["gap"] <= 0.6
+    assert runs["w4a4g4"]["test"]["mean"] - runs["naive-4bit"]["test"]["mean"] >= 0.01

@@ -1,0 +1,67 @@
+"""docs/accuracy.md from the figures that tools/accuracy.py has measured.
+
+    python tools/accuracy_page.py runs/accuracy/*.summary.json
+
+Takes summaries over into docs/accuracy.json, one entry a protocol, and writes the page anew from
+all entries. Without arguments the page is written from docs/accuracy.json as it is.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import jinja2
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+FIGURES = DOCS / "accuracy.json"
+PAGE = DOCS / "accuracy.md"
+TEMPLATE = Path(__file__).resolve().parent / "protocols" / "accuracy.md.j2"
+FP32 = "fp32"
+
+
+def rows(runs: Mapping[str, Any]) -> Iterator[str]:
+    """The rows of a protocol's table."""
+    for name, run in runs.items():
+        test = run["test"]
+        gap = "" if name == FP32 else f"{test['gap']:+.2f} ± {test['gap_se']:.2f}"
+        spread = "" if name == FP32 else f"{test['gap_sd']:.2f}"
+        validation = "" if name == FP32 else f"{run['validation']['gap']:+.2f}"
+        cells = [
+            f"`{name}`" if name != FP32 else "fp32",
+            f"{100 * test['mean']:.2f} % ({100 * test['sd']:.2f})",
+            gap,
+            spread,
+            validation,
+            f"{test['loss']:.3f}",
+            str(run["seeds"]),
+            f"{run['seconds']:.0f} s",
+            f"{run['saved_bytes'] / 1e6:.2f} MB",
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def page(figures: Mapping[str, Any]) -> str:
+    """The whole page."""
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
+    template = environment.from_string(TEMPLATE.read_text())
+    return template.render(protocols=figures, rows=rows) + "\n"
+
+
+@click.command(help=__doc__)
+@click.argument("summaries", nargs=-1, type=click.Path(exists=True, dir_okay=False))
+def main(summaries: tuple[str, ...]) -> None:
+    """Merge summaries and write the page."""
+    figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    for path in summaries:
+        summary = json.loads(Path(path).read_text())
+        figures[summary.pop("protocol")] = summary
+    FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=False) + "\n")
+    PAGE.write_text(page(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The training protocols of tools/accuracy.py."""
