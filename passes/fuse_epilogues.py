@@ -1,11 +1,15 @@
 """Let a product write float32 itself: scales, bias and ReLU in its epilogue."""
 
+from collections.abc import Iterator
+
 import torch
 from torch.fx import GraphModule, Node
 
 from sqcompile.ops import conv, product, quantize
 from sqcompile.passes.editing import (
+    SAME_ORDER,
     Editor,
+    arguments,
     calls,
     copy_graph,
     finish,
@@ -34,7 +38,7 @@ MEASURED = {
 def fuse_epilogues(module: GraphModule) -> GraphModule:
     """After this pass a product whose accumulators only one dequantise reads is one op with it,
     and with the ReLU behind it when that is the only reader; a matrix product whose result is
-    measured whole by one absmax measures it itself. Values do not change."""
+    measured whole by one absmax, views do not count, measures it itself. Values do not change."""
     graph = copy_graph(module)
     editor = Editor(graph)
     for node in calls(graph, product.dequantize):
@@ -59,24 +63,41 @@ def fuse_epilogues(module: GraphModule) -> GraphModule:
         if relu is not None:
             graph.graph.erase_node(node)
         graph.graph.erase_node(acc)
-        _measure(editor, fused)
+        measure(editor, fused)
     return finish(graph)
 
 
-def _measure(editor: Editor, fused: Node) -> None:
+def measure(editor: Editor, fused: Node) -> None:
     """Take the absmax over all of a product's result from the product."""
-    whole = (fused, None, list(range(len(shape(fused)))))
-    absmaxes = [n for n in fused.users if is_call(n, quantize.absmax) and n.args == whole]
-    if fused.target not in MEASURED or not absmaxes:
+    given = arguments(fused)
+    absmaxes = list(_absmaxes(fused))
+    if fused.target not in MEASURED or not absmaxes or given.get("residual") or given.get("mask"):
         return
+    measured = target_of(MEASURED[fused.target])
+    assert isinstance(measured, torch._ops.OpOverload)
+    args = [given[argument.name] for argument in measured._schema.arguments]
     with editor.before(fused):
-        both = editor.call(
-            MEASURED[fused.target], *fused.args, like=fused, sq=fused.meta["sq"], name=fused.name
-        )
+        both = editor.call(measured, *args, like=fused, sq=fused.meta["sq"], name=fused.name)
         y, r = editor.item(both, 0), editor.item(both, 1)
     for one in absmaxes:
-        replace(one, r)
+        with editor.before(fused):
+            seen = r if shape(r) == shape(one) else _viewed(editor, r, one)
+        replace(one, seen)
     replace(fused, y)
+
+
+def _viewed(editor: Editor, r: Node, one: Node) -> Node:
+    return editor.call(aten.view.default, r, shape(one), like=one)
+
+
+def _absmaxes(node: Node) -> Iterator[Node]:
+    """What measures all of a value, itself or behind views."""
+    whole = (node, None, list(range(len(shape(node)))))
+    for user in node.users:
+        if is_call(user, quantize.absmax) and user.args == whole:
+            yield user
+        elif is_call(user, *SAME_ORDER):
+            yield from _absmaxes(user)
 
 
 def _only_relu(node: Node) -> Node | None:

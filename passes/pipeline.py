@@ -13,6 +13,7 @@ from sqcompile.passes.canonicalize import canonicalize
 from sqcompile.passes.channels_last import channels_last
 from sqcompile.passes.draw_dropout import draw_dropout
 from sqcompile.passes.fold_constants import fold_constants
+from sqcompile.passes.fold_factors import fold_factors
 from sqcompile.passes.fold_weight_scales import fold_weight_scales
 from sqcompile.passes.fuse_epilogues import fuse_epilogues
 from sqcompile.passes.fuse_norm_gradients import fuse_norm_gradients
@@ -23,6 +24,7 @@ from sqcompile.passes.fuse_tails import fuse_tails
 from sqcompile.passes.gather_sums import gather_sums
 from sqcompile.passes.pack_saved import pack_saved
 from sqcompile.passes.pair_quantizers import pair_quantizers
+from sqcompile.passes.place_results import place_results
 from sqcompile.passes.printing import text
 from sqcompile.passes.quantize_norms import quantize_norms
 from sqcompile.passes.quantize_operands import quantize_operands
@@ -93,8 +95,12 @@ def integer_training(recipe: Recipe) -> list[Pass]:
         Pass("gather_sums", gather_sums),
         # a product writes float32 itself where nothing else reads its accumulators
         Pass("fuse_epilogues", fuse_epilogues),
+        # a number that a result is multiplied with is in its scales
+        Pass("fold_factors", fold_factors),
         # a product adds the residual, and takes a mask
         Pass("fuse_tails", fuse_tails),
+        # a product writes its result in the order in which it is read
+        Pass("place_results", place_results),
         # |partial sum| < 2^31 is proven, or the reduction is split
         Pass("bound_accumulators", bound_accumulators, "accumulators are bounded"),
     ]
