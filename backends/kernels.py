@@ -39,6 +39,8 @@ class TensorSpec:
 RANGES = "ranges"
 """Attribute of a product's spec, beside the arguments of its op: ((lowest, highest), (lowest,
 highest)) of the integers of its two operands, before shifts, as the passes assigned them."""
+INTO = "into"
+"""Attribute of a call that writes a part of its output (`sqcompile.backends.parts`)."""
 FUSED = "fused::"
 """Namespace of a group of elementwise ops in one kernel: "fused::add+relu"."""
 _FULL = {"int8": (-127, 127), "uint8": (0, 255)}
@@ -116,11 +118,13 @@ def no_limit(spec: "KernelSpec") -> str:
 @dataclass(frozen=True)
 class Kernel:
     """A generator, the attributes that it takes at run time, and what it cannot do: `limit`
-    tells why a spec has no kernel, or nothing."""
+    tells why a spec has no kernel, or nothing; whether it can write into a part of a larger
+    tensor (`INTO`)."""
 
     generate: Generator
     run_time: tuple[str, ...] = ()
     limit: Limit = no_limit
+    parts: bool = False
 
 
 class KernelTable:
@@ -135,12 +139,17 @@ class KernelTable:
         self._group: Generator | None = None
 
     def kernel(
-        self, *ops: str, run_time: Sequence[str] = (), limit: Limit = no_limit
+        self,
+        *ops: str,
+        run_time: Sequence[str] = (),
+        limit: Limit = no_limit,
+        parts: bool = False,
     ) -> Callable[[Generator], Generator]:
         """Register a generator for one or several ops.
 
         `run_time` names integer attributes that reach the kernel in an int64 vector instead of as
         constants. `limit` gives a reason for specs that the generator refuses, "" for others.
+        `parts` tells that a result can be written into a part of a larger tensor.
         Raises ValueError when an op has a kernel already.
         """
 
@@ -148,7 +157,7 @@ class KernelTable:
             for op in ops:
                 if op in self._kernels:
                     raise ValueError(f"{op} has a kernel for target '{self.target}' already")
-                self._kernels[op] = Kernel(generate, tuple(run_time), limit)
+                self._kernels[op] = Kernel(generate, tuple(run_time), limit, parts)
             return generate
 
         return register

@@ -7,7 +7,7 @@ from math import prod
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import Expr
 from sqcompile.backends.cpu.sweep import contiguous
-from sqcompile.backends.kernels import KernelSpec
+from sqcompile.backends.kernels import INTO, KernelSpec
 
 Digits = tuple[tuple[int, int], ...]
 """(size, stride) of the parts of an axis, the outermost first."""
@@ -19,12 +19,14 @@ class Placement:
     number with these digits; what stands at it is found at the sum of digits times strides.
 
     `turned`: shape and axes are those of the transpose, whose rows run through memory where those
-    of the result do not. The kernel multiplies b^T @ a^T then.
+    of the result do not. The kernel multiplies b^T @ a^T then. `start` is the place of the first
+    result, where they are a part of a larger tensor.
     """
 
     shape: tuple[int, ...]
     axes: tuple[Digits, ...]
     turned: bool
+    start: int = 0
 
     @classmethod
     def of(cls, spec: KernelSpec) -> "Placement":
@@ -34,16 +36,19 @@ class Placement:
         if sizes is None:
             sizes, order = shape, tuple(range(len(shape)))
         placed = contiguous([sizes[axis] for axis in order])
+        inner, length, start = spec.get(INTO) or (1, 1, 0)
+        placed = [step // inner * length + step % inner for step in placed]
         strides = [placed[order.index(axis)] for axis in range(len(sizes))]
         parts = split(shape, sizes)
         assert parts is not None, "the kernel's limit refuses sizes that cross axes"
         left = iter(zip(sizes, strides, strict=True))
         axes = tuple(_joined([next(left) for _ in part]) for part in parts)
         if _in_vectors(axes[-1]) or not _in_vectors(axes[-2]):
-            return cls(shape, axes, False)
+            return cls(shape, axes, False, start)
         *batch, rows, columns = range(len(shape))
         turned = (*batch, columns, rows)
-        return cls(tuple(shape[i] for i in turned), tuple(axes[i] for i in turned), True)
+        shape, axes = (tuple(each[i] for i in turned) for each in (shape, axes))
+        return cls(shape, axes, True, start)
 
     @property
     def in_vectors(self) -> bool:
@@ -52,7 +57,7 @@ class Placement:
 
     def at(self, coordinates: Sequence[Expr]) -> Expr:
         """The place of the result at these coordinates."""
-        place: Expr = 0
+        place: Expr = self.start
         for coordinate, digits in zip(coordinates, self.axes, strict=True):
             extents = [size for size, _ in digits]
             strides = [stride for _, stride in digits]

@@ -44,6 +44,7 @@ def _exponents(spec: KernelSpec) -> str:
     "sq::shift_matmul_dequantize",
     "sq::shift_matmul_dequantize_absmax",
     limit=_limit,
+    parts=True,
 )
 def shift_matmul(spec: KernelSpec) -> object:
     """Packs b, then computes blocks of rows in parallel."""
