@@ -47,8 +47,8 @@ class Placement:
             return cls(shape, axes, False, start)
         *batch, rows, columns = range(len(shape))
         turned = (*batch, columns, rows)
-        shape, axes = (tuple(each[i] for i in turned) for each in (shape, axes))
-        return cls(shape, axes, True, start)
+        shape = tuple(shape[axis] for axis in turned)
+        return cls(shape, tuple(axes[axis] for axis in turned), True, start)
 
     @property
     def in_vectors(self) -> bool:
