@@ -23,6 +23,7 @@ from sqcompile.backends.kernels import (
     tensor_spec,
 )
 from sqcompile.backends.views import is_view
+from sqcompile.walks import common_axes
 
 MOST_NODES = 16
 """Members of a group: its loop stays small enough to compile fast and to keep its values in
@@ -121,31 +122,6 @@ class Plan:
             tuple(_spec(node) for node in results),
         )
         return Group(tuple(nodes), spec, tuple(inputs), tuple(results))
-
-
-def common_axes(shapes: Sequence[Sequence[int]]) -> list[int] | None:
-    """Axes to which every one of some shapes of equal size can be split; None when there are
-    none. (6, 4) and (2, 12) have (2, 3, 4)."""
-    borders = sorted({prod(shape[axis:]) for shape in shapes for axis in range(len(shape) + 1)})
-    if borders[0] == 0:
-        return [0]
-    if any(b % a for a, b in zip(borders, borders[1:], strict=False)):
-        return None
-    return [b // a for a, b in zip(borders, borders[1:], strict=False)][::-1] or [1]
-
-
-def split_strides(shape: Sequence[int], strides: Sequence[int], axes: Sequence[int]) -> list[int]:
-    """The strides of `axes`, a refinement of `shape` as `common_axes` gives it."""
-    split = []
-    for number in range(len(axes)):
-        inner = prod(axes[number + 1 :])
-        step = 0
-        for axis, extent in enumerate(shape):
-            below = prod(shape[axis + 1 :])
-            if extent != 1 and below <= inner < below * extent:
-                step = strides[axis] * (inner // below)
-        split.append(step)
-    return split
 
 
 @dataclass

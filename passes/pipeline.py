@@ -11,6 +11,7 @@ from sqcompile.passes.assign_precision import assign_precision
 from sqcompile.passes.bound_accumulators import bound_accumulators
 from sqcompile.passes.canonicalize import canonicalize
 from sqcompile.passes.channels_last import channels_last
+from sqcompile.passes.collapse_layouts import collapse_layouts
 from sqcompile.passes.draw_dropout import draw_dropout
 from sqcompile.passes.fold_constants import fold_constants
 from sqcompile.passes.fold_weight_scales import fold_weight_scales
@@ -61,7 +62,9 @@ def integer_training(recipe: Recipe) -> list[Pass]:
         Pass("canonicalize", canonicalize),
         # images stay channels last from one product to the next
         Pass("channels_last", channels_last),
-        # what these two made of constants is constant
+        # a product reads and gives tensors through one layout, and numbers scale its result
+        Pass("collapse_layouts", collapse_layouts),
+        # what these three made of constants is constant
         Pass("fold_derived", fold_constants),
         # every operand of a product has bits, sign and scale axes in meta["sq"]
         Pass(
