@@ -88,7 +88,7 @@ LAYOUTS: dict[object, Callable[[_Laid, Node], _Laid | None]] = {
 """Ops that hand on every element once, and how they lay them."""
 
 
-def _number(node: Node) -> float | None:
+def multiplier(node: Node) -> float | None:
     """What a float tensor is multiplied by, if that is one number."""
     if not is_call(node, aten.mul.Tensor, aten.mul.Scalar):
         return None
@@ -98,14 +98,14 @@ def _number(node: Node) -> float | None:
 
 
 def _in_chain(node: Node) -> bool:
-    return node.op == "call_function" and (node.target in LAYOUTS or _number(node) is not None)
+    return node.op == "call_function" and (node.target in LAYOUTS or multiplier(node) is not None)
 
 
 def _followed(node: Node, numbers: bool) -> _Laid:
     """What a chain that ends in `node` comes to; a product with a number begins one unless
     `numbers`."""
     if node.op == "call_function" and 0 not in (shape(node) if _in_chain(node) else [0]):
-        source, number = node.args[0], _number(node)
+        source, number = node.args[0], multiplier(node)
         assert isinstance(source, Node)
         if number is None:
             laid = LAYOUTS[node.target](_followed(source, numbers), node)
