@@ -22,6 +22,7 @@ from sqcompile.backends.kernels import (
     spec_of,
     tensor_spec,
 )
+from sqcompile.backends.reads import Reads, reads_views
 from sqcompile.backends.views import is_view
 from sqcompile.walks import common_axes
 
@@ -57,19 +58,27 @@ Step = fx.Node | Group
 
 class Plan:
     """The steps of a graph, fused where possible, in an order in which everything is there when it
-    is read: the order of the graph where nothing moves. Views and items of tuples are no steps."""
+    is read: the order of the graph where nothing moves. Views and items of tuples are no steps, nor
+    are layout changes that all their readers read through."""
 
     def __init__(self, graph: fx.Graph, kernels: KernelTable) -> None:
         self.specs: dict[fx.Node, tuple[KernelSpec, list[fx.Node]]] = {}
         self.memory: dict[fx.Node, fx.Node] = {}
         for node in graph.nodes:
-            self.memory[node] = node
             if node.op == "call_function" and node.target is not getitem:
-                spec, nodes = self.specs[node] = spec_of(node)
-                if is_view(spec):
-                    self.memory[node] = self.memory[nodes[0]]
+                self.specs[node] = spec_of(node)
+        reads = Reads(self.specs, kernels)
+        self.specs = {node: reads.call(node) for node in self.specs}
+        for node in graph.nodes:
+            self.memory[node] = node
+            if node in reads.through:
+                self.memory[node] = self.memory[reads.root[node]]
+            elif node in self.specs and is_view(self.specs[node][0]):
+                self.memory[node] = self.memory[self.specs[node][1][0]]
         computed = [node for node in self.specs if self.memory[node] is node]
-        specs = {node: self.specs[node][0] for node in computed}
+        specs = {
+            node: self.specs[node][0] for node in computed if not reads_views(self.specs[node][0])
+        }
         self.endings = {node for node, spec in specs.items() if kernels.ending(spec)}
         self.one_shape = {node for node, spec in specs.items() if kernels.one_shape(spec)}
         fusible = {node for node, spec in specs.items() if kernels.fusible(spec)}

@@ -33,7 +33,11 @@ def collapse_layouts(module: GraphModule) -> GraphModule:
     graph = copy_graph(module)
     chains = _Chains(Editor(graph))
     for node in list(graph.graph.nodes):
-        if not node._erased and _in_chain(node) and not all(u.target in LAYOUTS for u in node.users):
+        if (
+            not node._erased
+            and _in_chain(node)
+            and not all(u.target in LAYOUTS for u in node.users)
+        ):
             chains.collapse(node)
     return finish(graph)
 

@@ -7,9 +7,10 @@ from sqcompile.backends.cpu.nest import Array
 from sqcompile.backends.cpu.sinks import Stored
 from sqcompile.backends.cpu.stream import stream
 from sqcompile.backends.cpu.strided import copy
-from sqcompile.backends.cpu.sweep import contiguous
+from sqcompile.backends.cpu.sweep import contiguous, in_runs, refined
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
+from sqcompile.walks import split_strides
 
 
 def _gather(spec: KernelSpec, name: str, read: Sequence[int], begin: int = 0) -> object:
@@ -81,7 +82,7 @@ def select(spec: KernelSpec) -> object:
     return _gather(spec, "self", read, spec["index"] % shape[axis] * step)
 
 
-@KERNELS.kernel("aten::cat.default")
+@KERNELS.kernel("aten::cat.default", views={"tensors": in_runs})
 def cat(spec: KernelSpec) -> object:
     """One input after the other, each as rows in parallel."""
     with nest.function(spec) as f:
@@ -90,7 +91,9 @@ def cat(spec: KernelSpec) -> object:
         axis, put = _axis(spec["dim"], len(out.shape)), 0
         for source in f.list("tensors"):
             if source.size:
-                copy(source, out, source.shape, contiguous(source.shape), write, 0, put)
+                extents, (read,) = refined(source)
+                into = split_strides(source.shape, write, extents)
+                copy(source, out, extents, read, into, source.walk.begin, put)
                 put += source.shape[axis] * write[axis]
     return f.result
 

@@ -1,0 +1,89 @@
+"""Which layout changes of a graph no kernel makes, because all that read them read through them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from torch import fx
+
+from sqcompile.backends.kernels import KernelSpec, KernelTable, TensorSpec, ViewSpec, tensor_spec
+from sqcompile.backends.views import walked
+from sqcompile.walks import Walk
+
+Call = tuple[KernelSpec, list[fx.Node]]
+"""What a node asks of a kernel, and the nodes of its tensor arguments."""
+
+
+class Reads:
+    """The chains of slices, selects, permutes and views in a graph: `root` and `walk` of a node are
+    the tensor that its elements lie in and how."""
+
+    def __init__(self, calls: Mapping[fx.Node, Call], kernels: KernelTable) -> None:
+        self.calls, self.kernels = calls, kernels
+        self.root: dict[fx.Node, fx.Node] = {}
+        self.walk: dict[fx.Node, Walk] = {}
+        for node, (spec, nodes) in calls.items():
+            if len(nodes) == 1:
+                source = nodes[0]
+                before = self.walk.get(source) or Walk.whole(_spec(source).shape)
+                after = walked(spec, before)
+                if after is not None:
+                    self.root[node], self.walk[node] = self.root.get(source, source), after
+        self.through: set[fx.Node] = set()
+        for node in reversed(list(self.walk)):
+            if node.users and all(self._through(node, user) for user in node.users):
+                self.through.add(node)
+
+    def _through(self, node: fx.Node, user: fx.Node) -> bool:
+        """Whether a user of a node reads its root, or has no kernel either."""
+        if user in self.walk:
+            return user in self.through
+        return user in self.calls and all(
+            self._takes(user, name, one) for name, one in _operands(self.calls[user]) if one is node
+        )
+
+    def _takes(self, user: fx.Node, name: str, one: fx.Node) -> bool:
+        op = self.calls[user][0].op
+        return op in self.kernels and self.kernels[op].reads(name, self.walk[one])
+
+    def call(self, node: fx.Node) -> Call:
+        """What a node asks of a kernel, with the tensors that it reads where they lie."""
+        spec, nodes = self.calls[node]
+        if node in self.walk or self.through.isdisjoint(nodes):
+            return spec, nodes
+        moved = {one for one in nodes if one in self.through and not _as_it_is(self.walk[one])}
+        views = iter([self._view(one) if one in moved else _spec(one) for one in nodes])
+        inputs = []
+        for name, operand in spec.inputs:
+            if isinstance(operand, tuple):
+                inputs.append((name, tuple(next(views) for _ in operand)))
+            else:
+                inputs.append((name, operand and next(views)))
+        found = [self.root[one] if one in moved else one for one in nodes]
+        return replace(spec, inputs=tuple(inputs)), found
+
+    def _view(self, node: fx.Node) -> TensorSpec:
+        one = _spec(node)
+        return ViewSpec(one.shape, one.dtype, _spec(self.root[node]), self.walk[node])
+
+
+def _as_it_is(walk: Walk) -> bool:
+    return walk.in_order and walk.begin == 0
+
+
+def _spec(node: fx.Node) -> TensorSpec:
+    return tensor_spec(node.meta["val"])
+
+
+def _operands(call: Call) -> Iterator[tuple[str, fx.Node]]:
+    """The tensor arguments with their names in the schema."""
+    spec, nodes = call
+    left = iter(nodes)
+    for name, operand in spec.inputs:
+        count = len(operand) if isinstance(operand, tuple) else int(operand is not None)
+        for _ in range(count):
+            yield name, next(left)
+
+
+def reads_views(spec: KernelSpec) -> bool:
+    """Whether a kernel reads a tensor where it lies."""
+    return any(isinstance(one, ViewSpec) for _, one in spec.tensors())
