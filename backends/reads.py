@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import fx
 
 from sqcompile.backends.kernels import KernelSpec, KernelTable, TensorSpec, ViewSpec, tensor_spec
-from sqcompile.backends.views import walked
+from sqcompile.backends.views import is_view, lays, walked
 from sqcompile.walks import Walk
 
 Call = tuple[KernelSpec, list[fx.Node]]
@@ -35,11 +35,17 @@ class Reads:
 
     def _through(self, node: fx.Node, user: fx.Node) -> bool:
         """Whether a user of a node reads its root, or has no kernel either."""
-        if user in self.walk:
-            return user in self.through
-        return user in self.calls and all(
+        if user in self.through:
+            return True
+        if user not in self.calls or (lays(self.calls[user][0]) and not self._copies(user)):
+            return False
+        return all(
             self._takes(user, name, one) for name, one in _operands(self.calls[user]) if one is node
         )
+
+    def _copies(self, user: fx.Node) -> bool:
+        """Whether a layout change is a copy, which can be one from the root of its argument."""
+        return user in self.walk and not is_view(self.calls[user][0])
 
     def _takes(self, user: fx.Node, name: str, one: fx.Node) -> bool:
         op = self.calls[user][0].op
@@ -48,7 +54,7 @@ class Reads:
     def call(self, node: fx.Node) -> Call:
         """What a node asks of a kernel, with the tensors that it reads where they lie."""
         spec, nodes = self.calls[node]
-        if node in self.walk or self.through.isdisjoint(nodes):
+        if node in self.through or self.through.isdisjoint(nodes):
             return spec, nodes
         moved = {one for one in nodes if one in self.through and not _as_it_is(self.walk[one])}
         views = iter([self._view(one) if one in moved else _spec(one) for one in nodes])

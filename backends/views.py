@@ -36,6 +36,11 @@ def is_view(spec: KernelSpec) -> bool:
     return _order(spec, source.shape) == [d for d, n in enumerate(source.shape) if n != 1]
 
 
+def lays(spec: KernelSpec) -> bool:
+    """Whether an op only lays its argument's elements, or a part of them, otherwise."""
+    return is_view(spec) or spec.op in _REORDERED | _PARTS
+
+
 def walked(spec: KernelSpec, walk: Walk) -> Walk | None:
     """Where the elements of an op's result lie when those of its argument lie along `walk`; None
     for ops that compute, and where they lie along no walk."""
