@@ -1,11 +1,24 @@
-"""Which layout changes of a graph no kernel makes, because all that read them read through them."""
+"""Which layout changes of a graph no kernel makes, because all that read them read through them.
+
+A slice, select or permute is a copy where one of its readers wants its elements in a row. Kernels
+that name an operand in `views` read it where it lies instead, along a `Walk`: a vector at a time
+where a few elements stand in a row, so the quantisers of an attention's heads read the projection
+itself. A copy reads along any walk: of a chain of layout changes only the last one is made.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from torch import fx
 
-from sqcompile.backends.kernels import KernelSpec, KernelTable, TensorSpec, ViewSpec, tensor_spec
+from sqcompile.backends.kernels import (
+    KernelSpec,
+    KernelTable,
+    Operand,
+    TensorSpec,
+    ViewSpec,
+    tensor_spec,
+)
 from sqcompile.backends.views import is_view, lays, walked
 from sqcompile.walks import Walk
 
@@ -56,24 +69,24 @@ class Reads:
         spec, nodes = self.calls[node]
         if node in self.through or self.through.isdisjoint(nodes):
             return spec, nodes
-        moved = {one for one in nodes if one in self.through and not _as_it_is(self.walk[one])}
+        moved = {one for one in nodes if one in self.through and not self._as_it_is(one)}
         views = iter([self._view(one) if one in moved else _spec(one) for one in nodes])
-        inputs = []
+        inputs: list[tuple[str, Operand]] = []
         for name, operand in spec.inputs:
             if isinstance(operand, tuple):
                 inputs.append((name, tuple(next(views) for _ in operand)))
             else:
-                inputs.append((name, operand and next(views)))
+                inputs.append((name, None if operand is None else next(views)))
         found = [self.root[one] if one in moved else one for one in nodes]
         return replace(spec, inputs=tuple(inputs)), found
+
+    def _as_it_is(self, node: fx.Node) -> bool:
+        """Whether a node is its root under another shape."""
+        return self.walk[node].in_order and _spec(node).size == _spec(self.root[node]).size
 
     def _view(self, node: fx.Node) -> TensorSpec:
         one = _spec(node)
         return ViewSpec(one.shape, one.dtype, _spec(self.root[node]), self.walk[node])
-
-
-def _as_it_is(walk: Walk) -> bool:
-    return walk.in_order and walk.begin == 0
 
 
 def _spec(node: fx.Node) -> TensorSpec:

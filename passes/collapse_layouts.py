@@ -58,7 +58,7 @@ def _viewed(laid: _Laid, node: Node) -> _Laid:
 
 def _permuted(laid: _Laid, node: Node) -> _Laid | None:
     walk = laid.walk.permuted(_order(node))
-    return walk and replace(laid, walk=walk, permutes=laid.permutes + 1)
+    return replace(laid, walk=walk, permutes=laid.permutes + 1) if walk else None
 
 
 def _order(node: Node) -> list[int]:

@@ -104,7 +104,7 @@ def _multiply_scale(editor: Editor, node: Node) -> None:
     if bias is not None or number is None:
         return
     assert isinstance(scales, (list, tuple))
-    smallest = min(scales, key=lambda one: value(one).numel())  # type: ignore[arg-type]
+    smallest = min(scales, key=lambda one: value(one).numel())
     assert isinstance(smallest, Node)
     with editor.before(node):
         scaled = editor.call(aten.mul.Tensor, smallest, number, like=smallest)

@@ -98,6 +98,13 @@ def joined(c: Call, q: fx.Node, k: fx.Node, v: fx.Node) -> list[fx.Node]:
     return [c(aten.cat.default, [a, b, c(aten.permute.default, v, [0, 3, 1, 2])], 2)]
 
 
+def leading(c: Call, x: fx.Node) -> list[fx.Node]:
+    """The first rows: in order, but not all."""
+    r = c(op("absmax"), c(aten.slice.Tensor, x, 0, 0, 2), None, [0, 1])
+    turned = c(aten.permute.default, c(aten.permute.default, x, [1, 0]), [1, 0])
+    return [r, c(op("absmax"), turned, None, [0])]
+
+
 def chain(c: Call, x: fx.Node) -> list[fx.Node]:
     """Two copies on end are one."""
     cut = c(aten.slice.Tensor, x, 1, 3, 1000, 2)
@@ -122,6 +129,7 @@ def _programs() -> dict[str, tuple[Build, list[Tensor]]]:
         "gradient": (gradient(3), [s.normal(2, 9, 3 * 3 * 32), rng]),
         "large-gradient": (gradient(4), [s.normal(4, 65, 3 * 4 * 64), rng]),
         "joined": (joined, [s.normal(2, 3, 7, 20), s.normal(2, 3, 7, 20), s.normal(2, 1, 20, 7)]),
+        "leading": (leading, [s.normal(5, 33)]),
         "chain": (chain, [s.normal(3, 11, 18)]),
         "stuck": (stuck, [s.normal(6, 10)]),
     }
@@ -151,6 +159,7 @@ def test_what_quantisers_read_is_not_copied() -> None:
     assert of("selected") == ["absmax", "absmax"]
     assert of("gradient") == ["shift_quantize"] * 3 + ["absmax", "quantize_stochastic"]
     assert of("joined") == ["cat"]
+    assert of("leading") == ["absmax", "absmax"]
     assert of("chain") == ["permute"]
     assert of("stuck") == ["permute", "permute"]
 
