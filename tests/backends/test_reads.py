@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from sqcompile.backends import targets
-from sqcompile.backends.cpu.build import build
+from sqcompile.backends.cpu.build import assembly, build
 from sqcompile.backends.fusion import Group, Plan
 from sqcompile.backends.lower import lower
 from sqcompile.ops import OPS
@@ -17,6 +17,7 @@ from tests.backends.cases import Source
 from tests.backends.conftest import OLDER_CPUS
 from tests.backends.graphs import Writer
 from tests.backends.test_kernels import bits
+from tests.backends.test_vector_code import ROW, SCALAR, WHOLE
 
 aten = torch.ops.aten
 CPU = targets.get("cpu")
@@ -174,3 +175,13 @@ def test_short_runs_and_other_readers_want_a_copy() -> None:
     assert "transpose" in steps(attention(2), torch.randn(2, 5, 48))
     rng = torch.zeros(4, dtype=torch.int64)
     assert "transpose" in steps(gradient(2), torch.randn(2, 5, 3 * 2 * 20), rng)
+
+
+def test_what_reads_in_place_is_vector_code() -> None:
+    target = targets.get("cpu", mcpu="znver4")
+    build_, inputs = attention(4), [torch.randn(2, 65, 3 * 4 * 64)]
+    built = build(lower({"heads": written(build_, *inputs)}, target).module, target)
+    for source in built.sources.values():
+        code = assembly(source)
+        assert WHOLE.search(code)
+        assert len(SCALAR.findall(code)) <= ROW
