@@ -7,7 +7,7 @@ from math import prod
 from torch import fx
 
 from sqcompile.backends.fusion import Plan
-from sqcompile.backends.kernels import INTO, KernelSpec, KernelTable
+from sqcompile.backends.kernels import INTO, KernelSpec, KernelTable, ViewSpec
 
 _CAT = "aten::cat.default"
 
@@ -45,7 +45,7 @@ def _parts(plan: Plan, cat: fx.Node) -> Iterator[tuple[fx.Node, Part]]:
     for node, one in zip(nodes, spec.tensor("tensors"), strict=True):
         inner = prod(one.shape[axis:])
         writer = plan.memory[node]
-        if writer in plan.specs:
+        if writer in plan.specs and not isinstance(one, ViewSpec):
             own = plan.specs[writer][0]
             into = (INTO, (inner, length, first))
             yield (

@@ -11,9 +11,9 @@ from sqcompile.passes.assign_precision import assign_precision
 from sqcompile.passes.bound_accumulators import bound_accumulators
 from sqcompile.passes.canonicalize import canonicalize
 from sqcompile.passes.channels_last import channels_last
+from sqcompile.passes.collapse_layouts import collapse_layouts
 from sqcompile.passes.draw_dropout import draw_dropout
 from sqcompile.passes.fold_constants import fold_constants
-from sqcompile.passes.fold_factors import fold_factors
 from sqcompile.passes.fold_weight_scales import fold_weight_scales
 from sqcompile.passes.fuse_epilogues import fuse_epilogues
 from sqcompile.passes.fuse_norm_gradients import fuse_norm_gradients
@@ -63,7 +63,9 @@ def integer_training(recipe: Recipe) -> list[Pass]:
         Pass("canonicalize", canonicalize),
         # images stay channels last from one product to the next
         Pass("channels_last", channels_last),
-        # what these two made of constants is constant
+        # a product reads and gives tensors through one layout, and numbers scale its result
+        Pass("collapse_layouts", collapse_layouts),
+        # what these three made of constants is constant
         Pass("fold_derived", fold_constants),
         # every operand of a product has bits, sign and scale axes in meta["sq"]
         Pass(
@@ -95,8 +97,6 @@ def integer_training(recipe: Recipe) -> list[Pass]:
         Pass("gather_sums", gather_sums),
         # a product writes float32 itself where nothing else reads its accumulators
         Pass("fuse_epilogues", fuse_epilogues),
-        # a number that a result is multiplied with is in its scales
-        Pass("fold_factors", fold_factors),
         # a product adds the residual, and takes a mask
         Pass("fuse_tails", fuse_tails),
         # a product writes its result in the order in which it is read

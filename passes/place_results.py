@@ -22,10 +22,10 @@ from sqcompile.passes.editing import (
     shape,
     update_value,
 )
-from sqcompile.passes.fuse_epilogues import measure
 
 aten = torch.ops.aten
 
+PRODUCTS = (product.shift_matmul_dequantize, product.shift_matmul_dequantize_absmax)
 LANES = 16
 """Results are placed in runs of so many, or in whole rows: kernels write vectors."""
 
@@ -34,11 +34,11 @@ def place_results(module: GraphModule) -> GraphModule:
     """After this pass (it needs what fuse_tails leaves) a matrix product whose float result is only
     read through views and permutations writes it in that order, and a view follows, if runs of it
     that lie side by side then are whole vectors or whole rows, or columns where there is neither
-    residual nor mask; permutations that undo each other are gone. If the whole result is measured
-    then, the product does so. Values do not change."""
+    residual nor mask; permutations that undo each other are gone.
+    Values do not change."""
     graph = copy_graph(module)
     editor = Editor(graph)
-    for node in calls(graph, product.shift_matmul_dequantize):
+    for node in calls(graph, *PRODUCTS):
         found = _read_order(node)
         if found is not None:
             _place(editor, node, *found)
@@ -56,12 +56,15 @@ class Digit(NamedTuple):
 def _read_order(node: Node) -> tuple[Node, list[Digit]] | None:
     """(What is read in place of a product's result, its digits in order), or None where nothing
     permutes the result."""
-    sizes = shape(node)
-    plain = arguments(node)["residual"] is None and arguments(node)["mask"] is None
+    result = _result(node)
+    if result is None:
+        return None
+    sizes = shape(result)
+    plain = not any(arguments(node).get(name) for name in ("residual", "mask"))
     axes = [[Digit(axis, 1, size)] if size != 1 else [] for axis, size in enumerate(sizes)]
     own = [digit for axis in axes for digit in axis]
     found, moved = None, False
-    seen, readers = node, list(node.users)
+    seen, readers = result, list(result.users)
     while prod(sizes) and len(readers) == 1 and is_call(readers[0], *SAME_ORDER, *REORDERED):
         seen, readers = readers[0], list(readers[0].users)
         if is_call(seen, *REORDERED):
@@ -76,6 +79,13 @@ def _read_order(node: Node) -> tuple[Node, list[Digit]] | None:
         if moved and (order == own or _in_vectors(order[-1], sizes, plain)):
             found = seen, order
     return found
+
+
+def _result(node: Node) -> Node | None:
+    """The result of a product, which is an item where the product measures it."""
+    if is_call(node, product.shift_matmul_dequantize):
+        return node
+    return next((item for item in node.users if item.args[1] == 0), None)
 
 
 def _permutation(node: Node) -> list[int]:
@@ -135,7 +145,10 @@ def _place(editor: Editor, node: Node, read: Node, order: list[Digit]) -> None:
         sizes, places = [digit.size for digit in own], [own.index(digit) for digit in order]
         set_arguments(node, {**arguments(node), "sizes": sizes, "order": places})
         update_value(node)
-    with editor.after(node):
-        seen = editor.call(aten.view.default, node, shape(read), like=read)
+    result = _result(node)
+    assert result is not None
+    if result is not node:
+        update_value(result)
+    with editor.after(result):
+        seen = editor.call(aten.view.default, result, shape(read), like=read)
     replace(read, seen)
-    measure(editor, node)

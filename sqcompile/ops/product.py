@@ -216,11 +216,11 @@ def shift_matmul_dequantize_absmax(
     sizes: Sequence[int] | None = None,
     order: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """shift_matmul_dequantize -> (y, r), r = absmax of y over all axes, which are kept as size 1:
-    what the quantiser of y reads."""
+    """shift_matmul_dequantize -> (y, r), r = absmax of the product over all its axes, which are
+    kept as size 1: what the quantiser of y reads, wherever y is placed."""
     product = (a, b, exponent, groups, transpose_a, transpose_b, k_chunk)
-    y = shift_matmul_dequantize.reference(*product, scales, bias, relu, None, None, sizes, order)
-    return y, absmax.reference(y, None, list(range(y.dim())))
+    y = shift_matmul_dequantize.reference(*product, scales, bias, relu)
+    return placed(y, sizes, order), absmax.reference(y, None, list(range(y.dim())))
 
 
 @shift_matmul_dequantize_absmax.meta
@@ -238,6 +238,6 @@ def _(
     sizes: Sequence[int] | None = None,
     order: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    shape = placed_shape(product_shape(a, b, transpose_a, transpose_b), sizes, order)
-    y = a.new_empty(shape, dtype=torch.float32)
+    shape = product_shape(a, b, transpose_a, transpose_b)
+    y = a.new_empty(placed_shape(shape, sizes, order), dtype=torch.float32)
     return y, y.new_empty([1] * len(shape))

@@ -1,56 +1,14 @@
-"""Golden tests of fold_factors and place_results: products write what is read next."""
+"""Golden tests of place_results: products write what is read next."""
 
 import pytest
 
-from sqcompile.passes.assign_precision import Operand, ProductSpec
-from sqcompile.passes.fold_factors import fold_factors
 from sqcompile.passes.place_results import place_results
 from tests.passes.programs import graph, same
 
-OPERANDS = (Operand("gradient", 6, True), Operand("activation", 6, True))
-SPEC = {"sq": ProductSpec("attention", "dgrad", OPERANDS, 1, False, 0)}
 HEADS = "a: i8[6, 5, 9], b: i8[6, 9, 16], s: f32[6, 1, 1], t: f32[16], r: f32[6, 5, 16]"
 BMM = "sq.shift_matmul_dequantize(a, b, None, 1, False, False, 0, [t, s]"
 TURNED = "a: i8[6, 9, 16], b: i8[6, 9, 5], s: f32[6, 1, 1], r: f32[6, 16, 5]"
 BMM_T = "sq.shift_matmul_dequantize(a, b, None, 1, True, False, 0, [s]"
-
-
-@pytest.mark.parametrize("factor", ["aten.mul.Scalar(v, 0.5)", "aten.div.Tensor(v, 3.0)"])
-def test_fold_factors_scales_the_smallest_scale(factor):
-    before = graph(
-        f"{HEADS} -> z",
-        f"""
-        y = {BMM}, None, False)
-        p = aten.permute(y, [0, 2, 1])
-        v = aten.reshape(p, [2, 3, 16, 5])
-        z = {factor}
-        """,
-    )
-    after = graph(
-        f"{HEADS} -> z",
-        f"""
-        c = {factor.replace("(v", "(s")}
-        y = {BMM.replace("[t, s]", "[t, c]")}, None, False)
-        p = aten.permute(y, [0, 2, 1])
-        z = aten.reshape(p, [2, 3, 16, 5])
-        """,
-    )
-    assert same(fold_factors(before), after)
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        f"y = {BMM}, t, False)\nz = aten.mul.Scalar(y, 0.5)",
-        f"y = {BMM}, None, True)\nz = aten.mul.Scalar(y, 0.5)",
-        f"y = {BMM}, None, False)\nz = aten.mul.Tensor(y, r)",
-        f"y = {BMM}, None, False)\nm = aten.mul.Scalar(y, 0.5)\nz = aten.add.Tensor(m, y)",
-    ],
-    ids=["a bias", "a ReLU", "a tensor", "two readers"],
-)
-def test_fold_factors_leaves(program):
-    before = graph(f"{HEADS} -> z", program)
-    assert same(fold_factors(before), before)
 
 
 def test_place_results_brings_heads_together():
@@ -116,25 +74,30 @@ def test_place_results_writes_columns_side_by_side():
     assert same(place_results(before), after)
 
 
-def test_place_results_lets_the_product_measure_what_it_placed():
-    program = """
+def test_place_results_places_what_a_product_measured():
+    product = BMM.replace("dequantize", "dequantize_absmax")
+    before = graph(
+        f"{HEADS} -> z",
+        f"""
+        both = {product}, t, True)
+        y = both[0]
+        m = both[1]
         v = aten.view(y, [2, 3, 5, 16])
         p = aten.transpose.int(v, 1, 2)
-        w = aten.reshape(p, [10, 48])
-        m = sq.absmax(w, None, [0, 1])
-        z = sq.quantize(w, m, 6, True)
-        """
-    before = graph(f"{HEADS} -> z", f"y = {BMM}, t, True)\n{program}", y=SPEC)
+        n = aten.view(m, [1, 1, 1, 1])
+        z = sq.quantize(p, n, 6, True)
+        """,
+    )
     after = graph(
         f"{HEADS} -> z",
         f"""
-        both = {BMM.replace("dequantize", "dequantize_absmax")}, t, True, [2, 3, 5, 16], [0, 2, 1, 3])
+        both = {product}, t, True, [2, 3, 5, 16], [0, 2, 1, 3])
         y = both[0]
         m = both[1]
-        n = aten.view(m, [1, 1])
-        w = aten.view(y, [10, 48])
-        z = sq.quantize(w, n, 6, True)
-        """,  # noqa: E501
+        n = aten.view(m, [1, 1, 1, 1])
+        p = aten.view(y, [2, 5, 3, 16])
+        z = sq.quantize(p, n, 6, True)
+        """,
     )
     assert same(place_results(before), after)
 
