@@ -22,7 +22,9 @@ from sqcompile.backends.kernels import (
     spec_of,
     tensor_spec,
 )
+from sqcompile.backends.reads import Reads, reads_views
 from sqcompile.backends.views import is_view
+from sqcompile.walks import common_axes
 
 MOST_NODES = 16
 """Members of a group: its loop stays small enough to compile fast and to keep its values in
@@ -56,19 +58,27 @@ Step = fx.Node | Group
 
 class Plan:
     """The steps of a graph, fused where possible, in an order in which everything is there when it
-    is read: the order of the graph where nothing moves. Views and items of tuples are no steps."""
+    is read: the order of the graph where nothing moves. Views and items of tuples are no steps, nor
+    are layout changes that all their readers read through."""
 
     def __init__(self, graph: fx.Graph, kernels: KernelTable) -> None:
         self.specs: dict[fx.Node, tuple[KernelSpec, list[fx.Node]]] = {}
         self.memory: dict[fx.Node, fx.Node] = {}
         for node in graph.nodes:
-            self.memory[node] = node
             if node.op == "call_function" and node.target is not getitem:
-                spec, nodes = self.specs[node] = spec_of(node)
-                if is_view(spec):
-                    self.memory[node] = self.memory[nodes[0]]
+                self.specs[node] = spec_of(node)
+        reads = Reads(self.specs, kernels)
+        self.specs = {node: reads.call(node) for node in self.specs}
+        for node in graph.nodes:
+            self.memory[node] = node
+            if node in reads.through:
+                self.memory[node] = self.memory[reads.root[node]]
+            elif node in self.specs and is_view(self.specs[node][0]):
+                self.memory[node] = self.memory[self.specs[node][1][0]]
         computed = [node for node in self.specs if self.memory[node] is node]
-        specs = {node: self.specs[node][0] for node in computed}
+        specs = {
+            node: self.specs[node][0] for node in computed if not reads_views(self.specs[node][0])
+        }
         self.endings = {node for node, spec in specs.items() if kernels.ending(spec)}
         self.one_shape = {node for node, spec in specs.items() if kernels.one_shape(spec)}
         fusible = {node for node, spec in specs.items() if kernels.fusible(spec)}
@@ -121,31 +131,6 @@ class Plan:
             tuple(_spec(node) for node in results),
         )
         return Group(tuple(nodes), spec, tuple(inputs), tuple(results))
-
-
-def common_axes(shapes: Sequence[Sequence[int]]) -> list[int] | None:
-    """Axes to which every one of some shapes of equal size can be split; None when there are
-    none. (6, 4) and (2, 12) have (2, 3, 4)."""
-    borders = sorted({prod(shape[axis:]) for shape in shapes for axis in range(len(shape) + 1)})
-    if borders[0] == 0:
-        return [0]
-    if any(b % a for a, b in zip(borders, borders[1:], strict=False)):
-        return None
-    return [b // a for a, b in zip(borders, borders[1:], strict=False)][::-1] or [1]
-
-
-def split_strides(shape: Sequence[int], strides: Sequence[int], axes: Sequence[int]) -> list[int]:
-    """The strides of `axes`, a refinement of `shape` as `common_axes` gives it."""
-    split = []
-    for number in range(len(axes)):
-        inner = prod(axes[number + 1 :])
-        step = 0
-        for axis, extent in enumerate(shape):
-            below = prod(shape[axis + 1 :])
-            if extent != 1 and below <= inner < below * extent:
-                step = strides[axis] * (inner // below)
-        split.append(step)
-    return split
 
 
 @dataclass

@@ -6,8 +6,8 @@ part of it: a generator names them and reads them from a vector.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from sqcompile.ops.quantize import limits
+from sqcompile.walks import Walk
 
 Generator = Callable[["KernelSpec"], Any]
 Attribute = bool | int | float | str | None | tuple[Any, ...]
@@ -36,9 +37,20 @@ class TensorSpec:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
+@dataclass(frozen=True)
+class ViewSpec(TensorSpec):
+    """A tensor that a kernel reads where it lies: along `walk` in the memory of `root`, which is
+    what the kernel takes."""
+
+    root: TensorSpec
+    walk: Walk
+
+
 RANGES = "ranges"
 """Attribute of a product's spec, beside the arguments of its op: ((lowest, highest), (lowest,
 highest)) of the integers of its two operands, before shifts, as the passes assigned them."""
+INTO = "into"
+"""Attribute of a call that writes a part of its output (`sqcompile.backends.parts`)."""
 FUSED = "fused::"
 """Namespace of a group of elementwise ops in one kernel: "fused::add+relu"."""
 _FULL = {"int8": (-127, 127), "uint8": (0, 255)}
@@ -116,11 +128,18 @@ def no_limit(spec: "KernelSpec") -> str:
 @dataclass(frozen=True)
 class Kernel:
     """A generator, the attributes that it takes at run time, and what it cannot do: `limit`
-    tells why a spec has no kernel, or nothing."""
+    tells why a spec has no kernel, or nothing. `views`: the operands that it reads where they lie,
+    and along which walks. `parts`: whether it can write into a part of a larger tensor (`INTO`)."""
 
     generate: Generator
     run_time: tuple[str, ...] = ()
     limit: Limit = no_limit
+    views: Mapping[str, Callable[[Walk], bool]] = field(default_factory=dict)
+    parts: bool = False
+
+    def reads(self, name: str, walk: Walk) -> bool:
+        """Whether the operand called `name` may be a ViewSpec of this walk."""
+        return name in self.views and self.views[name](walk)
 
 
 class KernelTable:
@@ -135,12 +154,19 @@ class KernelTable:
         self._group: Generator | None = None
 
     def kernel(
-        self, *ops: str, run_time: Sequence[str] = (), limit: Limit = no_limit
+        self,
+        *ops: str,
+        run_time: Sequence[str] = (),
+        limit: Limit = no_limit,
+        views: Mapping[str, Callable[[Walk], bool]] | None = None,
+        parts: bool = False,
     ) -> Callable[[Generator], Generator]:
         """Register a generator for one or several ops.
 
         `run_time` names integer attributes that reach the kernel in an int64 vector instead of as
         constants. `limit` gives a reason for specs that the generator refuses, "" for others.
+        `views` names operands that may be ViewSpecs, with a test of their walks.
+        `parts` tells that a result can be written into a part of a larger tensor.
         Raises ValueError when an op has a kernel already.
         """
 
@@ -148,7 +174,8 @@ class KernelTable:
             for op in ops:
                 if op in self._kernels:
                     raise ValueError(f"{op} has a kernel for target '{self.target}' already")
-                self._kernels[op] = Kernel(generate, tuple(run_time), limit)
+                made = Kernel(generate, tuple(run_time), limit, views or {}, parts)
+                self._kernels[op] = made
             return generate
 
         return register

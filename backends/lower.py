@@ -29,6 +29,7 @@ from sqcompile.backends.kernels import (
     spec_of,
     tensor_spec,
 )
+from sqcompile.backends.parts import Part, parts_of
 from sqcompile.backends.targets import Target
 
 _COPY = "aten::clone.default"
@@ -132,8 +133,9 @@ class _Lowering:
         record.nodes.append(user)
         return variable
 
-    def call(self, spec: KernelSpec, arguments: list[Any], user: str) -> Any:
-        """Emit a call of the kernel for `spec`."""
+    def call(self, spec: KernelSpec, arguments: list[Any], user: str, into: Any = None) -> Any:
+        """Emit a call of the kernel for `spec`, which writes into the value `into` if there is
+        one."""
         kernel = self.target.kernels[spec.op]
         arguments = list(arguments)
         if kernel.run_time:
@@ -142,6 +144,10 @@ class _Lowering:
         variable = self.kernel(spec.without(kernel.run_time), kernel, user)
         types = [_type(one) for one in spec.outputs]
         result = types if len(types) > 1 else types[0]
+        if into is not None:
+            place, arguments = len(arguments), [*arguments, into]
+            call = relax.op.call_tir_inplace(variable, relax.Tuple(arguments), place, result)
+            return self.builder.emit(call)
         return self.builder.emit(relax.call_tir(variable, relax.Tuple(arguments), result))
 
     def function(self, name: str, graph: fx.GraphModule) -> None:
@@ -166,6 +172,8 @@ class _Body:
     def __init__(self, lowering: _Lowering, name: str, graph: fx.GraphModule) -> None:
         self.lowering, self.name, self.graph = lowering, name, graph
         self.plan = Plan(graph.graph, lowering.target.kernels)
+        self.parts = parts_of(self.plan, lowering.target.kernels)
+        self.wholes = {part.whole for part in self.parts.values()}
         self.values: dict[fx.Node, Any] = {}
 
     def translate(self, parameters: list[Any]) -> None:
@@ -180,7 +188,9 @@ class _Body:
         for step in self.plan.steps:
             if isinstance(step, Group):
                 self._group(step)
-            else:
+            elif step in self.parts:
+                self._part(step, self.parts[step])
+            elif step not in self.wholes:
                 spec, nodes = self.plan.specs[step]
                 self.values[step] = self._call(spec, nodes, step.name)
 
@@ -190,6 +200,14 @@ class _Body:
         several = len(group.results) > 1
         for index, node in enumerate(group.results):
             self.values[node] = self._item(value, index) if several else value
+
+    def _part(self, node: fx.Node, part: Part) -> None:
+        """A call that writes its part of a value: the first one makes it, the others write into
+        what it made, and when all did the value is whole."""
+        nodes = self.plan.specs[node][1]
+        arguments = [self.value(one) for one in nodes]
+        label, begun = f"{self.name}/{node.name}", self.values.get(part.whole)
+        self.values[part.whole] = self.lowering.call(part.spec, arguments, label, begun)
 
     def _call(self, spec: KernelSpec, nodes: Sequence[fx.Node], label: str) -> Any:
         arguments = [self.value(one) for one in nodes]

@@ -47,8 +47,17 @@ def _select_backward(editor: Editor, node: Node) -> None:
 
 
 def _padded(editor: Editor, node: Node, g: Node, axis: int, before: int, after: int) -> None:
-    widths = [0] * (2 * (len(shape(g)) - 1 - axis)) + [before, after]
-    replace(node, editor.call(aten.constant_pad_nd.default, g, widths, 0.0, like=node))
+    if before or after:
+        widths = [0] * (2 * (len(shape(g)) - 1 - axis)) + [before, after]
+        g = editor.call(aten.constant_pad_nd.default, g, widths, 0.0, like=node)
+    replace(node, g)
+
+
+def _padding(editor: Editor, node: Node) -> None:
+    """A padding by nothing goes."""
+    given = arguments(node)
+    if not any(given["pad"]):
+        replace(node, given["self"])
 
 
 def _slice_scatter(editor: Editor, node: Node) -> None:
@@ -158,6 +167,7 @@ FORMS: dict[object, Rule] = {
     aten.rsub.Tensor: _reversed_sub,
     aten.slice_backward.default: _slice_backward,
     aten.select_backward.default: _select_backward,
+    aten.constant_pad_nd.default: _padding,
     aten.stack.default: _stack,
     aten.slice_scatter.default: _slice_scatter,
     aten.select_scatter.default: _select_scatter,

@@ -24,6 +24,7 @@ from sqcompile.passes.editing import (
     tainted,
     value,
 )
+from sqcompile.passes.join_paddings import join_paddings
 
 aten = torch.ops.aten
 
@@ -34,12 +35,13 @@ def canonicalize(module: GraphModule) -> GraphModule:
     backward product; convolutions and pooling read and give images channels last, with permutes
     around them; convolution_backward is apart; every float sum is sq.ordered_sum; every
     ReLU-like backward is a mask of forward values times the gradient; pooling is ours; parts of
-    tensors are slices, and what is read by number is sq.take.
+    tensors are slices, what is read by number is sq.take, and gradients of all parts of a tensor
+    are a concatenation.
     What has no rule here stays as it is and is reported before lowering if no target runs it.
     """
     graph = rewrite_each(module, dict.fromkeys(_ALIASES, _drop))
     graph = rewrite_each(graph, _REWRITES)
-    return _gradients_first(graph)
+    return join_paddings(_gradients_first(graph))
 
 
 _ALIASES = (

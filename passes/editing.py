@@ -16,6 +16,24 @@ from sqcompile.ops.table import Op, find
 KEPT_META = ("stack_trace", "seq_nr", "nn_module_stack", "fwd_nn_module_stack", "role", "module")
 """What a new node takes over from the node in whose place it stands."""
 
+SAME_ORDER = (
+    torch.ops.aten.view.default,
+    torch.ops.aten.reshape.default,
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.unsqueeze.default,
+    torch.ops.aten.squeeze.default,
+    torch.ops.aten.squeeze.dim,
+    torch.ops.aten.squeeze.dims,
+    torch.ops.aten.clone.default,
+)
+"""Ops whose result has the elements of their argument in the same order."""
+REORDERED = (
+    torch.ops.aten.permute.default,
+    torch.ops.aten.transpose.int,
+    torch.ops.aten.t.default,
+)
+"""Ops whose result has the axes of their argument in another order."""
+
 
 def copy_graph(module: GraphModule) -> GraphModule:
     """A graph of its own with the same nodes, metadata included; tensors are not copied. Its code
@@ -72,11 +90,20 @@ def arguments(node: Node) -> dict[str, Any]:
 
 
 def set_arguments(node: Node, values: Mapping[str, Any]) -> None:
-    """Replace all arguments of an operator call, positionally in schema order."""
+    """Replace all arguments of an operator call, positionally in schema order; the last ones that
+    have their default are left out."""
     target = node.target
     assert isinstance(target, torch._ops.OpOverload)
-    node.args = tuple(values[argument.name] for argument in target._schema.arguments)
+    schema = list(target._schema.arguments)
+    while schema and schema[-1].has_default_value() and _is_default(schema[-1], values):
+        schema.pop()
+    node.args = tuple(values[argument.name] for argument in schema)
     node.kwargs = {}
+
+
+def _is_default(argument: Any, values: Mapping[str, Any]) -> bool:
+    given = values[argument.name]
+    return not isinstance(given, Node) and given == argument.default_value
 
 
 def value(node: Node) -> torch.Tensor:

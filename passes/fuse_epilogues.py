@@ -4,6 +4,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from sqcompile.ops import conv, product, quantize
+from sqcompile.passes.collapse_layouts import LAYOUTS, multiplier
 from sqcompile.passes.editing import (
     Editor,
     calls,
@@ -13,6 +14,7 @@ from sqcompile.passes.editing import (
     replace,
     shape,
     target_of,
+    value,
 )
 
 aten = torch.ops.aten
@@ -34,10 +36,12 @@ MEASURED = {
 def fuse_epilogues(module: GraphModule) -> GraphModule:
     """After this pass a product whose accumulators only one dequantise reads is one op with it,
     and with the ReLU behind it when that is the only reader; a matrix product whose result is
-    measured whole by one absmax measures it itself. Values do not change."""
+    measured whole by one absmax, whatever its layout there, measures it itself. Values do not
+    change, but that a number that multiplies the result multiplies a scale."""
     graph = copy_graph(module)
     editor = Editor(graph)
     for node in calls(graph, product.dequantize):
+        _multiply_scale(editor, node)
         acc, scales, bias = node.args
         assert isinstance(acc, Node)
         if acc.target not in FUSED or len(acc.users) > 1:
@@ -65,8 +69,7 @@ def fuse_epilogues(module: GraphModule) -> GraphModule:
 
 def _measure(editor: Editor, fused: Node) -> None:
     """Take the absmax over all of a product's result from the product."""
-    whole = (fused, None, list(range(len(shape(fused)))))
-    absmaxes = [n for n in fused.users if is_call(n, quantize.absmax) and n.args == whole]
+    absmaxes = _whole_absmaxes(fused)
     if fused.target not in MEASURED or not absmaxes:
         return
     with editor.before(fused):
@@ -75,8 +78,38 @@ def _measure(editor: Editor, fused: Node) -> None:
         )
         y, r = editor.item(both, 0), editor.item(both, 1)
     for one in absmaxes:
-        replace(one, r)
+        with editor.before(one):
+            same = shape(one) == shape(r)
+            found = r if same else editor.call(aten.view.default, r, shape(one), like=one)
+        replace(one, found)
     replace(fused, y)
+
+
+def _whole_absmaxes(x: Node) -> list[Node]:
+    """The absmaxes of all elements of a value, or of the same ones in another order."""
+    found = []
+    for user in x.users:
+        if is_call(user, quantize.absmax) and user.args == (x, None, list(range(len(shape(x))))):
+            found.append(user)
+        elif user.target in LAYOUTS:
+            found += _whole_absmaxes(user)
+    return found
+
+
+def _multiply_scale(editor: Editor, node: Node) -> None:
+    """A number that multiplies what a dequantise gives multiplies its smallest scale."""
+    acc, scales, bias = node.args
+    users = list(node.users)
+    number = multiplier(users[0]) if len(users) == 1 else None
+    if bias is not None or number is None:
+        return
+    assert isinstance(scales, (list, tuple))
+    smallest = min(scales, key=lambda one: value(one).numel())
+    assert isinstance(smallest, Node)
+    with editor.before(node):
+        scaled = editor.call(aten.mul.Tensor, smallest, number, like=smallest)
+    node.args = acc, [scaled if one is smallest else one for one in scales], bias
+    replace(users[0], node)
 
 
 def _only_relu(node: Node) -> Node | None:

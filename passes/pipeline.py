@@ -11,6 +11,7 @@ from sqcompile.passes.assign_precision import assign_precision
 from sqcompile.passes.bound_accumulators import bound_accumulators
 from sqcompile.passes.canonicalize import canonicalize
 from sqcompile.passes.channels_last import channels_last
+from sqcompile.passes.collapse_layouts import collapse_layouts
 from sqcompile.passes.draw_dropout import draw_dropout
 from sqcompile.passes.fold_constants import fold_constants
 from sqcompile.passes.fold_weight_scales import fold_weight_scales
@@ -23,6 +24,7 @@ from sqcompile.passes.fuse_tails import fuse_tails
 from sqcompile.passes.gather_sums import gather_sums
 from sqcompile.passes.pack_saved import pack_saved
 from sqcompile.passes.pair_quantizers import pair_quantizers
+from sqcompile.passes.place_results import place_results
 from sqcompile.passes.printing import text
 from sqcompile.passes.quantize_norms import quantize_norms
 from sqcompile.passes.quantize_operands import quantize_operands
@@ -61,7 +63,9 @@ def integer_training(recipe: Recipe) -> list[Pass]:
         Pass("canonicalize", canonicalize),
         # images stay channels last from one product to the next
         Pass("channels_last", channels_last),
-        # what these two made of constants is constant
+        # a product reads and gives tensors through one layout, and numbers scale its result
+        Pass("collapse_layouts", collapse_layouts),
+        # what these three made of constants is constant
         Pass("fold_derived", fold_constants),
         # every operand of a product has bits, sign and scale axes in meta["sq"]
         Pass(
@@ -95,6 +99,8 @@ def integer_training(recipe: Recipe) -> list[Pass]:
         Pass("fuse_epilogues", fuse_epilogues),
         # a product adds the residual, and takes a mask
         Pass("fuse_tails", fuse_tails),
+        # a product writes its result in the order in which it is read
+        Pass("place_results", place_results),
         # |partial sum| < 2^31 is proven, or the reduction is split
         Pass("bound_accumulators", bound_accumulators, "accumulators are bounded"),
     ]

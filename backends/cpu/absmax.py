@@ -16,6 +16,7 @@ from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
 from sqcompile.backends.cpu.rounding import inverse, magnitude
 from sqcompile.backends.cpu.scaled import Scaled, hoisted
+from sqcompile.backends.cpu.sweep import in_runs
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 
@@ -226,7 +227,7 @@ def _flat(scaled: Scaled, store: Store) -> None:
     store(0, nest.bits_of(best[0], "float32"))
 
 
-@KERNELS.kernel("sq::absmax")
+@KERNELS.kernel("sq::absmax", views={"x": in_runs})
 def absmax(spec: KernelSpec) -> object:
     """Bound by memory: one read of x, factors in scratch."""
     axes = spec["axes"]
@@ -234,6 +235,6 @@ def absmax(spec: KernelSpec) -> object:
         x, outer, (out,) = f["x"], f.get("outer"), f.outputs
         kept = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
         divided = [] if outer is None else [(outer, inverse)]
-        extents, factors, (into,) = hoisted(x.shape, divided, kept)
-        maxima(Scaled(x, extents, factors), into, out.size, out.store)
+        plain, factors, (into,) = hoisted(x, divided, kept)
+        maxima(plain.times(*factors), into, out.size, out.store)
     return f.result

@@ -1,63 +1,44 @@
 """Data movement: every op is one strided read into a contiguous result."""
 
-from collections.abc import Sequence
-
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import Array
 from sqcompile.backends.cpu.sinks import Stored
 from sqcompile.backends.cpu.stream import stream
 from sqcompile.backends.cpu.strided import copy
-from sqcompile.backends.cpu.sweep import contiguous
+from sqcompile.backends.cpu.sweep import contiguous, refined
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
+from sqcompile.backends.views import walked
+from sqcompile.walks import Walk, split_strides
 
 
-def _gather(spec: KernelSpec, name: str, read: Sequence[int], begin: int = 0) -> object:
-    with nest.function(spec) as f:
-        (out,) = f.outputs
-        copy(f[name], out, out.shape, read, contiguous(out.shape), begin)
-    return f.result
+def anywhere(walk: Walk) -> bool:
+    """A copy reads along any walk."""
+    return True
 
 
 def _axis(axis: int, rank: int) -> int:
     return axis % rank if rank else 0
 
 
-@KERNELS.kernel("aten::permute.default")
-def permute(spec: KernelSpec) -> object:
-    """Rows of the result in parallel."""
-    shape = spec.tensor("self").shape
-    own = contiguous(shape)
-    return _gather(spec, "self", [own[_axis(d, len(shape))] for d in spec["dims"]])
-
-
-@KERNELS.kernel("aten::transpose.int")
-def transpose(spec: KernelSpec) -> object:
-    """Rows of the result in parallel."""
-    shape = spec.tensor("self").shape
-    own = contiguous(shape)
-    if shape:
-        a, b = _axis(spec["dim0"], len(shape)), _axis(spec["dim1"], len(shape))
-        own[a], own[b] = own[b], own[a]
-    return _gather(spec, "self", own)
-
-
-@KERNELS.kernel("aten::t.default")
-def t(spec: KernelSpec) -> object:
-    """Rows of the result in parallel."""
-    return _gather(spec, "self", contiguous(spec.tensor("self").shape)[::-1])
-
-
-@KERNELS.kernel("aten::slice.Tensor")
-def slice_(spec: KernelSpec) -> object:
-    """Rows of the result in parallel."""
-    shape = spec.tensor("self").shape
-    axis = _axis(spec["dim"], len(shape))
-    start, _, step = slice(spec["start"], spec["end"], spec["step"]).indices(shape[axis])
-    read = contiguous(shape)
-    begin = start * read[axis]
-    read[axis] *= step
-    return _gather(spec, "self", read, begin)
+@KERNELS.kernel(
+    "aten::permute.default",
+    "aten::transpose.int",
+    "aten::t.default",
+    "aten::slice.Tensor",
+    "aten::select.int",
+    views={"self": anywhere},
+)
+def rearranged(spec: KernelSpec) -> object:
+    """Rows of the result in parallel; a chain of these ops is one copy."""
+    with nest.function(spec) as f:
+        source, (out,) = f["self"], f.outputs
+        walk = walked(spec, source.walk)
+        if out.size:
+            assert walk is not None
+            write = contiguous(walk.extents)
+            copy(source, out, walk.extents, walk.strides, write, walk.begin)
+    return f.result
 
 
 @KERNELS.kernel("aten::flip.default")
@@ -68,20 +49,13 @@ def flip(spec: KernelSpec) -> object:
     for axis in {_axis(d, len(shape)) for d in spec["dims"]} if shape else ():
         begin += (shape[axis] - 1) * read[axis]
         read[axis] = -read[axis]
-    return _gather(spec, "self", read, begin)
+    with nest.function(spec) as f:
+        (out,) = f.outputs
+        copy(f["self"], out, out.shape, read, contiguous(out.shape), begin)
+    return f.result
 
 
-@KERNELS.kernel("aten::select.int")
-def select(spec: KernelSpec) -> object:
-    """Rows of the result in parallel."""
-    shape = spec.tensor("self").shape
-    axis = _axis(spec["dim"], len(shape))
-    read = contiguous(shape)
-    step = read.pop(axis)
-    return _gather(spec, "self", read, spec["index"] % shape[axis] * step)
-
-
-@KERNELS.kernel("aten::cat.default")
+@KERNELS.kernel("aten::cat.default", views={"tensors": anywhere})
 def cat(spec: KernelSpec) -> object:
     """One input after the other, each as rows in parallel."""
     with nest.function(spec) as f:
@@ -90,7 +64,9 @@ def cat(spec: KernelSpec) -> object:
         axis, put = _axis(spec["dim"], len(out.shape)), 0
         for source in f.list("tensors"):
             if source.size:
-                copy(source, out, source.shape, contiguous(source.shape), write, 0, put)
+                extents, (read,) = refined(source)
+                into = split_strides(source.shape, write, extents)
+                copy(source, out, extents, read, into, source.walk.begin, put)
                 put += source.shape[axis] * write[axis]
     return f.result
 

@@ -18,8 +18,9 @@ from sqcompile.backends.cpu.sinks import Bits, Largest, Stored
 from sqcompile.backends.cpu.stream import Keep, Read, stream
 from sqcompile.backends.cpu.sweep import broadcast, contiguous
 from sqcompile.backends.cpu.table import KERNELS
-from sqcompile.backends.fusion import Member, common_axes, split_strides
+from sqcompile.backends.fusion import Member
 from sqcompile.backends.kernels import KernelSpec, Limit, TensorSpec, no_limit
+from sqcompile.walks import common_axes, split_strides
 
 Expression = Callable[..., Expr]
 Constants = Callable[[KernelSpec], Sequence[float]]

@@ -9,6 +9,7 @@ from tvm import tirx
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.bit_packing import mask_bits
 from sqcompile.backends.cpu.nest import Array, Expr
+from sqcompile.backends.cpu.placement import Placement
 from sqcompile.backends.cpu.sweep import broadcast, contiguous, sweep
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
@@ -16,14 +17,18 @@ from sqcompile.backends.kernels import KernelSpec
 
 class Epilogue:
     """Writes the results of a product; scales and bias are broadcast to the result's shape.
+    Coordinates are those of the product, wherever its results are placed.
 
     The second output of an op that measures takes the largest magnitude of all results: each task
     keeps a vector of maxima, compared on the bits without the sign, where a NaN is the largest.
     """
 
-    def __init__(self, spec: KernelSpec, f: nest.Function) -> None:
+    def __init__(
+        self, spec: KernelSpec, f: nest.Function, placement: Placement | None = None
+    ) -> None:
         self.out, *more = f.outputs
-        self.shape = self.out.shape
+        self.placement = placement
+        self.shape = self.out.shape if placement is None else placement.shape
         self.scales, self.bias = f.list("scales"), f.get("bias")
         self.relu = bool(spec.get("relu", False))
         self.residual, self.mask = f.get("residual"), f.get("mask")
@@ -82,7 +87,17 @@ class Epilogue:
 
     def steps(self, operand: Array) -> list[int]:
         """The strides with which a scale or the bias is read as the result."""
-        return broadcast(self.shape, operand.shape)
+        if self.placement is None or not self.placement.turned:
+            return broadcast(self.shape, operand.shape)
+        *batch, rows, columns = self.shape
+        steps = broadcast([*batch, columns, rows], operand.shape)
+        return [*steps[:-2], steps[-1], steps[-2]]
+
+    def place(self, at: Sequence[Expr]) -> Expr:
+        """Where in memory the result at coordinates `at` stands."""
+        if self.placement is None:
+            return nest.linear(at, contiguous(self.shape))
+        return self.placement.at(at)
 
     def value(self, acc: Expr, scales: Sequence[Expr], bias: Expr | None, lanes: int = 1) -> Expr:
         """One result, or a vector of `lanes`."""
@@ -114,9 +129,9 @@ class Epilogue:
         """The result at coordinates `at`."""
         scales = [a[nest.linear(at, self.steps(a))] for a in self.scales]
         bias = None if self.bias is None else self.bias[nest.linear(at, self.steps(self.bias))]
-        index = nest.linear(at, contiguous(self.shape))
-        self.out.store(index, self.finished(self.value(acc, scales, bias), index))
-        self._seen(self.out[index], 1)
+        own, place = nest.linear(at, contiguous(self.shape)), self.place(at)
+        self.out.store(place, self.finished(self.value(acc, scales, bias), own))
+        self._seen(self.out[place], 1)
 
     def vector(self, acc: Expr, at: Sequence[Expr], lanes: int) -> None:
         """`lanes` results along the last axis, the first at coordinates `at`, from a vector of
@@ -126,13 +141,13 @@ class Epilogue:
             steps = self.steps(operand)
             first = nest.linear(at, steps)
             if steps[-1]:
-                return operand[nest.ramp(first, lanes)]
+                return operand[tirx.Ramp(first, steps[-1], lanes)]
             return nest.splat(operand[first], lanes)
 
         bias = None if self.bias is None else read(self.bias)
         y = self.value(acc, [read(scale) for scale in self.scales], bias, lanes)
         first = nest.linear(at, contiguous(self.shape))
-        index = nest.ramp(first, lanes)
+        index = nest.ramp(self.place(at), lanes)
         self.out.store(index, self.finished(y, first, lanes))
         self._seen(self.out[index], lanes)
 

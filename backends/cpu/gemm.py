@@ -21,10 +21,11 @@ from sqcompile.backends.cpu.gemm_lines import Lines, Sorting
 from sqcompile.backends.cpu.gemm_order import Sorted
 from sqcompile.backends.cpu.gemm_pack import Packing, Part, Places, Source
 from sqcompile.backends.cpu.gemm_plan import plan
-from sqcompile.backends.cpu.gemm_shape import ceil_div, shape_of
+from sqcompile.backends.cpu.gemm_shape import Sides, ceil_div, shape_of
 from sqcompile.backends.cpu.gemm_tile import PanelB, dtypes, multiplied
 from sqcompile.backends.cpu.machine import machine
 from sqcompile.backends.cpu.nest import Array, Expr
+from sqcompile.backends.cpu.placement import Placement
 from sqcompile.backends.kernels import KernelSpec
 
 LINES = 32
@@ -36,13 +37,17 @@ class Product:
 
     def __init__(self, spec: KernelSpec, f: nest.Function) -> None:
         cpu = machine()
-        groups = spec["groups"] if f.get("exponent") is not None else 1
-        self.dot = cpu.dot
-        self.plan = plan(*spec.ranges("a", "b"), groups, 8 if cpu.dot.bytes else 16)
-        self.shape = shape_of(spec, self.plan, cpu)
-        self.epilogue = Epilogue(spec, f)
-        self.a, self.b, self.exponent, self.groups = f["a"], f["b"], f.get("exponent"), groups
-        self.a_contiguous, self.b_contiguous = not spec["transpose_a"], bool(spec["transpose_b"])
+        self.exponents, groups = None, 1
+        if f.get("exponent") is not None and spec["groups"] > 1:
+            groups = spec["groups"]
+            self.exponents = Exponents.of(f["exponent"], groups, f["a"], spec["transpose_a"])
+        placement = Placement.of(spec)
+        self.dot, sides = cpu.dot, Sides.of(spec, placement.turned)
+        self.plan = plan(*sides.ranges, groups, 8 if cpu.dot.bytes else 16)
+        self.shape = shape_of(spec, placement.shape, sides, self.plan, cpu)
+        self.epilogue = Epilogue(spec, f, placement)
+        self.a, self.b, self.groups = *(f[name] for name in sides.names), groups
+        self.a_contiguous, self.b_contiguous = sides.contiguous
         self.dtype_a, self.dtype_b = dtypes(self.plan, self.dot)
         self.order: Sorted | None = None
 
@@ -80,8 +85,8 @@ class Product:
 
     def _tables(self) -> None:
         factors: dict[str, Factors] = {}
-        if self.exponent is not None and self.groups > 1:
-            exponents = Exponents.of(self.exponent, self.groups, self.a, not self.a_contiguous)
+        if self.exponents is not None:
+            exponents = self.exponents
             of_b, needed = self.plan.b.shift, self.groups - 1
             if self.plan.sorted:
                 permuted = self.shape.in_lines or (self.shape.permutes and self.b_contiguous)

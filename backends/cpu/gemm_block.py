@@ -144,10 +144,7 @@ class Block:
         epilogue, shape = self.product.epilogue, self.shape
         for r in range(shape.rows):
             for v in range(shape.vectors):
-                row = self.batch * shape.m + self._row(tile) + r
-                nest.prefetch(
-                    epilogue.out, row * shape.n + self.product.column(panel, v), write=True
-                )
+                nest.prefetch(epilogue.out, epilogue.place(self._at(panel, tile, r, v)), write=True)
 
     def _reduce(
         self,
@@ -236,12 +233,15 @@ class Block:
         column = (panel - self.first_panel) * self.shape.width + v * self.dot.lanes
         return row * self.row_length + column
 
+    def _at(self, panel: Expr, tile: Expr, r: Expr, v: Expr) -> list[Expr]:
+        """Coordinates of the first result of a vector."""
+        at = [self._row(tile) + r, self.product.column(panel, v)]
+        return [self.batch, *at] if len(self.product.epilogue.shape) == 3 else at
+
     def _write(self, value: Expr, panel: Expr, tile: Expr, r: Expr, v: Expr) -> None:
         """A vector of results, or the columns that there are."""
         epilogue, lanes = self.product.epilogue, self.dot.lanes
-        at = [self._row(tile) + r, self.product.column(panel, v)]
-        if len(epilogue.shape) == 3:
-            at.insert(0, self.batch)
+        at = self._at(panel, tile, r, v)
         if self.shape.n >= lanes:
             epilogue.vector(value, at, lanes)
             return

@@ -7,10 +7,11 @@ inner loop serves every size. A panel is the columns of one tile; a block is the
 of a stay in the L2 cache while all panels pass by.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from sqcompile.backends.cpu.gemm_plan import INT32_LIMIT, Plan
+from sqcompile.backends.cpu.gemm_plan import INT32_LIMIT, Plan, Range
 from sqcompile.backends.cpu.machine import Machine
 from sqcompile.backends.kernels import KernelSpec
 
@@ -149,20 +150,41 @@ class Shape:
         return self.batch * (self.m + 8) * (self.n + 8) * (self.k + 1) // self.depth // 8
 
 
-def shape_of(spec: KernelSpec, plan: Plan, cpu: Machine) -> Shape:
-    """Sizes of a spec's product, tiles for `cpu`, segments so that int32 sums cannot overflow."""
-    *batches, m, n = spec.outputs[0].shape
+@dataclass(frozen=True)
+class Sides:
+    """The operands as the kernel multiplies them, rows @ columns: their names, their integers, and
+    whether k is contiguous in each."""
+
+    names: tuple[str, str]
+    ranges: tuple[Range, Range]
+    contiguous: tuple[bool, bool]
+
+    @classmethod
+    def of(cls, spec: KernelSpec, turned: bool) -> "Sides":
+        """a and b, or b^T and a^T where the transposed result is computed."""
+        a, b = spec.ranges("a", "b")
+        along = not spec["transpose_a"], bool(spec["transpose_b"])
+        return cls(("b", "a"), (b, a), along[::-1]) if turned else cls(("a", "b"), (a, b), along)
+
+
+def shape_of(
+    spec: KernelSpec, result: Sequence[int], sides: Sides, plan: Plan, cpu: Machine
+) -> Shape:
+    """Sizes of a product that is computed as `result`, tiles for `cpu`, segments so that int32 sums
+    cannot overflow."""
+    *batches, m, n = result
     a = spec.tensor("a").shape
     k, batch = a[-2] if spec["transpose_a"] else a[-1], prod(batches)
+    contiguous = sides.contiguous[0]
     depth, lanes = cpu.dot.depth, cpu.dot.lanes
     rows, vectors = _tile(m, n, cpu)
     segment, limit = _segment(k, plan, depth, spec["k_chunk"])
     wide = k > limit
-    in_place = _in_place(k, segment, plan, cpu) and not spec["transpose_a"]
+    in_place = _in_place(k, segment, plan, cpu) and contiguous
     groups = spec["groups"] if plan.sorted else 1
     permutes = groups > 1 and cpu.permutes and cpu.dot.bytes and k >= BYTES
     align = BYTES if permutes else depth
-    in_lines = permutes and not spec["transpose_a"]
+    in_lines = permutes and contiguous
     tiles, panels = ceil_div(m, rows), ceil_div(n, vectors * lanes)
     row_blocks = _row_blocks(tiles, rows, batch, min(segment, max(k, 1)) * (4 // depth))
     if (in_place or in_lines) and batch * panels >= 2 * TASKS and m * min(k, segment) <= ROW_BYTES:

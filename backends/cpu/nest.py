@@ -17,7 +17,8 @@ from tvm import DataType, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from sqcompile.backends.kernels import KernelSpec, TensorSpec
+from sqcompile.backends.kernels import KernelSpec, TensorSpec, ViewSpec
+from sqcompile.walks import Walk
 
 LANES = 16
 """Elements of an explicit vector: one AVX-512 register of float32, or several smaller ones."""
@@ -36,12 +37,14 @@ Expr = Any
 
 
 class Array:
-    """A tensor seen as a row-major vector: `a[i]` reads, `a.store(i, v)` writes."""
+    """A tensor seen as a row-major vector: `a[i]` reads, `a.store(i, v)` writes. Of a tensor that
+    lies in another (ViewSpec), the other is seen: `walk` tells how to go."""
 
     def __init__(self, buffer: Any, spec: TensorSpec) -> None:
         self.buffer = buffer
         self.spec = spec
         self.shape, self.dtype, self.size = spec.shape, spec.dtype, spec.size
+        self.walk = spec.walk if isinstance(spec, ViewSpec) else Walk.whole(spec.shape)
 
     def __getitem__(self, index: Expr) -> Expr:
         return self.buffer[index]
@@ -86,7 +89,11 @@ def function(spec: KernelSpec, scalars: Sequence[str] = ()) -> Iterator[Function
         if scalars:
             named.append((SCALARS, TensorSpec((len(scalars),), "int64")))
         named += [(f"out_{i}", out) for i, out in enumerate(spec.outputs)]
-        shaped = [T.arg(name, T.buffer(one.shape, one.dtype, align=1)) for name, one in named]
+        roots = [one.root if isinstance(one, ViewSpec) else one for _, one in named]
+        shaped = [
+            T.arg(name, T.buffer(root.shape, root.dtype, align=1))
+            for (name, _), root in zip(named, roots, strict=True)
+        ]
         arrays = [_flat(buffer, one) for buffer, (_, one) in zip(shaped, named, strict=True)]
         count = len(named) - len(spec.outputs)
         made.tensors = {name: a for (name, _), a in zip(named[:count], arrays, strict=False)}
@@ -98,7 +105,8 @@ def function(spec: KernelSpec, scalars: Sequence[str] = ()) -> Iterator[Function
 
 
 def _flat(buffer: Any, spec: TensorSpec) -> Array:
-    flat = T.decl_buffer((max(spec.size, 1),), spec.dtype, data=buffer.data, align=1)
+    root = spec.root if isinstance(spec, ViewSpec) else spec
+    flat = T.decl_buffer((max(root.size, 1),), root.dtype, data=buffer.data, align=1)
     return Array(flat, spec)
 
 

@@ -20,7 +20,7 @@ from sqcompile.backends.cpu.rounding import (
 )
 from sqcompile.backends.cpu.scaled import Factor, Scaled, hoisted
 from sqcompile.backends.cpu.stochastic import Rounding, quantize_blocks
-from sqcompile.backends.cpu.sweep import broadcast, contiguous, sweep
+from sqcompile.backends.cpu.sweep import in_runs, in_whole_vectors, refined, sweep
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.quantize import limits
@@ -28,7 +28,7 @@ from sqcompile.ops.quantize import limits
 __all__ = ["clamp", "floor_to"]
 
 
-@KERNELS.kernel("sq::quantize")
+@KERNELS.kernel("sq::quantize", views={"x": in_runs})
 def quantize(spec: KernelSpec) -> object:
     """Elementwise over x, qmax / r once per element of r."""
     bits, signed = spec["bits"], spec["signed"]
@@ -38,14 +38,14 @@ def quantize(spec: KernelSpec) -> object:
         units = Factor.of(r.size, [], lambda i: steps_per_unit(bits, signed, r[i]))
 
         def one(at: list[Expr]) -> None:
-            value = rounded(clamp(x[at[0]] * units[at[1]], low, high))
-            q.store(at[0], cast(value, q.dtype))
+            value = rounded(clamp(x[x.walk.begin + at[0]] * units[at[1]], low, high))
+            q.store(at[2], cast(value, q.dtype))
 
-        sweep(x.shape, [contiguous(x.shape), broadcast(x.shape, r.shape)], one)
+        sweep(*refined(x, r.shape, q.shape), one)
     return f.result
 
 
-@KERNELS.kernel("sq::quantize_stochastic", run_time=("stream",))
+@KERNELS.kernel("sq::quantize_stochastic", run_time=("stream",), views={"x": in_whole_vectors})
 def quantize_stochastic(spec: KernelSpec) -> object:
     """1 / outer, qmax / r and 2^exponent once per element, then blocks of 128 elements."""
     with nest.function(spec, ("stream",)) as f:
@@ -53,9 +53,9 @@ def quantize_stochastic(spec: KernelSpec) -> object:
         units = partial(steps_per_unit, spec["bits"], True)
         scales = [(r, units)] if exponent is None else [(r, units), (exponent, _power)]
         divided = [] if outer is None else [(outer, inverse)]
-        extents, factors, _ = hoisted(x.shape, [*divided, *scales])
+        plain, factors, _ = hoisted(x, [*divided, *scales])
         philox = Philox.of(f["rng"], f.scalars["stream"])
-        scaled = Scaled(x, extents, factors[: len(divided)])
+        scaled = plain.times(*factors[: len(divided)])
         quantize_blocks([Rounding(scaled, factors[len(divided) :], q)], philox, spec["bits"])
     return f.result
 

@@ -10,7 +10,7 @@ from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
-from sqcompile.backends.cpu.sweep import broadcast, contiguous, merge
+from sqcompile.backends.cpu.sweep import contiguous, merge, refined
 
 
 class Factor:
@@ -71,35 +71,54 @@ class Factor:
 
 
 def hoisted(
-    shape: Sequence[int],
+    x: Array,
     operands: Sequence[tuple[Array, Callable[[Expr], Expr]]],
     *others: Sequence[int],
-) -> tuple[list[int], list[Factor], list[list[int]]]:
-    """(merged extents, a factor value(operand) for each operand, steps of tensors of the shapes
-    `others`), all broadcast to `shape`."""
+) -> tuple["Scaled", list[Factor], list[list[int]]]:
+    """(x over merged axes, a factor value(operand) for each operand, steps of tensors of the shapes
+    `others`), all broadcast to x's shape."""
     shapes = [*(array.shape for array, _ in operands), *others]
-    extents, steps = merge(shape, [broadcast(shape, one) for one in shapes])
+    extents, (own, *steps) = merge(*refined(x, *shapes))
 
     def factor(array: Array, value: Callable[[Expr], Expr], step: list[int]) -> Factor:
         return Factor.of(array.size, step, lambda i: value(array[i]))
 
     factors = [factor(*pair, step) for pair, step in zip(operands, steps, strict=False)]
-    return extents, factors, steps[len(operands) :]
+    return Scaled(x, extents, [], own), factors, steps[len(operands) :]
 
 
 class Scaled:
-    """x * factor * factor ..., each product rounded once, from left to right."""
+    """x * factor * factor ..., each product rounded once, from left to right; `strides`: those of x
+    in memory, if it does not lie there as it is read."""
 
-    def __init__(self, x: Array, extents: Sequence[int], factors: Sequence[Factor]) -> None:
+    def __init__(
+        self,
+        x: Array,
+        extents: Sequence[int],
+        factors: Sequence[Factor],
+        strides: Sequence[int] | None = None,
+    ) -> None:
         self.x, self.extents, self.factors = x, list(extents), list(factors)
+        self.strides = list(strides or contiguous(extents))
 
     def times(self, *factors: Factor) -> "Scaled":
         """With further factors."""
-        return Scaled(self.x, self.extents, [*self.factors, *factors])
+        return Scaled(self.x, self.extents, [*self.factors, *factors], self.strides)
+
+    def plain(self) -> "Scaled":
+        """Without factors."""
+        return Scaled(self.x, self.extents, [], self.strides)
+
+    def place(self, index: Expr) -> Expr:
+        """Where an element lies that stands at a row-major index; where those of a vector begin, if
+        rows are of whole vectors."""
+        if self.strides == contiguous(self.extents):
+            return self.x.walk.begin + index
+        return nest.linear(nest.unravel(index, self.extents), self.strides, self.x.walk.begin)
 
     def read(self, heads: Sequence[Expr], column: Expr, lanes: int = LANES) -> Expr:
         """`lanes` values of the row `heads` from `column` on."""
-        index = nest.linear([*heads, column], contiguous(self.extents))
+        index = nest.linear([*heads, column], self.strides, self.x.walk.begin)
         value = self.x[index] if lanes == 1 else self.x[nest.ramp(index, lanes)]
         for factor in self.factors:
             value = value * factor.read(heads, column, lanes)

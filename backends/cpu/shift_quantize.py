@@ -33,12 +33,13 @@ from sqcompile.backends.cpu.rounding import (
 )
 from sqcompile.backends.cpu.scaled import Factor, Scaled, hoisted
 from sqcompile.backends.cpu.stochastic import Rounding, quantize_blocks
+from sqcompile.backends.cpu.sweep import in_whole_vectors
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.quantize_pair import PER_QUANTIZER
 
 
-@KERNELS.kernel("sq::shift_quantize", run_time=("stream",))
+@KERNELS.kernel("sq::shift_quantize", run_time=("stream",), views={"x": in_whole_vectors})
 def shift_quantize(spec: KernelSpec) -> object:
     """Maxima, then the few scalars and one value a channel, then blocks of 128 elements."""
     with nest.function(spec, ("stream",)) as f:
@@ -49,7 +50,7 @@ def shift_quantize(spec: KernelSpec) -> object:
     return f.result
 
 
-@KERNELS.kernel("sq::shift_quantize_pair", run_time=("stream",))
+@KERNELS.kernel("sq::shift_quantize_pair", run_time=("stream",), views={"x": in_whole_vectors})
 def shift_quantize_pair(spec: KernelSpec) -> object:
     """The maxima of both, then blocks of 128 elements that are read and drawn once."""
     with nest.function(spec, ("stream",)) as f:
@@ -130,11 +131,9 @@ class Quantizer(Scales):
     def __init__(self, x: Array, factor: Array | None, outputs: Sequence[Array]) -> None:
         folded = [] if factor is None else [(factor, _itself)]
         outer_scale, exponent = outputs[3], outputs[1]
-        extents, factors, (outer, inner) = hoisted(
-            x.shape, folded, outer_scale.shape, exponent.shape
-        )
+        plain, factors, (outer, inner) = hoisted(x, folded, outer_scale.shape, exponent.shape)
         super().__init__(outputs, outer)
-        self.scaled = self.divided = Scaled(x, extents, factors)
+        self.scaled = self.divided = plain.times(*factors)
         self.outer, self.inner = outer, inner
         self.channel = nest.scratch(exponent.size, "float32")
 
@@ -182,7 +181,7 @@ def _by_rows(one: Quantizer, columns: Store | None = None) -> None:
     scaled, inverses, inner = one.scaled, one.inverses, one.inner
     extents = scaled.extents
     divided = one.divided = scaled.times(inverses)
-    plain = Scaled(scaled.x, extents, [])
+    plain = scaled.plain()
     size = one.channel.size
     slices = Slices(extents[0], size + (extents[-1] if columns else 0), scaled.x.size)
 

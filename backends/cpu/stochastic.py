@@ -66,7 +66,8 @@ def quantize_blocks(roundings: Sequence[Rounding], philox: Philox, bits: int) ->
                 at = block * BLOCK + e
                 u = uniform(held[e])
                 for one in roundings:
-                    moved = one.moved(one.scaled.x[at], _element(one.scaled.extents, at), u)
+                    x = one.scaled.x[one.scaled.place(at)]
+                    moved = one.moved(x, _element(one.scaled.extents, at), u)
                     (value,) = to_bytes([moved], *limits(bits, True), down=True)
                     one.q.store(at, value)
 
@@ -92,7 +93,7 @@ def _whole_blocks(roundings: Sequence[Rounding], philox: Philox, bits: int, whol
             def vector(index: int, u: Expr) -> None:
                 start = block * BLOCK + index * LANES
                 for one, values in zip(roundings, moved, strict=True):
-                    x = one.scaled.x[nest.ramp(start)]
+                    x = one.scaled.x[nest.ramp(one.scaled.place(start))]
                     values.append(one.moved(x, _reader(one.scaled.extents, start), u))
                     if index % 4 == 3:
                         store_bytes(one.q, start - 3 * LANES, values, bits, one.bounded)

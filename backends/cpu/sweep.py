@@ -7,7 +7,8 @@ from math import prod
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
-from sqcompile.backends.cpu.nest import Expr
+from sqcompile.backends.cpu.nest import Array, Expr
+from sqcompile.walks import Walk, common_axes, split_strides
 
 ENOUGH_TASKS = 64
 """Outer axes are fused until there are this many parallel iterations."""
@@ -26,6 +27,16 @@ def broadcast(shape: Sequence[int], operand: Sequence[int]) -> list[int]:
         0 if axis < missing or operand[axis - missing] == 1 else own[axis - missing]
         for axis in range(len(shape))
     ]
+
+
+def refined(array: Array, *shapes: Sequence[int]) -> tuple[list[int], list[list[int]]]:
+    """(extents, strides): an array's elements in order, in memory and in row-major tensors of its
+    shape or broadcast to it, which have `shapes`."""
+    extents = common_axes([array.shape, array.walk.extents])
+    assert extents is not None
+    own = split_strides(array.walk.extents, array.walk.strides, extents)
+    others = [split_strides(array.shape, broadcast(array.shape, one), extents) for one in shapes]
+    return extents, [own, *others]
 
 
 def merge(
@@ -49,6 +60,16 @@ def merge(
             for k, s in zip(kept, strides, strict=True):
                 k.append(s[axis])
     return (merged, kept) if merged else ([1], [[0] for _ in strides])
+
+
+def in_runs(walk: Walk) -> bool:
+    """Whether vectors can be read along a walk."""
+    return walk.run >= nest.LANES
+
+
+def in_whole_vectors(walk: Walk) -> bool:
+    """Whether it falls into vectors."""
+    return walk.run % nest.LANES == 0
 
 
 @contextmanager

@@ -7,7 +7,6 @@ value.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,6 +138,20 @@ def channel_sums(acc: Tensor) -> Tensor:
     return acc.to(torch.int64).sum(list(range(acc.dim() - 1)))
 
 
+def placed(y: Tensor, sizes: Sequence[int] | None, order: Sequence[int] | None) -> Tensor:
+    """A result in the layout that its reader wants: split into `sizes`, its axes in `order`."""
+    if sizes is None or order is None:
+        return y
+    return y.reshape(list(sizes)).permute(list(order)).contiguous()
+
+
+def placed_shape(
+    shape: Sequence[int], sizes: Sequence[int] | None, order: Sequence[int] | None
+) -> list[int]:
+    """The shape of `placed`, of a result of this shape."""
+    return list(shape) if sizes is None or order is None else [sizes[axis] for axis in order]
+
+
 @op("sq::shift_matmul_dequantize", doc="shift_matmul with its epilogue: scales, bias, ReLU.")
 def shift_matmul_dequantize(
     a: Tensor,
@@ -153,12 +166,15 @@ def shift_matmul_dequantize(
     relu: bool,
     residual: Tensor | None = None,
     mask: Tensor | None = None,
+    sizes: Sequence[int] | None = None,
+    order: Sequence[int] | None = None,
 ) -> Tensor:
     """shift_matmul, then dequantize, then max(., 0) when relu -> float32; for a gradient, plus
-    residual, float32 of the result's shape, and 0 where the mask, as pack_mask leaves it, is
-    false."""
+    residual, float32 of the product's shape, and 0 where the mask, as pack_mask leaves it, is
+    false. With sizes and order the result is placed: its axes are split into `sizes` and
+    permuted."""
     acc = shift_matmul.reference(a, b, exponent, groups, transpose_a, transpose_b, k_chunk)
-    return dequantized(acc, scales, bias, relu, residual, mask)
+    return placed(dequantized(acc, scales, bias, relu, residual, mask), sizes, order)
 
 
 @shift_matmul_dequantize.meta
@@ -169,9 +185,16 @@ def _(
     groups: int,
     transpose_a: bool,
     transpose_b: bool,
-    *_: Any,
+    k_chunk: int,
+    scales: Sequence[Tensor],
+    bias: Tensor | None,
+    relu: bool,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    sizes: Sequence[int] | None = None,
+    order: Sequence[int] | None = None,
 ) -> Tensor:
-    shape = product_shape(a, b, transpose_a, transpose_b)
+    shape = placed_shape(product_shape(a, b, transpose_a, transpose_b), sizes, order)
     return a.new_empty(shape, dtype=torch.float32)
 
 
@@ -190,12 +213,14 @@ def shift_matmul_dequantize_absmax(
     scales: Sequence[Tensor],
     bias: Tensor | None,
     relu: bool,
+    sizes: Sequence[int] | None = None,
+    order: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """shift_matmul_dequantize -> (y, r), r = absmax of y over all axes, which are kept as size 1:
-    what the quantiser of y reads."""
+    """shift_matmul_dequantize -> (y, r), r = absmax of the product over all its axes, which are
+    kept as size 1: what the quantiser of y reads, wherever y is placed."""
     product = (a, b, exponent, groups, transpose_a, transpose_b, k_chunk)
     y = shift_matmul_dequantize.reference(*product, scales, bias, relu)
-    return y, absmax.reference(y, None, list(range(y.dim())))
+    return placed(y, sizes, order), absmax.reference(y, None, list(range(y.dim())))
 
 
 @shift_matmul_dequantize_absmax.meta
@@ -206,8 +231,13 @@ def _(
     groups: int,
     transpose_a: bool,
     transpose_b: bool,
-    *_: Any,
+    k_chunk: int,
+    scales: Sequence[Tensor],
+    bias: Tensor | None,
+    relu: bool,
+    sizes: Sequence[int] | None = None,
+    order: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     shape = product_shape(a, b, transpose_a, transpose_b)
-    y = a.new_empty(shape, dtype=torch.float32)
+    y = a.new_empty(placed_shape(shape, sizes, order), dtype=torch.float32)
     return y, y.new_empty([1] * len(shape))

@@ -54,6 +54,7 @@ def products() -> Made:
     yield from _absmax_products()
     yield from _sorted_products()
     yield from _tailed_products()
+    yield from _placed_products()
     yield (
         "shift_matmul_dequantize",
         "no-epilogue",
@@ -207,6 +208,49 @@ def _tailed_products() -> Made:
             return [*operands, None, 1, False, False, 0, [s.uniform(n)], None, False]
 
         yield "shift_matmul_dequantize", f"tail-{label}", tailed(make, (*batch, m, n), both)
+
+
+def _placed_products() -> Made:
+    """Results that are split and permuted: heads side by side, heads apart, rows of several digits,
+    columns that fill no vectors, and results that are computed as their transpose."""
+    heads, tokens = [0, 2, 1, 3], [0, 3, 1, 2]
+    for label, batch, (m, n, k), sizes, order, bits, groups, ta, tail in (
+        ("apart", (), (26, 96, 40), [2, 13, 3, 32], heads, 6, 3, False, True),
+        ("turned", (6,), (64, 13, 37), [2, 3, 64, 13], tokens, 6, 3, True, False),
+        ("joined", (6,), (13, 64, 37), [2, 3, 13, 64], heads, 6, 3, True, True),
+        ("odd", (6,), (9, 37, 20), [2, 3, 9, 37], heads, 8, 1, False, False),
+        ("narrow", (6,), (9, 5, 20), [2, 3, 9, 5], heads, 8, 1, False, False),
+        ("digits", (), (24, 32, 9), [2, 3, 4, 2, 16], [1, 3, 2, 0, 4], 4, 4, True, True),
+        ("far", (), (700, 256, 8), [7, 100, 4, 64], heads, 8, 1, False, False),
+        ("turned-sorted", (6,), (40, 21, 130), [2, 3, 40, 21], tokens, 8, 4, True, False),
+        ("turned-lines", (6,), (40, 21, 130), [2, 3, 40, 21], tokens, 8, 4, False, False),
+        ("turned-narrow", (6,), (5, 21, 9), [2, 3, 5, 21], tokens, 8, 1, False, False),
+    ):
+
+        def make(
+            s: Source, batch=batch, m=m, n=n, k=k, bits=bits, groups=groups, ta=ta
+        ) -> list[Any]:
+            low, high = limits(bits, True)
+            a = s.integers(low, high, *batch, *((k, m) if ta else (m, k)))
+            b = s.integers(low, high, *batch, *((k, n) if ta else (n, k)))
+            shifts = s.integers(0, groups - 1, *batch, *((k, 1) if ta else (1, k)))
+            scales = [s.uniform(*batch, m, 1), s.uniform(n)]
+            return [a, b, shifts, groups, ta, not ta, 0, scales, s.normal(n), True]
+
+        given = tailed(make, (*batch, m, n), n % 16 == 0) if tail else without_tail(make)
+        for op, source in (("", given), ("_absmax", make)):
+            if not op or label in ("apart", "turned", "odd"):
+
+                def placed(s: Source, source=source, place=(sizes, order)) -> list[Any]:
+                    return [*source(s), *place]
+
+                kinds = ((bits, True), (bits, True))
+                yield f"shift_matmul_dequantize{op}", f"placed-{label}", Ranged(placed, kinds)
+
+
+def without_tail(make: Callable[[Source], list[Any]]) -> Callable[[Source], list[Any]]:
+    """A product with neither residual nor mask."""
+    return lambda s: [*make(s), None, None]
 
 
 @dataclass(frozen=True)

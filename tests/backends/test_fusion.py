@@ -8,10 +8,11 @@ from torch import Tensor, fx
 
 from sqcompile.backends import targets
 from sqcompile.backends.cpu.build import assembly, build
-from sqcompile.backends.fusion import MOST_NODES, Group, Plan, common_axes, split_strides
+from sqcompile.backends.fusion import MOST_NODES, Group, Plan
 from sqcompile.backends.lower import lower
 from sqcompile.ops import OPS
 from sqcompile.runtime.executable import Executable
+from sqcompile.walks import common_axes, split_strides
 from tests.backends.cases import Source
 from tests.backends.conftest import OLDER_CPUS
 from tests.backends.graphs import Writer

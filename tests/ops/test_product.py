@@ -1,5 +1,7 @@
 """Integer matrix products against int64, and what their epilogue computes."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -257,3 +259,21 @@ def test_float_product_matches_torch(transpose_a: bool, transpose_b: bool) -> No
     left = a.transpose(1, 2) if transpose_a else a
     right = b.transpose(1, 2) if transpose_b else b
     assert torch.allclose(matmul(a, b, bias, transpose_a, transpose_b), left @ right + bias)
+
+
+def test_a_placed_result_is_the_product_at_the_place_of_its_digits() -> None:
+    """Heads side by side: element (n, t, h, d) is row t and column d of batch 3 n + h."""
+    generator = torch.Generator().manual_seed(3)
+    a, b = (
+        torch.randint(-7, 8, size, generator=generator, dtype=torch.int8)
+        for size in ((6, 5, 9), (6, 9, 4))
+    )
+    given = (a, b, None, 1, False, False, 0, [torch.rand(6, 1, 1, generator=generator)])
+    y = shift_matmul_dequantize(*given, None, False)
+    placed = shift_matmul_dequantize(
+        *given, None, False, None, None, [2, 3, 5, 2, 2], [0, 2, 1, 4, 3]
+    )
+    assert placed.shape == (2, 5, 3, 2, 2)
+    assert placed.is_contiguous()
+    for n, t, h, low, high in product(range(2), range(5), range(3), range(2), range(2)):
+        assert placed[n, t, h, low, high] == y[3 * n + h, t, 2 * high + low]

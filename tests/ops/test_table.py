@@ -77,10 +77,12 @@ EXAMPLES: dict[str, list[list[Any]]] = {
     "shift_matmul_dequantize": [
         [*BATCHED, [f32(3, 1, 1), f32(1, 4, 1)], f32(6), True],
         [*BATCHED, [f32(3, 1, 1)], None, False, f32(3, 4, 6), u8(9)],
+        [*BATCHED, [f32(3, 1, 1)], None, False, None, None, [3, 2, 2, 6], [2, 0, 3, 1]],
         [i8(3, 5), u8(4, 5), None, 1, False, True, 0, [], None, False],
     ],
     "shift_matmul_dequantize_absmax": [
         [*BATCHED, [f32(3, 1, 1), f32(1, 4, 1)], f32(6), True],
+        [*BATCHED, [f32(3, 1, 1)], f32(6), True, [3, 4, 2, 3], [1, 0, 2, 3]],
         [i8(3, 5), u8(4, 5), None, 1, False, True, 0, [], None, False],
     ],
     "dequantize": [[i8(3, 4).int(), [f32(3, 1)], f32(4)], [i8(2, 2).long().view(4), [], None]],
