@@ -26,6 +26,7 @@ from sqcompile.passes.pair_quantizers import pair_quantizers
 from sqcompile.passes.printing import text
 from sqcompile.passes.quantize_norms import quantize_norms
 from sqcompile.passes.quantize_operands import quantize_operands
+from sqcompile.passes.save_slopes import save_slopes
 from sqcompile.passes.share_quantized import share_quantized
 from sqcompile.passes.verifier import verify
 from sqcompile.recipe import Recipe
@@ -81,6 +82,8 @@ def integer_training(recipe: Recipe) -> list[Pass]:
         Pass("fuse_quantizers", fuse_quantizers),
         # one op quantises a gradient for both of its products
         Pass("pair_quantizers", pair_quantizers),
+        # what a smooth activation keeps for backward is its slope, in integers
+        Pass("save_slopes", partial(save_slopes, recipe=recipe)),
         # what backward keeps is packed
         Pass("pack_saved", pack_saved),
         # a norm quantises and packs what it gives, and reads packed what it saved

@@ -32,24 +32,31 @@ def _finite(s: Source) -> Tensor:
     return wide(s, 37, 131).clamp(-3e38, 3e38)
 
 
+def _unit(s: Source) -> Tensor:
+    """Values between 0 and 1, both among them."""
+    return (s.edges(37, 131) * 4).clamp(0, 1)
+
+
 def activations() -> Made:
     curve: list[Any] = [1.5, 1.25, 0.5]
-    for name, options in (
-        ("gelu", [False]),
-        ("gelu", [True]),
-        ("silu", []),
-        ("hardswish", []),
-        ("elu", curve),
-    ):
-        label = "-".join(["wide", *map(str, options)])
-        yield name, label, lambda s, o=options: [_finite(s), *o]
-        more = [[False], [True]] if name == "elu" else [[]]
-        for rest in more:
-            yield (
-                f"{name}_backward",
-                "-".join([label, *map(str, rest)]),
-                lambda s, o=[*options, *rest]: [s.normal(37, 131), _finite(s).clamp(-99, 99), *o],
-            )
+    for form in (False, True):
+        yield "gelu_cdf", f"wide-{form}", lambda s, f=form: [wide(s, 37, 131), f]
+        yield "gelu_slope", f"wide-{form}", lambda s, f=form: [wide(s, 37, 131), _unit(s), f]
+    yield "silu_slope", "wide", lambda s: [wide(s, 37, 131), _unit(s)]
+    yield "hardswish_slope", "wide", lambda s: [_unit(s) * 6.0]
+    for name in ("tanh_slope", "sigmoid_slope"):
+        yield name, "unit", lambda s: [_unit(s)]
+    yield "elu", "wide", lambda s: [_finite(s), *curve]
+    for is_result in (False, True):
+        yield "elu_slope", f"wide-{is_result}", lambda s, r=is_result: [_finite(s), *curve, r]
+    for unit, low, high in ((203.0, -26, 229), (3.0, 0, 3), (255.0, 0, 255)):
+        label = f"{low}-{high}"
+        yield "quantize_slope", label, lambda s, o=(unit, low, high): [s.edges(37, 131) * 2, *o]
+        yield (
+            "slope_backward",
+            label,
+            lambda s, o=(low, 1 / unit): [s.edges(37, 131), s.grid(torch.uint8, 37, 131), *o],
+        )
 
 
 def _scores(s: Source, *shape: int) -> Tensor:
