@@ -26,6 +26,7 @@ from sqcompile.passes.pair_quantizers import pair_quantizers
 from sqcompile.passes.printing import text
 from sqcompile.passes.quantize_norms import quantize_norms
 from sqcompile.passes.quantize_operands import quantize_operands
+from sqcompile.passes.quantize_softmax import quantize_softmax
 from sqcompile.passes.save_slopes import save_slopes
 from sqcompile.passes.share_quantized import share_quantized
 from sqcompile.passes.verifier import verify
@@ -70,6 +71,8 @@ def integer_training(recipe: Recipe) -> list[Pass]:
             partial(assign_precision, recipe=recipe),
             "products have a precision",
         ),
+        # a softmax is integers with a scale a row, in its product and in its gradient
+        Pass("quantize_softmax", partial(quantize_softmax, recipe=recipe)),
         # no scale lies on a reduced axis
         Pass("fold_weight_scales", fold_weight_scales),
         # every product reads integers

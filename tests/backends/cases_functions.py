@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sqcompile.ops.softmax import softmax_quantize
 from tests.backends.cases import I64, Made, Source, sized
 
 ROWS = [(40, 65), (3, 7, 128), (2, 1024), (3, 2500), (5, 10), (9, 1), (3, 16), (4, 15), (150, 131)]
@@ -82,6 +83,22 @@ def softmaxes() -> Made:
             lambda s, n=shape: [s.normal(*n), s.normal(*n).log_softmax(-1)],
         )
         yield "amax", label, lambda s, n=shape: [wide(s, *n)]
+        for bits, signed in ((6, False), (8, True)):
+            options = [bits, signed]
+            yield (
+                "softmax_quantize",
+                f"{label}-{bits}",
+                lambda s, n=shape, o=options: [_scores(s, *n), *o],
+            )
+            yield (
+                "softmax_quantized_backward",
+                f"{label}-{bits}",
+                lambda s, n=shape, o=options: [
+                    s.edges(*n),
+                    *softmax_quantize.reference(_scores(s, *n), *o),
+                ],
+            )
+    yield "softmax_quantize", "empty", lambda s: [s.normal(0, 7), 8, False]
     yield "amax", "zeros", lambda s: [torch.tensor([[-0.0, -0.0], [-0.0, 0.0], [-1.0, -0.0]])]
     yield "softmax", "empty", lambda s: [s.normal(0, 7)]
 

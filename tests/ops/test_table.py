@@ -175,6 +175,8 @@ EXAMPLES: dict[str, list[list[Any]]] = {
     "slope_backward": [[f32(3, 4), u8(3, 4), -26, 1 / 203]],
     "softmax": [[f32(2, 3, 4)], [f32(3, 0)]],
     "softmax_backward": [[f32(2, 3, 4), f32(2, 3, 4)]],
+    "softmax_quantize": [[f32(2, 3, 4), 6, False], [f32(3, 4), 8, True], [f32(3, 0), 4, False]],
+    "softmax_quantized_backward": [[f32(2, 3, 4), u8(2, 3, 4), f32(2, 3, 1)]],
     "log_softmax": [[f32(3, 4)]],
     "log_softmax_backward": [[f32(3, 4), f32(3, 4)]],
     "nll_loss": [[f32(5, 4), CLASSES, f32(4), 1], [f32(5, 4), CLASSES, None, -100]],
