@@ -14,8 +14,8 @@ aten = torch.ops.aten
 
 def fold_weight_scales(module: GraphModule) -> GraphModule:
     """After this pass no scale lies on a reduced axis: where a weight's per-channel scale, or a
-    softmax's per row, would, the gradient is multiplied by it before it is quantised, and the weight's operand is marked
-    folded, so that the product takes the weight's bare integers."""
+    softmax's per row, would, the gradient is multiplied by it before it is quantised, and the
+    operand is marked folded, so that the product takes its bare integers."""
     graph = copy_graph(module)
     editor = Editor(graph)
     for node in calls(graph, *FLOAT_PRODUCTS):

@@ -18,7 +18,6 @@ from sqcompile.passes.editing import (
     is_call,
     shape,
     tainted,
-    value,
 )
 from sqcompile.passes.editing import replace as put
 from sqcompile.recipe import Recipe

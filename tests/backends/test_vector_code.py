@@ -95,6 +95,14 @@ def _rows() -> list[Case]:
         *(_case(n, OPS[f"sq::{n}"].target, lambda s: [s.normal(64, 65)]) for n in one),
         *(_case(n, OPS[f"sq::{n}"].target, lambda s: [s.normal(64, 65)] * 2) for n in two),
         _case(
+            "softmax-q", OPS["sq::softmax_quantize"].target, lambda s: [s.normal(64, 65), 6, False]
+        ),
+        _case(
+            "softmax-q-backward",
+            OPS["sq::softmax_quantized_backward"].target,
+            lambda s: [s.normal(64, 65), s.grid(torch.uint8, 64, 65), s.normal(64, 1)],
+        ),
+        _case(
             "nll-backward",
             OPS["sq::nll_loss_backward"].target,
             lambda s: [s.normal(64), s.integers(0, 64, 64, dtype=torch.int64), None, -1, 65],

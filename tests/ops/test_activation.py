@@ -147,6 +147,55 @@ def test_softmax_of_masked_rows() -> None:
     assert function("softmax_backward")(torch.ones(2, 20), got).isfinite().all()
 
 
+def _rows_of_scores(causal: bool) -> tuple[Tensor, Tensor]:
+    """Attention scores and a gradient that has an offset, as gradients of softmax have."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(3, 40, 65, generator=generator) * 2
+    if causal:
+        x = x.masked_fill(torch.ones(40, 65).triu(1).bool(), -torch.inf)
+    return x, torch.randn(x.shape, generator=generator) + 3.0
+
+
+@pytest.mark.parametrize(("bits", "signed"), [(4, False), (6, True), (8, False)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_softmax_in_integers(causal: bool, bits: int, signed: bool) -> None:
+    """Half a step of its row from softmax in float64; a row's largest value is the highest."""
+    x, g = _rows_of_scores(causal)
+    q, scale = function("softmax_quantize")(x, bits, signed)
+    highest = 2 ** (bits - signed) - 1
+    assert (q.amax(-1) == highest).all() and (q >= 0).all()
+    wanted = x.double().softmax(-1)
+    assert ((q * scale.double() - wanted).abs() <= scale * (0.5 + 1e-3)).all()
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("causal", [False, True])
+def test_softmax_gradient_from_integers(causal: bool, bits: int) -> None:
+    """As near to autograd as half a step of every probability allows, and of sum 0, whatever all
+    of a row's g have in common."""
+    x, g = _rows_of_scores(causal)
+    q, scale = function("softmax_quantize")(x, bits, False)
+    got = function("softmax_quantized_backward")(g, q, scale).double()
+    leaf = x.double().requires_grad_()
+    y = leaf.softmax(-1)
+    (wanted,) = torch.autograd.grad(y, leaf, g.double())
+    above = (g - (g * y.detach()).sum(-1, keepdim=True)).abs()
+    near, half = scale.double() * q, scale.double() * 0.501
+    mean = half * above.sum(-1, keepdim=True) / near.sum(-1, keepdim=True)
+    assert ((got - wanted).abs() <= half * above + near * mean + 1e-6).all()
+    assert got.sum(-1).abs().max() < 1e-5
+
+
+def test_masked_rows_in_integers_are_zeros() -> None:
+    x = torch.full((2, 20), -torch.inf)
+    x[1, 3], x[1, 17] = 2.0, 2.0
+    q, scale = function("softmax_quantize")(x, 6, False)
+    assert not q[0].any() and scale.equal(torch.tensor([[0.0], [1 / 126]]))
+    assert q[1].nonzero().flatten().tolist() == [3, 17] and q[1, 3] == 63
+    dx = function("softmax_quantized_backward")(torch.ones(2, 20), q, scale)
+    assert dx.equal(torch.zeros(2, 20))
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_nll_loss_and_gradient(weighted: bool) -> None:
     generator = torch.Generator().manual_seed(3)
