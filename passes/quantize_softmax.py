@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -126,7 +127,7 @@ class _Softmax:
             own = operands[position] = replace(operands[position], axes=rows)
             node.meta["sq"] = replace(spec, operands=(operands[0], operands[1]))
             q, scale = self.quantized((tuple(shape(source)), own.bits, own.signed))
-            late = {"backward": True} if node in self.backward else {}
+            late: dict[str, Any] = {"backward": True} if node in self.backward else {}
             with self.editor.before(node):
                 for step in path:
                     if is_call(step, aten.mul.Tensor):
@@ -164,7 +165,7 @@ class _Softmax:
             return x
         return self.editor.call(aten.view.default, x, list(sizes), like=x)
 
-    def _mask(self, mask: Node, sizes: list[int], late: dict[str, bool]) -> Node:
+    def _mask(self, mask: Node, sizes: list[int], late: dict[str, Any]) -> Node:
         if is_call(mask, pack.unpack_mask):
             return self.editor.call(pack.unpack_mask, mask.args[0], sizes, like=mask, **late)
         if shape(mask) == sizes:
