@@ -3,6 +3,8 @@
 from functools import partial
 from typing import Any
 
+from tvm import tirx
+
 from sqcompile.backends.cpu import functions, nest
 from sqcompile.backends.cpu.elementwise import enter
 from sqcompile.backends.cpu.functions import Keep, constant, product, times
@@ -28,15 +30,17 @@ def _cdf(x: Expr, approximate: bool, keep: Keep) -> Expr:
 
 
 def _gelu_slope(x: Expr, cdf: Expr, approximate: bool, keep: Keep) -> Expr:
-    x = keep(functions.clamped(keep(x), -definition.FLAT, definition.FLAT))
+    x = keep(clamp(x, -definition.FLAT, definition.FLAT))
     cdf, one = keep(cdf), constant(1.0, x)
+    square = product(x, x)
     if approximate:
-        curve = times(product(x, x), 3.0 * definition.TANH_CUBE) + one
-        bend = product(product(cdf, one - cdf), times(curve, 2.0 * definition.TANH_SLOPE))
-    else:
-        density = functions.exp(times(product(x, x), -0.5), keep)
-        bend = times(density, definition.DENSITY)
-    return cdf + product(x, bend)
+        curve = times(times(square, 3.0 * definition.TANH_CUBE) + one, 2.0 * definition.TANH_SLOPE)
+        return cdf + product(x, product(product(cdf, one - cdf), curve))
+    z = keep(times(square, -0.5 * functions.definition.LOG2_E))
+    n = keep(rounded(z))
+    curve = functions.polynomial(definition.DENSITY, keep(z - nest.cast(n, "float32")))
+    moved = nest.bits_of(curve, "int32") + tirx.shift_left(n, nest.const(23, "int32"))
+    return cdf + product(x, nest.bits_of(moved, "float32"))
 
 
 def _silu_slope(x: Expr, s: Expr, keep: Keep) -> Expr:
