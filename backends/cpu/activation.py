@@ -11,6 +11,7 @@ from sqcompile.backends.cpu.functions import Keep, constant, product, times
 from sqcompile.backends.cpu.nest import Expr
 from sqcompile.backends.cpu.rounding import clamp, rounded
 from sqcompile.ops import activation as definition
+from sqcompile.ops.functions import LOG2_E
 
 _enter = partial(enter, held=True)
 
@@ -36,7 +37,7 @@ def _gelu_slope(x: Expr, cdf: Expr, approximate: bool, keep: Keep) -> Expr:
     if approximate:
         curve = times(times(square, 3.0 * definition.TANH_CUBE) + one, 2.0 * definition.TANH_SLOPE)
         return cdf + product(x, product(product(cdf, one - cdf), curve))
-    z = keep(times(square, -0.5 * functions.definition.LOG2_E))
+    z = keep(times(square, -0.5 * LOG2_E))
     n = keep(rounded(z))
     curve = functions.polynomial(definition.DENSITY, keep(z - nest.cast(n, "float32")))
     moved = nest.bits_of(curve, "int32") + tirx.shift_left(n, nest.const(23, "int32"))
