@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from sqcompile.ops import activation, functions, loss, softmax
+from sqcompile.ops import functions, loss, softmax
 from sqcompile.ops.elementwise import sqrt
 from sqcompile.ops.reduce import amax, ordered_sum
 from sqcompile.ops.table import Op
+from sqcompile.passes.canonical_activations import ACTIVATIONS
 from sqcompile.passes.canonical_forms import Rule
 from sqcompile.passes.canonical_losses import MEAN, NONE
 from sqcompile.passes.editing import Editor, arguments, replace, shape, value
@@ -34,92 +35,6 @@ def _one(op: Op) -> Rule:
             replace(node, editor.call(op, arguments(node)["self"], like=node))
 
     return rule
-
-
-def _gradient(op: Op, *names: str) -> Rule:
-    """A call of `op` with the arguments called `names`, of tensors and options."""
-
-    def rule(editor: Editor, node: Node) -> None:
-        given = arguments(node)
-        if _is_float(node):
-            replace(node, editor.call(op, *(given[name] for name in names), like=node))
-
-    return rule
-
-
-def _gelu(editor: Editor, node: Node) -> None:
-    given = arguments(node)
-    if _is_float(node):
-        approximate = given["approximate"] == "tanh"
-        replace(node, editor.call(activation.gelu, given["self"], approximate, like=node))
-
-
-def _gelu_backward(editor: Editor, node: Node) -> None:
-    given = arguments(node)
-    if _is_float(node):
-        g, x, approximate = given["grad_output"], given["self"], given["approximate"] == "tanh"
-        replace(node, editor.call(activation.gelu_backward, g, x, approximate, like=node))
-
-
-def _curve(editor: Editor, node: Node) -> None:
-    """ELU, and CELU, which is ELU of x / alpha."""
-    given = arguments(node)
-    alpha = float(given["alpha"])
-    scales = [float(given.get("scale", 1.0)), float(given.get("input_scale", 1.0 / alpha))]
-    if _is_float(node):
-        replace(node, editor.call(activation.elu, given["self"], alpha, *scales, like=node))
-
-
-def _curve_backward(editor: Editor, node: Node) -> None:
-    given = arguments(node)
-    numbers = [float(given[name]) for name in ("alpha", "scale", "input_scale")]
-    g, of = given["grad_output"], given["self_or_result"]
-    if _is_float(node):
-        is_result = bool(given["is_result"])
-        new = editor.call(activation.elu_backward, g, of, *numbers, is_result, like=node)
-        replace(node, new)
-
-
-def _sigmoid_backward(editor: Editor, node: Node) -> None:
-    """g * ((1 - y) * y)."""
-    given = arguments(node)
-    g, y = given["grad_output"], given["output"]
-    rest = _one_minus(editor, y, node)
-    slope = editor.call(aten.mul.Tensor, rest, y, like=node, backward=True)
-    replace(node, editor.call(aten.mul.Tensor, g, slope, like=node))
-
-
-def _tanh_backward(editor: Editor, node: Node) -> None:
-    """g * (1 - y * y)."""
-    given = arguments(node)
-    g, y = given["grad_output"], given["output"]
-    square = editor.call(aten.mul.Tensor, y, y, like=node, backward=True)
-    slope = _one_minus(editor, square, node)
-    replace(node, editor.call(aten.mul.Tensor, g, slope, like=node))
-
-
-def _one_minus(editor: Editor, y: Node, like: Node) -> Node:
-    negative = editor.call(aten.neg.default, y, like=like, backward=True)
-    return editor.call(aten.add.Tensor, negative, 1.0, like=like, backward=True)
-
-
-def _hardsigmoid(editor: Editor, node: Node) -> None:
-    """clamp(x + 3, 0, 6) / 6."""
-    raised = editor.call(aten.add.Tensor, arguments(node)["self"], 3.0, like=node)
-    inside = editor.call(aten.clamp.default, raised, 0.0, 6.0, like=node)
-    replace(node, editor.call(aten.div.Tensor, inside, 6.0, like=node))
-
-
-def _hardsigmoid_backward(editor: Editor, node: Node) -> None:
-    """g / 6 between -3 and 3: forward keeps a mask."""
-    given = arguments(node)
-    x = given["self"]
-    with editor.after(x):
-        above = editor.call(aten.gt.Scalar, x, -3.0, like=node)
-        below = editor.call(aten.lt.Scalar, x, 3.0, like=node)
-        mask = editor.call(aten.logical_and.default, above, below, like=node, name="mask")
-    slope = editor.call(aten.div.Tensor, given["grad_output"], 6.0, like=node)
-    replace(node, editor.call(aten.where.ScalarOther, mask, slope, 0.0, like=node))
 
 
 def _rsqrt(editor: Editor, node: Node) -> None:
@@ -223,28 +138,14 @@ def _logical(op: Any, *names: str) -> Rule:
 
 
 FUNCTIONS: dict[object, Rule] = {
+    **ACTIVATIONS,
     aten.exp.default: _one(functions.exp),
     aten.expm1.default: _one(functions.expm1),
     aten.log.default: _one(functions.log),
     aten.erf.default: _one(functions.erf),
     aten.tanh.default: _one(functions.tanh),
-    aten.tanh_backward.default: _tanh_backward,
     aten.sigmoid.default: _one(functions.sigmoid),
-    aten.sigmoid_backward.default: _sigmoid_backward,
     aten.rsqrt.default: _rsqrt,
-    aten.gelu.default: _gelu,
-    aten.gelu_backward.default: _gelu_backward,
-    aten.silu.default: _one(activation.silu),
-    aten.silu_backward.default: _gradient(activation.silu_backward, "grad_output", "self"),
-    aten.hardswish.default: _one(activation.hardswish),
-    aten.hardswish_backward.default: _gradient(
-        activation.hardswish_backward, "grad_output", "self"
-    ),
-    aten.hardsigmoid.default: _hardsigmoid,
-    aten.hardsigmoid_backward.default: _hardsigmoid_backward,
-    aten.elu.default: _curve,
-    aten.celu.default: _curve,
-    aten.elu_backward.default: _curve_backward,
     aten._softmax.default: _by_row(softmax.softmax, "self"),
     aten._safe_softmax.default: _by_row(softmax.softmax, "self"),
     aten._softmax_backward_data.default: _by_row(softmax.softmax_backward, "grad_output", "output"),

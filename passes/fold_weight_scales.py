@@ -1,4 +1,4 @@
-"""Move a weight's scale off the reduction axis of dgrad, into the gradient."""
+"""Move the scale of a weight, or of a softmax, off a reduced axis, into the gradient."""
 
 import torch
 from torch.fx import GraphModule, Node
@@ -7,14 +7,15 @@ from sqcompile.ops.quantize import absmax, quant_scale
 from sqcompile.passes.assign_precision import ProductSpec, folded
 from sqcompile.passes.contraction import FLOAT_PRODUCTS, contraction
 from sqcompile.passes.editing import Editor, calls, copy_graph, finish, shape
+from sqcompile.passes.quantize_softmax import integers_of
 
 aten = torch.ops.aten
 
 
 def fold_weight_scales(module: GraphModule) -> GraphModule:
-    """After this pass no scale lies on a reduced axis: where a weight's per-channel scale would,
-    the gradient is multiplied by it before it is quantised, and the weight's operand is marked
-    folded, so that the product takes the weight's bare integers."""
+    """After this pass no scale lies on a reduced axis: where a weight's per-channel scale, or a
+    softmax's per row, would, the gradient is multiplied by it before it is quantised, and the
+    operand is marked folded, so that the product takes its bare integers."""
     graph = copy_graph(module)
     editor = Editor(graph)
     for node in calls(graph, *FLOAT_PRODUCTS):
@@ -25,7 +26,11 @@ def fold_weight_scales(module: GraphModule) -> GraphModule:
         with editor.before(node):
             g, w = node.args[:2]
             assert isinstance(g, Node) and isinstance(w, Node)
-            scale = weight_scale(editor, w, weight.axes, weight.bits, node)
+            ready = integers_of(w)
+            if ready is not None:
+                scale = ready[1]
+            else:
+                scale = weight_scale(editor, w, weight.axes, weight.bits, node)
             channel = contraction(node, 0).inner[0]
             layout = [1] * len(shape(g))
             for axis in (channel, *_batch(node, weight.axes)):

@@ -28,6 +28,8 @@ from sqcompile.passes.place_results import place_results
 from sqcompile.passes.printing import text
 from sqcompile.passes.quantize_norms import quantize_norms
 from sqcompile.passes.quantize_operands import quantize_operands
+from sqcompile.passes.quantize_softmax import quantize_softmax
+from sqcompile.passes.save_slopes import save_slopes
 from sqcompile.passes.share_quantized import share_quantized
 from sqcompile.passes.verifier import verify
 from sqcompile.recipe import Recipe
@@ -73,6 +75,8 @@ def integer_training(recipe: Recipe) -> list[Pass]:
             partial(assign_precision, recipe=recipe),
             "products have a precision",
         ),
+        # a softmax is integers with a scale a row, in its product and in its gradient
+        Pass("quantize_softmax", partial(quantize_softmax, recipe=recipe)),
         # no scale lies on a reduced axis
         Pass("fold_weight_scales", fold_weight_scales),
         # every product reads integers
@@ -85,6 +89,8 @@ def integer_training(recipe: Recipe) -> list[Pass]:
         Pass("fuse_quantizers", fuse_quantizers),
         # one op quantises a gradient for both of its products
         Pass("pair_quantizers", pair_quantizers),
+        # what a smooth activation keeps for backward is its slope, in integers
+        Pass("save_slopes", partial(save_slopes, recipe=recipe)),
         # what backward keeps is packed
         Pass("pack_saved", pack_saved),
         # a norm quantises and packs what it gives, and reads packed what it saved

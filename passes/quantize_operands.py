@@ -30,13 +30,15 @@ from sqcompile.passes.editing import (
     target_of,
     value,
 )
+from sqcompile.passes.quantize_softmax import integers_of
 
 aten = torch.ops.aten
 
 
 def quantize_operands(module: GraphModule) -> GraphModule:
     """After this pass every product reads integers and yields int32 accumulators, followed by
-    sq.dequantize. Weights and activations round to nearest even; gradients round stochastically
+    sq.dequantize. Weights and activations round to nearest even, but for what is integers times a
+    scale already (softmax); gradients round stochastically
     with an outer scale on the free axes and a group exponent on the reduced axis (ShiftQuant).
     Every quantised value has its bits and sign in meta["bits"] and meta["signed"]."""
     graph = copy_graph(module)
@@ -75,6 +77,9 @@ def _integer_product(editor: Editor, node: Node, rng: Node) -> Node:
 def _quantize_nearest(
     editor: Editor, source: Node, operand: Operand, node: Node
 ) -> tuple[Node, list[Node]]:
+    ready = integers_of(source)
+    if ready is not None:
+        return ready[0], [] if operand.folded else [ready[1]]
     reduced = [axis for axis in range(len(shape(source))) if axis not in operand.axes]
     r = editor.call(absmax, source, None, reduced, like=node)
     q = editor.call(

@@ -88,6 +88,8 @@ class Recipe:
     recipe is made: give None again where dataclasses.replace changes the bits);
     norm_reads_accumulators: batch norm reads its product's int32 results, not a quantised copy;
     norm_granularity: scales of norms' inputs and gradients per "channel" or per "tensor".
+    activation_saved_bits: of a smooth activation's slope, and of a softmax that no product reads,
+    kept for backward.
     check_finite: look for NaN and infinity at run time.
     rules: exceptions by module path; later ones win.
     """
@@ -106,6 +108,7 @@ class Recipe:
     norm_saved_step: float | None = None
     norm_reads_accumulators: bool = True
     norm_granularity: str = "channel"
+    activation_saved_bits: int = 8
     check_finite: bool = False
     rules: tuple[Rule, ...] = _EIGHT_BIT_ENDS
 

@@ -3,11 +3,15 @@
 from functools import partial
 from typing import Any
 
+from tvm import tirx
+
 from sqcompile.backends.cpu import functions, nest
 from sqcompile.backends.cpu.elementwise import enter
 from sqcompile.backends.cpu.functions import Keep, constant, product, times
 from sqcompile.backends.cpu.nest import Expr
+from sqcompile.backends.cpu.rounding import clamp, rounded
 from sqcompile.ops import activation as definition
+from sqcompile.ops.functions import LOG2_E
 
 _enter = partial(enter, held=True)
 
@@ -17,54 +21,51 @@ def _tanh_argument(x: Expr) -> Expr:
     return times(x + times(cube, definition.TANH_CUBE), definition.TANH_SLOPE)
 
 
-def _gelu(x: Expr, approximate: bool, keep: Keep) -> Expr:
+def _cdf(x: Expr, approximate: bool, keep: Keep) -> Expr:
     x = keep(x)
-    one = constant(1.0, x)
     if approximate:
         spread = functions.tanh(_tanh_argument(x), keep)
     else:
         spread = functions.erf(times(x, definition.SQRT_HALF), keep)
-    return product(times(x, 0.5), spread + one)
+    return times(spread + constant(1.0, x), 0.5)
 
 
-def _gelu_backward(g: Expr, x: Expr, approximate: bool, keep: Keep) -> Expr:
-    x = keep(x)
-    one = constant(1.0, x)
+def _gelu_slope(x: Expr, cdf: Expr, approximate: bool, keep: Keep) -> Expr:
+    x = keep(clamp(x, -definition.FLAT, definition.FLAT))
+    cdf, one = keep(cdf), constant(1.0, x)
+    square = product(x, x)
     if approximate:
-        t = keep(functions.tanh(_tanh_argument(x), keep))
-        curve = times(product(x, x), 3.0 * definition.TANH_CUBE) + one
-        slope = times(curve, definition.TANH_SLOPE)
-        bend = product(product(times(x, 0.5), one - product(t, t)), slope)
-        return product(g, times(t + one, 0.5) + bend)
-    cdf = times(functions.erf(times(x, definition.SQRT_HALF), keep) + one, 0.5)
-    density = times(functions.exp(times(product(x, x), -0.5), keep), definition.DENSITY)
-    return product(g, cdf + product(x, density))
+        curve = times(times(square, 3.0 * definition.TANH_CUBE) + one, 2.0 * definition.TANH_SLOPE)
+        return cdf + product(x, product(product(cdf, one - cdf), curve))
+    z = keep(times(square, -0.5 * LOG2_E))
+    n = keep(rounded(z))
+    curve = functions.polynomial(definition.DENSITY, keep(z - nest.cast(n, "float32")))
+    moved = nest.bits_of(curve, "int32") + tirx.shift_left(n, nest.const(23, "int32"))
+    return cdf + product(x, nest.bits_of(moved, "float32"))
 
 
-def _silu(x: Expr, keep: Keep) -> Expr:
-    x = keep(x)
-    return product(x, functions.sigmoid(x, keep))
+def _silu_slope(x: Expr, s: Expr, keep: Keep) -> Expr:
+    x = functions.clamped(keep(x), -definition.SILU_FLAT, definition.SILU_FLAT)
+    s, one = keep(s), constant(1.0, s)
+    return product(s, product(x, one - s) + one)
 
 
-def _silu_backward(g: Expr, x: Expr, keep: Keep) -> Expr:
-    x = keep(x)
-    s = keep(functions.sigmoid(x, keep))
-    one = constant(1.0, x)
-    return product(g, product(s, product(x, one - s) + one))
+def _hardswish_slope(raised: Expr, keep: Keep) -> Expr:
+    raised = keep(raised)
+    zero, one = constant(0.0, raised), constant(1.0, raised)
+    inside = nest.fence(raised / constant(3.0, raised)) - constant(0.5, raised)
+    above = nest.select(raised < constant(6.0, raised), inside, one)
+    return nest.select(raised <= zero, zero, above)
 
 
-def _hardswish(x: Expr, keep: Keep) -> Expr:
-    x = keep(x)
-    raised = keep(x + constant(3.0, x))
-    return product(x, functions.clamped(raised, 0.0, 6.0)) / constant(6.0, x)
+def _tanh_slope(y: Expr, keep: Keep) -> Expr:
+    y = keep(y)
+    return constant(1.0, y) - product(y, y)
 
 
-def _hardswish_backward(g: Expr, x: Expr, keep: Keep) -> Expr:
-    g, x = keep(g), keep(x)
-    three = constant(3.0, x)
-    inside = product(g, nest.fence(x / three) + constant(0.5, x))
-    above = nest.select(x < three, inside, g)
-    return nest.select(x <= constant(-3.0, x), constant(0.0, x), above)
+def _sigmoid_slope(y: Expr, keep: Keep) -> Expr:
+    y = keep(y)
+    return product(constant(1.0, y) - y, y)
 
 
 def _elu(x: Expr, alpha: float, scale: float, input_scale: float, keep: Keep) -> Expr:
@@ -73,22 +74,26 @@ def _elu(x: Expr, alpha: float, scale: float, input_scale: float, keep: Keep) ->
     return nest.select(x > constant(0.0, x), times(x, scale), below)
 
 
-def _elu_backward(
-    g: Expr,
-    value: Expr,
-    alpha: float,
-    scale: float,
-    input_scale: float,
-    is_result: bool,
-    keep: Keep,
+def _elu_slope(
+    value: Expr, alpha: float, scale: float, input_scale: float, is_result: bool, keep: Keep
 ) -> Expr:
-    g, value = keep(g), keep(value)
+    value = keep(value)
     if is_result:
-        below = product(g, times(value + nest.literal(alpha * scale), input_scale))
+        below = times(value + nest.literal(alpha * scale), input_scale)
     else:
         curve = functions.exp(times(value, input_scale), keep)
-        below = product(g, times(curve, alpha * scale * input_scale))
-    return nest.select(value > constant(0.0, value), times(g, scale), below)
+        below = times(curve, alpha * scale * input_scale)
+    return nest.select(value > constant(0.0, value), constant(scale, value), below)
+
+
+def _quantized(slope: Expr, unit: float, low: int, high: int) -> Expr:
+    q = rounded(clamp(times(slope, unit), low, high))
+    return nest.cast(q - nest.const(low, "int32"), "uint8")
+
+
+def _slope_backward(g: Expr, q: Expr, low: int, step: float) -> Expr:
+    level = q + constant(float(low), q) if low else q
+    return product(g, times(level, step))
 
 
 for _name in ("exp", "expm1", "log", "erf", "tanh", "sigmoid"):
@@ -96,14 +101,23 @@ for _name in ("exp", "expm1", "log", "erf", "tanh", "sigmoid"):
 
 _ELU: tuple[str, ...] = ("alpha", "scale", "input_scale")
 _FORMS: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
-    "gelu": (_gelu, ("x",), ("approximate",)),
-    "gelu_backward": (_gelu_backward, ("g", "x"), ("approximate",)),
-    "silu": (_silu, ("x",), ()),
-    "silu_backward": (_silu_backward, ("g", "x"), ()),
-    "hardswish": (_hardswish, ("x",), ()),
-    "hardswish_backward": (_hardswish_backward, ("g", "x"), ()),
+    "gelu_cdf": (_cdf, ("x",), ("approximate",)),
+    "gelu_slope": (_gelu_slope, ("x", "cdf"), ("approximate",)),
+    "silu_slope": (_silu_slope, ("x", "s"), ()),
+    "hardswish_slope": (_hardswish_slope, ("raised",), ()),
+    "tanh_slope": (_tanh_slope, ("y",), ()),
+    "sigmoid_slope": (_sigmoid_slope, ("y",), ()),
     "elu": (_elu, ("x",), _ELU),
-    "elu_backward": (_elu_backward, ("g", "value"), (*_ELU, "is_result")),
+    "elu_slope": (_elu_slope, ("value",), (*_ELU, "is_result")),
 }
 for _name, (_of, _tensors, _options) in _FORMS.items():
     _enter(f"sq::{_name}", of=_of, arguments=_tensors, options=_options)
+
+enter(
+    "sq::quantize_slope",
+    of=_quantized,
+    arguments=("slope",),
+    options=("unit", "low", "high"),
+    promoted=True,
+)
+enter("sq::slope_backward", of=_slope_backward, arguments=("g", "q"), options=("low", "step"))

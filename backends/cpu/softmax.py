@@ -9,9 +9,11 @@ from tvm import tirx
 from sqcompile.backends.cpu import functions, nest, rows
 from sqcompile.backends.cpu.functions import product
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
+from sqcompile.backends.cpu.rounding import cast, rounded
 from sqcompile.backends.cpu.rows import keep, read, spread
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
+from sqcompile.ops.quantize import limits
 
 LOWEST = -float("inf")
 
@@ -99,6 +101,68 @@ def softmax_backward(spec: KernelSpec) -> object:
                 def gradient(at: Expr, lanes: int) -> Expr:
                     above = read(g, start + at, lanes) - spread(total, lanes)
                     return above * read(y, start + at, lanes)
+
+                rows.store(length, dx, start, gradient)
+    return f.result
+
+
+@KERNELS.kernel("sq::softmax_quantize")
+def softmax_quantize(spec: KernelSpec) -> object:
+    """Maximum, exponentials with their sum, then their integers: the rounder's sum has them in its
+    low bits, and none is above qmax."""
+    highest = limits(spec["bits"], spec["signed"])[1]
+    with nest.function(spec) as f:
+        x, (q, scale) = f["x"], f.outputs
+        count, length = _rows(x)
+        if count:
+            with rows.each_row(count, length) as row:
+                start = row * length
+                e = _row_of_scratch(length)
+                base = _base(x, start, length)
+                total = keep(_exponentials(x, start, length, base, e))
+                none = tirx.EQ(total, _float(0.0))
+                inverse = _float(1.0) / (total * _float(highest))
+                scale.store(row, nest.select(none, _float(0.0), inverse))
+
+                def levels(at: Expr, lanes: int) -> Expr:
+                    return cast(rounded(functions.times(read(e, at, lanes), highest)), q.dtype)
+
+                rows.store(length, q, start, levels)
+    return f.result
+
+
+@KERNELS.kernel("sq::softmax_quantized_backward")
+def softmax_quantized_backward(spec: KernelSpec) -> object:
+    """The sums of products and of integers, then the row once more, from the cache."""
+    with nest.function(spec) as f:
+        g, q, scale, (dx,) = f["g"], f["q"], f["scale"], f.outputs
+        count, length = _rows(q)
+        if count:
+            with rows.each_row(count, length) as row:
+                start = row * length
+                counts = nest.scratch(LANES, "int32")
+                counts.store(nest.ramp(0), nest.splat(nest.zero("int32")))
+
+                def value(at: Expr, last: bool) -> Expr:
+                    if last:
+                        pair = [rows.end(one, start, length, 0) for one in (g, q)]
+                    else:
+                        pair = [rows.whole(one, start + at) for one in (g, q)]
+                    levels = keep(cast(pair[1], "int32"))
+                    counts.store(nest.ramp(0), counts[nest.ramp(0)] + levels)
+                    return product(pair[0], cast(levels, "float32"))
+
+                products = keep(rows.ordered_sum(length, value))
+                levels = keep(rows.halved(counts[nest.ramp(0)], lambda a, b: a + b))
+                total = nest.cast(levels, "float32")
+                none = tirx.EQ(levels, nest.zero("int32"))
+                mean = keep(nest.select(none, _float(0.0), products / total))
+                step = keep(scale[row])
+
+                def gradient(at: Expr, lanes: int) -> Expr:
+                    above = read(g, start + at, lanes) - spread(mean, lanes)
+                    y = cast(read(q, start + at, lanes), "float32") * spread(step, lanes)
+                    return above * y
 
                 rows.store(length, dx, start, gradient)
     return f.result

@@ -67,7 +67,7 @@ def like(entry: Op) -> None:
         return x.new_empty(x.shape)
 
 
-def _polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
+def polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
     """Horner's rule, highest power first: a product, then a sum, for every coefficient."""
     total = torch.full_like(x, coefficients[0])
     for coefficient in coefficients[1:]:
@@ -86,7 +86,7 @@ def _split(x: Tensor) -> tuple[Tensor, Tensor]:
     n = (x * LOG2_E + ROUNDER).view(torch.int32) - ROUNDER_BITS
     whole = n.to(torch.float32)
     r = (x - whole * LN2_HIGH) - whole * LN2_LOW
-    return n, (r * r) * _polynomial(EXP, r) + r
+    return n, (r * r) * polynomial(EXP, r) + r
 
 
 def _joined(n: Tensor, q: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def log(x: Tensor) -> Tensor:
     z = (bits - (e << 23)).view(torch.float32) - 1.0
     exponent = (e - torch.where(small, SCALED_EXPONENT, 0)).to(torch.float32)
     square = z * z
-    y = (square * z) * _polynomial(LOG, z) + exponent * LN2_LOW
+    y = (square * z) * polynomial(LOG, z) + exponent * LN2_LOW
     y = (z + (y - square * 0.5)) + exponent * LN2_HIGH
     y = torch.where(x == 0.0, -torch.inf, y)
     y = torch.where(x < 0.0, torch.nan, y)
@@ -132,7 +132,7 @@ def _odd_quotient(
     """x * above(x^2) / below(x^2), constant from `highest` on."""
     x = x.clamp(-highest, highest)
     square = x * x
-    quotient = (x * _polynomial(above, square)) / _polynomial(below, square)
+    quotient = (x * polynomial(above, square)) / polynomial(below, square)
     return quotient.clamp(-1.0, 1.0)
 
 

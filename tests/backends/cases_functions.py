@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sqcompile.ops.softmax import softmax_quantize
 from tests.backends.cases import I64, Made, Source, sized
 
 ROWS = [(40, 65), (3, 7, 128), (2, 1024), (3, 2500), (5, 10), (9, 1), (3, 16), (4, 15), (150, 131)]
@@ -32,24 +33,31 @@ def _finite(s: Source) -> Tensor:
     return wide(s, 37, 131).clamp(-3e38, 3e38)
 
 
+def _unit(s: Source) -> Tensor:
+    """Values between 0 and 1, both among them."""
+    return (s.edges(37, 131) * 4).clamp(0, 1)
+
+
 def activations() -> Made:
     curve: list[Any] = [1.5, 1.25, 0.5]
-    for name, options in (
-        ("gelu", [False]),
-        ("gelu", [True]),
-        ("silu", []),
-        ("hardswish", []),
-        ("elu", curve),
-    ):
-        label = "-".join(["wide", *map(str, options)])
-        yield name, label, lambda s, o=options: [_finite(s), *o]
-        more = [[False], [True]] if name == "elu" else [[]]
-        for rest in more:
-            yield (
-                f"{name}_backward",
-                "-".join([label, *map(str, rest)]),
-                lambda s, o=[*options, *rest]: [s.normal(37, 131), _finite(s).clamp(-99, 99), *o],
-            )
+    for form in (False, True):
+        yield "gelu_cdf", f"wide-{form}", lambda s, f=form: [wide(s, 37, 131), f]
+        yield "gelu_slope", f"wide-{form}", lambda s, f=form: [wide(s, 37, 131), _unit(s), f]
+    yield "silu_slope", "wide", lambda s: [wide(s, 37, 131), _unit(s)]
+    yield "hardswish_slope", "wide", lambda s: [_unit(s) * 6.0]
+    for name in ("tanh_slope", "sigmoid_slope"):
+        yield name, "unit", lambda s: [_unit(s)]
+    yield "elu", "wide", lambda s: [_finite(s), *curve]
+    for is_result in (False, True):
+        yield "elu_slope", f"wide-{is_result}", lambda s, r=is_result: [_finite(s), *curve, r]
+    for unit, low, high in ((203.0, -26, 229), (3.0, 0, 3), (255.0, 0, 255)):
+        label = f"{low}-{high}"
+        yield "quantize_slope", label, lambda s, o=(unit, low, high): [s.edges(37, 131) * 2, *o]
+        yield (
+            "slope_backward",
+            label,
+            lambda s, o=(low, 1 / unit): [s.edges(37, 131), s.grid(torch.uint8, 37, 131), *o],
+        )
 
 
 def _scores(s: Source, *shape: int) -> Tensor:
@@ -75,6 +83,22 @@ def softmaxes() -> Made:
             lambda s, n=shape: [s.normal(*n), s.normal(*n).log_softmax(-1)],
         )
         yield "amax", label, lambda s, n=shape: [wide(s, *n)]
+        for bits, signed in ((6, False), (8, True)):
+            options = [bits, signed]
+            yield (
+                "softmax_quantize",
+                f"{label}-{bits}",
+                lambda s, n=shape, o=options: [_scores(s, *n), *o],
+            )
+            yield (
+                "softmax_quantized_backward",
+                f"{label}-{bits}",
+                lambda s, n=shape, o=options: [
+                    s.edges(*n),
+                    *softmax_quantize.reference(_scores(s, *n), *o),
+                ],
+            )
+    yield "softmax_quantize", "empty", lambda s: [s.normal(0, 7), 8, False]
     yield "amax", "zeros", lambda s: [torch.tensor([[-0.0, -0.0], [-0.0, 0.0], [-1.0, -0.0]])]
     yield "softmax", "empty", lambda s: [s.normal(0, 7)]
 

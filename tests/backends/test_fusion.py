@@ -104,10 +104,15 @@ def largest(c: Call, x: fx.Node, s: fx.Node) -> list[fx.Node]:
 
 
 def curve(c: Call, x: fx.Node, bias: fx.Node) -> list[fx.Node]:
-    """An MLP's activation between two products, which see tokens as one axis."""
-    y = c(OPS["sq::gelu"].target, c(aten.add.Tensor, x, bias), False)
+    """An MLP's activation between two products, which see tokens as one axis, and its slope."""
+    x = c(aten.add.Tensor, x, bias)
+    cdf = c(OPS["sq::gelu_cdf"].target, x, False)
+    slope = c(OPS["sq::gelu_slope"].target, x, cdf, False)
+    slope = c(OPS["sq::quantize_slope"].target, slope, 203.0, -26, 229)
+    y = c(aten.mul.Tensor, x, cdf)
     rows = c(aten.view.default, y, [-1, x.meta["val"].shape[-1]])
-    return [rows, *(c(OPS["sq::absmax"].target, rows, None, axes) for axes in ([0], [0, 1]))]
+    maxima = (c(OPS["sq::absmax"].target, rows, None, axes) for axes in ([0], [0, 1]))
+    return [rows, slope, *maxima]
 
 
 def _mask(s: Source, count: int) -> Tensor:
@@ -170,7 +175,9 @@ def test_a_chain_is_one_step_and_names_its_ops() -> None:
     assert steps(sgd, x, x, x) == ["fused::mul+add+mul+sub"]
     wide = torch.randn(4, 16)
     assert steps(activation, wide, wide) == ["fused::add+relu+gt+pack_mask+absmax"]
-    assert steps(curve, torch.randn(2, 5, 6), x[0]) == ["fused::add+gelu+absmax+absmax"]
+    assert steps(curve, torch.randn(2, 5, 6), x[0]) == [
+        "fused::add+gelu_cdf+gelu_slope+quantize_slope+mul+absmax+absmax"
+    ]
     mask = torch.zeros(8, dtype=torch.uint8)
     assert sorted(steps(gradient, wide, wide, mask)[0].removeprefix("fused::").split("+")) == [
         "absmax",

@@ -68,15 +68,24 @@ def _pooling() -> list[Case]:
 
 
 def _functions() -> list[Case]:
-    names = ("exp", "expm1", "log", "erf", "tanh", "sigmoid", "silu", "hardswish")
+    names = ("exp", "expm1", "log", "erf", "tanh", "sigmoid", "hardswish_slope", "tanh_slope")
     found = [_case(n, OPS[f"sq::{n}"].target, lambda s: [s.normal(33, 131)]) for n in names]
-    gelu, slope = OPS["sq::gelu"].target, OPS["sq::gelu_backward"].target
+    cdf, slope = OPS["sq::gelu_cdf"].target, OPS["sq::gelu_slope"].target
     for form in (False, True):
         found += [
-            _case(f"gelu-{form}", gelu, lambda s, f=form: [s.normal(4323), f]),
+            _case(f"gelu-{form}", cdf, lambda s, f=form: [s.normal(4323), f]),
             _case(f"slope-{form}", slope, lambda s, f=form: [s.normal(4323), s.normal(4323), f]),
         ]
-    return found
+    quantize, back = OPS["sq::quantize_slope"].target, OPS["sq::slope_backward"].target
+    return [
+        *found,
+        _case("slope-quantize", quantize, lambda s: [s.normal(4323), 203.0, -26, 229]),
+        _case(
+            "slope-back",
+            back,
+            lambda s: [s.normal(4323), s.grid(torch.uint8, 4323), -26, 1 / 203],
+        ),
+    ]
 
 
 def _rows() -> list[Case]:
@@ -85,6 +94,14 @@ def _rows() -> list[Case]:
     return [
         *(_case(n, OPS[f"sq::{n}"].target, lambda s: [s.normal(64, 65)]) for n in one),
         *(_case(n, OPS[f"sq::{n}"].target, lambda s: [s.normal(64, 65)] * 2) for n in two),
+        _case(
+            "softmax-q", OPS["sq::softmax_quantize"].target, lambda s: [s.normal(64, 65), 6, False]
+        ),
+        _case(
+            "softmax-q-backward",
+            OPS["sq::softmax_quantized_backward"].target,
+            lambda s: [s.normal(64, 65), s.grid(torch.uint8, 64, 65), s.normal(64, 1)],
+        ),
         _case(
             "nll-backward",
             OPS["sq::nll_loss_backward"].target,

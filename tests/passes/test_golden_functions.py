@@ -7,6 +7,8 @@ from sqcompile.passes.assign_precision import nonnegative
 from sqcompile.passes.canonicalize import canonicalize
 from sqcompile.passes.fold_constants import fold_constants
 from sqcompile.passes.partition import partition
+from sqcompile.passes.save_slopes import save_slopes
+from sqcompile.recipe import Recipe
 from tests.passes.programs import graph, same
 
 aten = torch.ops.aten
@@ -19,76 +21,124 @@ def test_functions_are_ours(name):
     assert same(canonicalize(before), graph("x_0: f32[4] -> y", f"y = sq.{name}(x_0)"))
 
 
-@pytest.mark.parametrize(
-    ("forward", "backward", "ours", "ours_backward"),
-    [
-        (
-            "gelu(x_0)",
-            "gelu_backward(g_0, x_0)",
-            "gelu(x_0, False)",
-            "gelu_backward(g_0, x_0, False)",
-        ),
-        ("silu(x_0)", "silu_backward(g_0, x_0)", "silu(x_0)", "silu_backward(g_0, x_0)"),
-        (
-            "hardswish(x_0)",
-            "hardswish_backward(g_0, x_0)",
-            "hardswish(x_0)",
-            "hardswish_backward(g_0, x_0)",
-        ),
-        (
-            "elu(x_0, 1.5, 2, 3)",
-            "elu_backward(g_0, 1.5, 2, 3, False, x_0)",
-            "elu(x_0, 1.5, 2.0, 3.0)",
-            "elu_backward(g_0, x_0, 1.5, 2.0, 3.0, False)",
-        ),
-        (
-            "celu(x_0, 2.0)",
-            "elu_backward(g_0, 2.0, 1, 0.5, False, x_0)",
-            "elu(x_0, 2.0, 1.0, 0.5)",
-            "elu_backward(g_0, x_0, 2.0, 1.0, 0.5, False)",
-        ),
-    ],
-)
-def test_activations_are_ours(forward, backward, ours, ours_backward):
-    before = graph(PAIR, f"y = aten.{forward}\ndx = aten.{backward}")
-    after = graph(PAIR, f"y = sq.{ours}\ndx = sq.{ours_backward}")
+ACTIVATIONS = {
+    "gelu": (
+        "y = aten.gelu(x_0)\ndx = aten.gelu_backward(g_0, x_0)",
+        """
+        c = sq.gelu_cdf(x_0, False)
+        s = sq.gelu_slope(x_0, c, False)
+        y = aten.mul.Tensor(x_0, c)
+        dx = aten.mul.Tensor(g_0, s)
+        """,
+    ),
+    "silu": (
+        "y = aten.silu(x_0)\ndx = aten.silu_backward(g_0, x_0)",
+        """
+        c = sq.sigmoid(x_0)
+        s = sq.silu_slope(x_0, c)
+        y = aten.mul.Tensor(x_0, c)
+        dx = aten.mul.Tensor(g_0, s)
+        """,
+    ),
+    "hardswish": (
+        "y = aten.hardswish(x_0)\ndx = aten.hardswish_backward(g_0, x_0)",
+        """
+        a = aten.add.Tensor(x_0, 3.0)
+        c = aten.clamp(a, 0.0, 6.0)
+        s = sq.hardswish_slope(c)
+        m = aten.mul.Tensor(x_0, c)
+        y = aten.div.Tensor(m, 6.0)
+        dx = aten.mul.Tensor(g_0, s)
+        """,
+    ),
+    "elu": (
+        "y = aten.elu(x_0, 1.5, 2, 3)\ndx = aten.elu_backward(g_0, 1.5, 2, 3, False, x_0)",
+        """
+        y = sq.elu(x_0, 1.5, 2.0, 3.0)
+        s = sq.elu_slope(y, 1.5, 2.0, 3.0, True)
+        dx = aten.mul.Tensor(g_0, s)
+        """,
+    ),
+    "elu of a negative alpha": (
+        "y = aten.elu(x_0, -1.5)\ndx = aten.elu_backward(g_0, -1.5, 1, 1, False, x_0)",
+        """
+        s = sq.elu_slope(x_0, -1.5, 1.0, 1.0, False)
+        y = sq.elu(x_0, -1.5, 1.0, 1.0)
+        dx = aten.mul.Tensor(g_0, s)
+        """,
+    ),
+    "celu": (
+        "y = aten.celu(x_0, 2.0)\ndx = aten.elu_backward(g_0, 2.0, 1, 0.5, False, x_0)",
+        """
+        y = sq.elu(x_0, 2.0, 1.0, 0.5)
+        s = sq.elu_slope(y, 2.0, 1.0, 0.5, True)
+        dx = aten.mul.Tensor(g_0, s)
+        """,
+    ),
+    "sigmoid": (
+        "y = aten.sigmoid(x_0)\ndx = aten.sigmoid_backward(g_0, y)",
+        "y = sq.sigmoid(x_0)\ns = sq.sigmoid_slope(y)\ndx = aten.mul.Tensor(g_0, s)",
+    ),
+    "tanh": (
+        "y = aten.tanh(x_0)\ndx = aten.tanh_backward(g_0, y)",
+        "y = sq.tanh(x_0)\ns = sq.tanh_slope(y)\ndx = aten.mul.Tensor(g_0, s)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_gradients_of_activations_are_products_with_slopes(name):
+    before, after = (graph(PAIR, program) for program in ACTIVATIONS[name])
     assert same(canonicalize(before), after)
 
 
-def test_gradients_of_results_are_products():
+def test_slopes_are_saved_in_integers():
+    signature = "x_0: f32[4, 8], g_0: f32[4, 8], g_1: f32[4, 8] -> y, dx, z, dz"
     before = graph(
-        "x_0: f32[4], g_0: f32[4] -> dx, dz",
+        signature,
         """
-        y = aten.sigmoid(x_0)
-        dx = aten.sigmoid_backward(g_0, y)
-        z = aten.tanh(x_0)
-        dz = aten.tanh_backward(g_0, z)
+        c = sq.gelu_cdf(x_0, False)
+        s = sq.gelu_slope(x_0, c, False)
+        y = aten.mul.Tensor(x_0, c)
+        dx = aten.mul.Tensor(g_0, s)
+        z = sq.sigmoid(x_0)
+        t = sq.sigmoid_slope(z)
+        dz = aten.mul.Tensor(g_1, t)
         """,
     )
     after = graph(
-        "x_0: f32[4], g_0: f32[4] -> dx, dz",
+        signature,
         """
-        y = sq.sigmoid(x_0)
-        a = aten.neg(y)
-        b = aten.add.Tensor(a, 1.0)
-        c = aten.mul.Tensor(b, y)
-        dx = aten.mul.Tensor(g_0, c)
-        z = sq.tanh(x_0)
-        d = aten.mul.Tensor(z, z)
-        e = aten.neg(d)
-        f = aten.add.Tensor(e, 1.0)
-        dz = aten.mul.Tensor(g_0, f)
+        c = sq.gelu_cdf(x_0, False)
+        s = sq.gelu_slope(x_0, c, False)
+        q = sq.quantize_slope(s, 11.0, -1, 12)
+        y = aten.mul.Tensor(x_0, c)
+        dx = sq.slope_backward(g_0, q, -1, 0.09090909090909091)
+        z = sq.sigmoid(x_0)
+        t = sq.sigmoid_slope(z)
+        r = sq.quantize_slope(t, 60.0, 0, 15)
+        dz = sq.slope_backward(g_1, r, 0, 0.016666666666666666)
         """,
     )
-    assert same(canonicalize(before), after)
+    assert same(save_slopes(before, Recipe(activation_saved_bits=4)), after)
 
 
-def test_forward_keeps_the_result_of_a_sigmoid_and_not_its_slope():
-    program = "y = aten.sigmoid(x_0)\ndx = aten.sigmoid_backward(g_0, y)"
-    module = canonicalize(graph("x_0: f32[4], g_0: f32[4] -> y, dx", program))
-    ports = [node.meta["port"] for node in module.graph.find_nodes(op="placeholder")]
-    outputs = [type(ports[0])("output", "0"), type(ports[0])("grad", "0", "input")]
-    assert partition(module, outputs).saved == ["sigmoid"]
+def test_a_slope_of_what_backward_reads_anyway_is_computed_there():
+    """A gate: its gradient needs the sigmoid itself, so that a slope would be one more tensor."""
+    program = """
+        s = sq.sigmoid(x_0)
+        t = sq.sigmoid_slope(s)
+        y = aten.mul.Tensor(x_1, s)
+        da = aten.mul.Tensor(g_0, s)
+        ds = aten.mul.Tensor(g_0, x_1)
+        dx = aten.mul.Tensor(ds, t)
+    """
+    signature = "x_0: f32[4], x_1: f32[4], g_0: f32[4] -> y, da, dx"
+    after = save_slopes(graph(signature, program), Recipe())
+    placeholders = after.graph.find_nodes(op="placeholder")
+    ports = [type(placeholders[0].meta["port"])("output", "0")]
+    ports += [type(ports[0])("grad", str(i), "input") for i in range(2)]
+    assert partition(after, ports).saved == ["input:1", "s"]
 
 
 def test_hardsigmoid_keeps_a_mask():

@@ -10,9 +10,10 @@ from sqcompile.errors import UsageError
 from sqcompile.recipe import Recipe, Rule
 from sqcompile.report.data import not_integer, read, report, unused_rules, write
 from sqcompile.report.products import products
-from sqcompile.report.saved import eager_saved_bytes, saved_by_layer
+from sqcompile.report.saved import eager_saved_bytes, saved_by_layer, saved_tensors
 from tests.models import make
 from tests.passes.programs import graph
+from tests.report.conftest import rewritten
 
 
 def test_forward_macs_are_those_that_torch_counts_for_the_float_model(any_step):
@@ -142,3 +143,13 @@ def test_a_folder_without_a_report(tmp_path, content, message):
         (tmp_path / "report.json").write_text(content)
     with pytest.raises(UsageError, match=message):
         read(tmp_path)
+
+
+def test_a_transformer_keeps_scales_in_float_and_nothing_else_of_its_layers():
+    """What its loss keeps, log-softmax's result, is float."""
+    saved = saved_tensors(rewritten("gpt", "w6a6g6").variants[0])
+    floats = {one.name: one.shape for one in saved if one.dtype == "float32"}
+    assert floats.pop("log_softmax") == (10, 7)
+    assert all(shape[-1:] in ((1,), ()) for shape in floats.values()), floats
+    names = {one.name: one.dtype for one in saved}
+    assert names["softmax_quantize_0"] == names["gelu_slope_q"] == "uint8"

@@ -63,6 +63,26 @@ def test_masked_attention_is_bit_exact_and_finite(name):
     assert all(p.grad.isfinite().all() for p in step.parameters())
 
 
+class Dropping(nn.Module):
+    """Attention with dropout whose weights are a result too."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, dropout=0.3, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x)
+
+
+def test_attention_with_dropout_multiplies_masked_integers():
+    torch.manual_seed(0)
+    inputs = (torch.randn(3, 7, 16),)
+    step = sqcompile.compile(Dropping(), inputs)
+    assert sqcompile.verify(step, inputs).equal
+    floats = [n for n in step.variants[0].signature.saved if n.startswith(("softmax", "where"))]
+    assert floats == ["softmax_quantize_0_packed", "softmax_quantize_1"]
+
+
 class Losses(nn.Module):
     """Every loss that a model may have inside, and every activation."""
 
