@@ -32,7 +32,7 @@ from sqcompile.backends.cpu.rounding import (
     unless_tiny,
 )
 from sqcompile.backends.cpu.scaled import Factor, Scaled, hoisted
-from sqcompile.backends.cpu.stochastic import Rounding, quantize_blocks
+from sqcompile.backends.cpu.stochastic import Rounding, quantize_runs
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.quantize_pair import PER_QUANTIZER
@@ -45,7 +45,7 @@ def shift_quantize(spec: KernelSpec) -> object:
         one = Quantizer(f["x"], f.get("factor"), f.outputs)
         one.measure(bool(spec["outer_axes"]))
         philox = Philox.of(f["rng"], f.scalars["stream"])
-        quantize_blocks([one.rounding(spec["bits"], spec["groups"])], philox, spec["bits"])
+        quantize_runs([one.rounding(spec["bits"], spec["groups"])], philox, spec["bits"])
     return f.result
 
 
@@ -69,7 +69,7 @@ def pair(f: nest.Function, spec: KernelSpec, x: Array) -> None:
             one.measure(spec["outer"])
     philox = Philox.of(f["rng"], f.scalars["stream"])
     bits, groups = spec["bits"], spec["groups"]
-    quantize_blocks([one.rounding(bits, groups) for one in (dgrad, wgrad)], philox, bits)
+    quantize_runs([one.rounding(bits, groups) for one in (dgrad, wgrad)], philox, bits)
 
 
 class Scales:
