@@ -125,7 +125,7 @@ def quantize_stochastic(
     of the reduced axes, rng int64[4] -> int8 in [-qmax, qmax].
 
     t = (x / outer) * ((qmax / r) * 2^exponent), 0 where r < 2^-100, rounded by `carried`: the mean
-    of q over all draws is t to 2^-17, without a bias to one side.
+    of q over all draws is t to 2^-16, without a bias to one side.
     """
     low, high = limits(bits, signed=True)
     scale = _steps_per_unit(high, r)
