@@ -32,7 +32,7 @@ class Tokens:
 
     load(at, column): 16 elements of x from the flat index `at` on; folded: the weight's scales,
     for dgrad; inverses: 1 / wgrad's outer scale, powers: dgrad's (qmax / r) * 2^exponent, both of
-    every channel.
+    every channel; computed: load is more than a read, so that what it gives is held.
     """
 
     shape: tuple[int, int, int]
@@ -44,6 +44,7 @@ class Tokens:
     powers: Factor
     bits: int
     groups: int
+    computed: bool = True
 
     def run(self, philox: Philox) -> None:
         """Write both q, and wgrad's exponents."""
@@ -57,14 +58,14 @@ class Tokens:
                 count = tirx.min(together, whole - first) if whole % together else together
                 starts = Starts(philox, together * channels)
                 starts.fill(first * channels, count * channels)
-                held = _Held(channels, self.groups > 1)
+                held = _Held(channels, self.groups > 1, self.computed)
                 with nest.serial(count, "run") as run:
                     self._measure(held, (first + run) * TOKENS, TOKENS)
                     self._round(held, starts, first + run, run * channels, TOKENS)
         if left:
             starts = Starts(philox, channels)
             starts.fill(whole * channels, channels)
-            held = _Held(channels, self.groups > 1)
+            held = _Held(channels, self.groups > 1, self.computed)
             self._measure(held, whole * TOKENS, left)
             self._round(held, starts, whole, 0, left)
 
@@ -100,8 +101,11 @@ class Tokens:
 
         def take(column: Expr) -> Expr:
             place = nest.ramp(index * channels + column)
-            held.x.store(place, self.load(start + column, column))
-            return magnitude(held.x[place] * self.inverses.vector(column))
+            x = self.load(start + column, column)
+            if self.computed:
+                held.x.store(place, x)
+                x = held.x[place]
+            return magnitude(x * self.inverses.vector(column))
 
         vectors = channels // LANES
         together = max(n for n in range(1, UNROLLED + 1) if vectors % n == 0)
@@ -130,9 +134,13 @@ class Tokens:
             with nest.serial(count, "token") as i:
                 held.rows.store(i, inverses[tirx.floordiv(token + i, tokens)])
 
-    def _scaled(self, held: "_Held", token: Expr, column: Expr) -> tuple[Expr, Expr]:
-        """16 elements of a token that is held, in steps of the grid, for dgrad and for wgrad."""
-        x = held.x[nest.ramp(token * self.shape[2] + column)]
+    def _scaled(self, held: "_Held", run: Expr, token: Expr, column: Expr) -> tuple[Expr, Expr]:
+        """16 elements of a token of the run, in steps of the grid, for dgrad and for wgrad."""
+        channels = self.shape[2]
+        if self.computed:
+            x = held.x[nest.ramp(token * channels + column)]
+        else:
+            x = self.load((run * TOKENS + token) * channels + column, column)
         folded = x if self.folded is None else x * self.folded.vector(column)
         divided = folded * nest.splat(held.rows[token])
         first = nest.fence(divided * self.powers.vector(column), LANES)
@@ -167,7 +175,7 @@ class Tokens:
             moved: list[tuple[Expr, Expr]] = []
             for one in range(tokens):
                 for pair, o in zip(carries, offsets, strict=True):
-                    scaled = self._scaled(held, token + one, column + o)
+                    scaled = self._scaled(held, run, token + one, column + o)
                     first, second = (c.step(t) for c, t in zip(pair, scaled, strict=True))
                     moved.append((first, second))
             at = (run * TOKENS + token) * channels + column
@@ -187,9 +195,9 @@ class _Held:
     """What is known of the tokens at hand: x, the maxima of wgrad's values in every lane, 1 /
     dgrad's outer scale, and wgrad's steps per unit."""
 
-    def __init__(self, channels: int, grouped: bool) -> None:
-        size = TOKENS * channels
-        self.x: Array = nest.workspace(size, "float32")
+    def __init__(self, channels: int, grouped: bool, computed: bool) -> None:
+        if computed:
+            self.x: Array = nest.workspace(TOKENS * channels, "float32")
         if grouped:
             self.best: Array = nest.workspace(TOKENS * LANES, "int32")
         self.rows, self.steps = (nest.scratch(TOKENS, "float32") for _ in range(2))
