@@ -187,6 +187,7 @@ def claims_of(role: str) -> dict[str, Callable[[dict[str, float]], bool]]:
     claims: dict[str, Callable[[dict[str, float]], bool]] = {}
     claims[f"outer + shift no worse than {bound}"] = partial(no_worse_than, bound)
     claims["outer + shift no worse than per channel"] = partial(no_worse_than, "per channel")
+    claims["outer + shift no worse than own draws"] = partial(no_worse_than, "own draws")
     claims[f"paper between per tensor and {bound}"] = partial(paper_between, bound)
     return claims
 

@@ -6,6 +6,7 @@ share alone.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ SCHEMES = {
     "per tensor": "one float scale",
     "paper": "ShiftQuant: one float scale, a power of two per reduced index",
     "outer + shift": "the same, and a float scale per free index: what w4a4g4 does",
+    "own draws": "the same, each element rounded by a draw of its own instead of a carry",
     "per channel": "a float scale per output channel; for dX the reduced index",
     "per token": "dW only: a float scale per reduced index (sample and pixel, or token)",
 }
@@ -110,13 +112,23 @@ def quantized(
         q = quantize_stochastic(g, r, None, None, rng, bits, stream)
         value = q.float() * quant_scale(r, bits, True, 1)
         return value
-    outer = absmax(g, None, free_of(g, free)) if scheme == "outer + shift" else None
+    outer = absmax(g, None, free_of(g, free)) if scheme != "paper" else None
     channel = absmax(g, outer, free_of(g, reduced))
     r, exponent = absmax(channel, None, every), group_exponent(channel, groups)
-    q = quantize_stochastic(g, r, outer, exponent, rng, bits, stream)
+    rounded = _with_own_draws if scheme == "own draws" else quantize_stochastic
+    q = rounded(g, r, outer, exponent, rng, bits, stream)
     value = q.float() * 2.0 ** (groups - 1 - exponent.float())
     value = value * quant_scale(r, bits, True, groups)
     return value if outer is None else value * outer_scale(outer)
+
+
+def _with_own_draws(
+    g: Tensor, r: Tensor, outer: Tensor | None, exponent: Tensor, *rest: Any
+) -> Tensor:
+    """quantize_stochastic of all elements in one row: each of them begins a run."""
+    wide = [None if one is None else one.expand(g.shape).reshape(-1) for one in (outer, exponent)]
+    q: Tensor = quantize_stochastic(g.reshape(-1), r.view(1), *wide, *rest)
+    return q.view(g.shape)
 
 
 def free_of(g: Tensor, kept: list[int]) -> list[int]:

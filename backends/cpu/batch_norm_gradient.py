@@ -24,7 +24,8 @@ from sqcompile.backends.cpu.philox import Philox
 from sqcompile.backends.cpu.quantize_tokens import Tokens
 from sqcompile.backends.cpu.rounding import bits_of, magnitude
 from sqcompile.backends.cpu.scaled import Factor, Scaled
-from sqcompile.backends.cpu.shift_quantize import Scales, pair
+from sqcompile.backends.cpu.shift_quantize import Scales
+from sqcompile.backends.cpu.shift_quantize_pair import channels_only, folded, pair
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec, TensorSpec
 from sqcompile.ops.quantize_pair import PER_QUANTIZER
@@ -42,8 +43,7 @@ def l1_batch_norm_backward_quantize(spec: KernelSpec) -> object:
         constants = channel_constants(f, spec, dgamma, dbeta)
         tokens, channels = prod(g.shape[1:-1]), g.shape[-1]
         extremes = Extremes(g, saved_of(f), tokens, channels)
-        factor = f.get("factor")
-        plain = factor is None or prod(factor.shape[:-1]) == 1
+        plain = channels_only(f.get("factor"))
         if plain and channels % LANES == 0 and tokens >= FEWEST_TOKENS and extremes.fits:
             _Fused(spec, f, extremes, constants).run()
         else:
@@ -66,11 +66,7 @@ class _Fused:
         self.channels = f["g"].shape[-1]
         self.dgrad = Scales(f.outputs[:PER_QUANTIZER])
         self.wgrad = Scales(f.outputs[PER_QUANTIZER : 2 * PER_QUANTIZER])
-        factor = f.get("factor")
-        self.folded: Factor | None = None
-        if factor is not None:
-            one = factor.size == 1
-            self.folded = Factor.of(self.channels, [], lambda c: factor[0 if one else c])
+        self.folded = folded(f.get("factor"), self.channels)
 
     def run(self) -> None:
         """All maxima, then the tokens."""

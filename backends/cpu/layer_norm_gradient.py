@@ -1,32 +1,30 @@
 """Input gradient of L1 layer norm from float rows: gamma * g, its absmax, its integers, their sums
-and dx while a group of rows lies in the L1 cache.
+and dx while a few rows lie in the L1 cache.
 
-Draws belong to blocks of 128 elements, whatever the rows are: a group of rows makes those of all
-blocks that it touches before its rows are visited. Two groups that share a block make it twice,
-so groups are not short.
+The carries of all columns lie there too, from one row to the next: a run has sixteen rows, which
+are more than the cache holds at once.
 """
-
-from math import gcd
 
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
+from sqcompile.backends.cpu.carry import Starts
 from sqcompile.backends.cpu.layer_norm import RowGradients
 from sqcompile.backends.cpu.layer_norm_quantize import row_absmax
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
 from sqcompile.backends.cpu.norm import held
-from sqcompile.backends.cpu.philox import BLOCK, Philox
+from sqcompile.backends.cpu.philox import Philox
 from sqcompile.backends.cpu.rounding import floor_to_int8, step, steps_per_unit
 from sqcompile.backends.cpu.saved_xhat import Saved
-from sqcompile.backends.cpu.stochastic import uniform
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
+from sqcompile.ops.carried import ROWS
 from sqcompile.ops.quantize import limits
 
-TASKS = 64
-"""Blocks of groups; a block has scratch for one group."""
+TASK = 8192
+"""Elements of a task, about: whole runs."""
 GROUP = 2048
-"""Elements of a group of rows, at least: its draws as floats take 8 KB."""
+"""Elements of the rows that are visited together, at most."""
 
 
 def _limit(spec: KernelSpec) -> str:
@@ -34,57 +32,51 @@ def _limit(spec: KernelSpec) -> str:
     return "rows of packed values need an even length" if odd else ""
 
 
-def _group(rows: int, length: int) -> int:
-    """Rows of a group: whole blocks where a few rows more make them whole."""
-    few, whole = -(-GROUP // length), BLOCK // gcd(length, BLOCK)
-    return max(1, min(rows, -(-few // whole) * whole if whole <= 2 * few else few))
+def _together(rows: int, length: int) -> int:
+    """Rows that are visited together: a power of two, so that they divide a run."""
+    together = 1
+    while together < min(rows, ROWS) and 2 * together * length <= GROUP:
+        together *= 2
+    return together
 
 
 @KERNELS.kernel("sq::quantize_l1_layer_norm_backward", run_time=("stream",), limit=_limit)
 def quantize_l1_layer_norm_backward(spec: KernelSpec) -> object:
-    """Parallel over blocks of groups."""
+    """Parallel over whole runs."""
     with nest.function(spec, ("stream",)) as f:
         g, (dx, absmax) = f["g"], f.outputs
         rows, length = g.shape
-        group = _group(rows, length)
-        groups = -(-rows // group)
-        tasks = min(groups, TASKS)
+        most = _together(rows, length)
+        runs = -(-rows // ROWS)
+        group = min(runs, max(1, TASK // (ROWS * length)))
         xhat = Saved(f["xhat"], f["xhat"].dtype == "uint8")
         philox = Philox.of(f["rng"], f.scalars["stream"])
         row = _Row(spec, f)
-        blocks = group * length // BLOCK + (1 if group * length % BLOCK == 0 else 2)
-        with nest.parallel(tasks, g.size * 16, "task") as task:
-            draws = nest.workspace(blocks * BLOCK, "float32")
-            q = nest.workspace(max(group * length, nest.STACK), "int8")
-            scales = nest.scratch(group, "float32")
-            begin = tirx.floordiv(task * groups, tasks)
-            count = tirx.floordiv((task + 1) * groups, tasks) - begin
-            with nest.serial(count, "group") as index:
-                top = (begin + index) * group
-                bottom = tirx.min(top + group, rows)
-                block = tirx.floordiv(top * length, BLOCK)
-                _fill(draws, philox, block, tirx.floordiv(bottom * length - 1, BLOCK) - block + 1)
+        with nest.parallel(-(-runs // group), g.size * 16, "task") as task:
+            starts = Starts(philox, group * length)
+            q = nest.workspace(max(most * length, nest.STACK), "int8")
+            scales = nest.scratch(most, "float32")
+            run = task * group
+            starts.fill(run * length, tirx.min(group, runs - run) * length)
+            end = tirx.min((run + group) * ROWS, rows)
+            with nest.serial(tirx.floordiv(end - run * ROWS + most - 1, most), "few") as few:
+                top = run * ROWS + few * most
+                count = tirx.min(most, end - top)
+                carried = tirx.floordiv(few * most, ROWS) * length
                 origin = top * length
-                gradients = RowGradients(spec, q, xhat, length, group, origin)
-                with nest.serial(bottom - top, "row") as one:
+                gradients = RowGradients(spec, q, xhat, length, most, origin)
+                with nest.serial(count, "row") as one:
                     absmax.store(top + one, row.absmax(origin + one * length))
-                with nest.serial(bottom - top, "row") as one:
-                    start, r = one * length, held(absmax[top + one])
-                    row.quantize(origin, start, r, draws, origin - block * BLOCK, q)
+                with nest.serial(count, "row") as one:
+                    r = held(absmax[top + one])
+                    row.quantize(origin, one * length, r, starts, carried, q)
                     scales.store(one, step(spec["in_bits"], True, 1, r))
-                with nest.serial(bottom - top, "row") as one:
+                with nest.serial(count, "row") as one:
                     factor = held(scales[one] * f["coefficient"][top + one])
                     gradients.sum(one, origin + one * length, factor)
-                with nest.serial(bottom - top, "row") as one:
+                with nest.serial(count, "row") as one:
                     gradients.write(dx, one, origin + one * length)
     return f.result
-
-
-def _fill(draws: Array, philox: Philox, block: Expr, count: Expr) -> None:
-    """The uniform numbers of `count` blocks."""
-    with nest.serial(count, "block") as index:
-        for place, draw in enumerate(philox.draws(block + index)):
-            draws.store(nest.ramp(index * BLOCK + place * LANES), uniform(draw))
 
 
 class _Row:
@@ -103,16 +95,16 @@ class _Row:
         return row_absmax(lambda i: self._value(start, i), self.length)
 
     def quantize(
-        self, origin: Expr, start: Expr, r: Expr, draws: Array, first: Expr, q: Array
+        self, origin: Expr, start: Expr, r: Expr, starts: Starts, carried: Expr, q: Array
     ) -> None:
-        """q of the row from element `start` on of the group, which begins at element `origin`, its
-        draws at `first`."""
+        """q of the row from element `start` on of the rows at hand, which begin at element
+        `origin`; the carries of its run are `carried` places after the first."""
         scale = held(steps_per_unit(self.bits, True, r))
 
         def put(i: Expr, lanes: int) -> None:
             value = self._value(origin + start, i, lanes)
             product = value * (scale if lanes == 1 else nest.splat(scale, lanes))
-            moved = nest.fence(product, lanes) + draws[_at(first + start + i, lanes)]
+            moved = starts.in_place(carried + i, lanes).step(nest.fence(product, lanes))
             q.store(_at(start + i, lanes), floor_to_int8(moved, *limits(self.bits, True)))
 
         with nest.serial(self.length // LANES, "v") as v:

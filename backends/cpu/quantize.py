@@ -19,7 +19,7 @@ from sqcompile.backends.cpu.rounding import (
     unless_tiny,
 )
 from sqcompile.backends.cpu.scaled import Factor, Scaled, hoisted
-from sqcompile.backends.cpu.stochastic import Rounding, quantize_blocks
+from sqcompile.backends.cpu.stochastic import Rounding, quantize_runs
 from sqcompile.backends.cpu.sweep import in_runs, in_whole_vectors, refined, sweep
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
@@ -56,7 +56,7 @@ def quantize_stochastic(spec: KernelSpec) -> object:
         plain, factors, _ = hoisted(x, [*divided, *scales])
         philox = Philox.of(f["rng"], f.scalars["stream"])
         scaled = plain.times(*factors[: len(divided)])
-        quantize_blocks([Rounding(scaled, factors[len(divided) :], q)], philox, spec["bits"])
+        quantize_runs([Rounding(scaled, factors[len(divided) :], q)], philox, spec["bits"])
     return f.result
 
 

@@ -1,8 +1,8 @@
 """Round a gradient for dgrad and wgrad, 16 tokens at a time: rows of whole vectors.
 
 wgrad's group of a token needs all channels of the token, but by then everything else is known: so
-16 tokens are computed, measured and, out of the L1 cache, rounded twice by the same draws. Their
-16 maxima come out of a tree of shuffles as one vector.
+the 16 tokens of a run are computed, measured and, out of the L1 cache, rounded twice from the same
+first carries. Their 16 maxima come out of a tree of shuffles as one vector.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,17 +11,19 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
+from sqcompile.backends.cpu.carry import Starts
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
-from sqcompile.backends.cpu.philox import BLOCK, Philox
+from sqcompile.backends.cpu.philox import Philox
 from sqcompile.backends.cpu.rounding import bits_of, cast, magnitude, power
 from sqcompile.backends.cpu.scaled import Factor
 from sqcompile.backends.cpu.shift_quantize import Scales
-from sqcompile.backends.cpu.stochastic import TASK, Draws, store_bytes, uniform
+from sqcompile.backends.cpu.stochastic import STRIP, TASK, store_bytes
+from sqcompile.ops.carried import ROWS
 
 UNROLLED = 4
 """Vectors of a token that are computed together."""
-TOKENS = LANES
-"""Tokens that are measured together: one lane of a vector for each."""
+TOKENS = ROWS
+"""Tokens that are measured together, one lane of a vector for each: a run."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Tokens:
 
     load(at, column): 16 elements of x from the flat index `at` on; folded: the weight's scales,
     for dgrad; inverses: 1 / wgrad's outer scale, powers: dgrad's (qmax / r) * 2^exponent, both of
-    every channel.
+    every channel; computed: load is more than a read, so that what it gives is held.
     """
 
     shape: tuple[int, int, int]
@@ -42,28 +44,30 @@ class Tokens:
     powers: Factor
     bits: int
     groups: int
+    computed: bool = True
 
     def run(self, philox: Philox) -> None:
         """Write both q, and wgrad's exponents."""
         samples, tokens, channels = self.shape
         whole, left = divmod(samples * tokens, TOKENS)
-        together = max(1, TASK * BLOCK // (TOKENS * channels))
-        blocks = TOKENS * channels // BLOCK
+        together = min(whole, max(1, TASK // (TOKENS * channels)))
         if whole:
             tasks = -(-whole // together)
-            with nest.parallel(tasks, whole * blocks * BLOCK * 8, "task") as task:
+            with nest.parallel(tasks, whole * TOKENS * channels * 8, "task") as task:
                 first = task * together
-                draws = Draws(philox, first * blocks)
-                held = _Held(channels, self.groups > 1)
-                with nest.serial(tirx.min(together, whole - first), "chunk") as i:
-                    chunk = first + i
-                    self._measure(held, chunk * TOKENS, TOKENS)
-                    with nest.serial(blocks, "block") as b:
-                        self._block(draws, held, chunk, chunk * blocks + b, b)
+                count = tirx.min(together, whole - first) if whole % together else together
+                starts = Starts(philox, together * channels)
+                starts.fill(first * channels, count * channels)
+                held = _Held(channels, self.groups > 1, self.computed)
+                with nest.serial(count, "run") as run:
+                    self._measure(held, (first + run) * TOKENS, TOKENS)
+                    self._round(held, starts, first + run, run * channels, TOKENS)
         if left:
-            held = _Held(channels, self.groups > 1)
+            starts = Starts(philox, channels)
+            starts.fill(whole * channels, channels)
+            held = _Held(channels, self.groups > 1, self.computed)
             self._measure(held, whole * TOKENS, left)
-            self._left(philox, held, whole * TOKENS, left)
+            self._round(held, starts, whole, 0, left)
 
     def _measure(self, held: "_Held", token: Expr, count: int) -> None:
         """Compute `count` tokens, their groups, and what multiplies each."""
@@ -97,8 +101,11 @@ class Tokens:
 
         def take(column: Expr) -> Expr:
             place = nest.ramp(index * channels + column)
-            held.x.store(place, self.load(start + column, column))
-            return magnitude(held.x[place] * self.inverses.vector(column))
+            x = self.load(start + column, column)
+            if self.computed:
+                held.x.store(place, x)
+                x = held.x[place]
+            return magnitude(x * self.inverses.vector(column))
 
         vectors = channels // LANES
         together = max(n for n in range(1, UNROLLED + 1) if vectors % n == 0)
@@ -127,53 +134,70 @@ class Tokens:
             with nest.serial(count, "token") as i:
                 held.rows.store(i, inverses[tirx.floordiv(token + i, tokens)])
 
-    def _moved(self, held: "_Held", offset: Expr, u: Expr) -> tuple[Expr, Expr]:
-        """16 elements of what is held, scaled and plus u, for dgrad and for wgrad."""
+    def _scaled(self, held: "_Held", run: Expr, token: Expr, column: Expr) -> tuple[Expr, Expr]:
+        """16 elements of a token of the run, in steps of the grid, for dgrad and for wgrad."""
         channels = self.shape[2]
-        token, column = tirx.floordiv(offset, channels), tirx.floormod(offset, channels)
-        x = held.x[nest.ramp(offset)]
+        if self.computed:
+            x = held.x[nest.ramp(token * channels + column)]
+        else:
+            x = self.load((run * TOKENS + token) * channels + column, column)
         folded = x if self.folded is None else x * self.folded.vector(column)
         divided = folded * nest.splat(held.rows[token])
-        first = nest.fence(divided * self.powers.vector(column), LANES) + u
+        first = nest.fence(divided * self.powers.vector(column), LANES)
         divided = x * self.inverses.vector(column)
-        return first, nest.fence(divided * nest.splat(held.steps[token]), LANES) + u
+        return first, nest.fence(divided * nest.splat(held.steps[token]), LANES)
 
-    def _block(self, draws: Draws, held: "_Held", chunk: Expr, block: Expr, index: Expr) -> None:
-        moved: list[tuple[Expr, Expr]] = []
+    def _round(self, held: "_Held", starts: Starts, run: Expr, place: Expr, count: int) -> None:
+        """Round `count` tokens, whose first carries begin at `place`: strips of columns."""
+        whole, rest = divmod(self.shape[2], STRIP)
+        if whole:
+            with nest.serial(whole, "strip") as strip:
+                self._strip(held, starts, run, place, count, strip * STRIP, STRIP)
+        if rest:
+            self._strip(held, starts, run, place, count, whole * STRIP, rest)
 
-        def vector(part: int, u: Expr) -> None:
-            moved.append(self._moved(held, index * BLOCK + part * LANES, u))
-            if part % 4 == 3:
-                self._store(block * BLOCK + (part - 3) * LANES, moved)
-                moved.clear()
+    def _strip(
+        self,
+        held: "_Held",
+        starts: Starts,
+        run: Expr,
+        place: Expr,
+        count: int,
+        column: Expr,
+        width: int,
+    ) -> None:
+        """`width` columns from `column` on, down all tokens; as many tokens at a time as fill a
+        vector of bytes, where a token is no longer."""
+        channels, offsets = self.shape[2], range(0, width, LANES)
+        carries = [[starts.carry(place + column + o) for _ in range(2)] for o in offsets]
 
-        draws.block(block, vector)
+        def take(token: Expr, tokens: int) -> None:
+            moved: list[tuple[Expr, Expr]] = []
+            for one in range(tokens):
+                for pair, o in zip(carries, offsets, strict=True):
+                    scaled = self._scaled(held, run, token + one, column + o)
+                    first, second = (c.step(t) for c, t in zip(pair, scaled, strict=True))
+                    moved.append((first, second))
+            at = (run * TOKENS + token) * channels + column
+            for scales, values in zip(
+                (self.dgrad, self.wgrad), zip(*moved, strict=True), strict=True
+            ):
+                store_bytes(scales.q, at, values, self.bits)
 
-    def _store(self, at: Expr, moved: Sequence[tuple[Expr, Expr]]) -> None:
-        for one, values in zip((self.dgrad, self.wgrad), zip(*moved, strict=True), strict=True):
-            store_bytes(one.q, at, values, self.bits, bounded=True)
-
-    def _left(self, philox: Philox, held: "_Held", token: int, count: int) -> None:
-        """The last tokens, which may end within a block."""
-        channels = self.shape[2]
-        first, vectors = token * channels, count * channels // LANES
-        with nest.serial(-(-vectors * LANES // BLOCK), "block") as b:
-            words = nest.scratch(BLOCK, "uint32")
-            for part, draw in enumerate(philox.draws(b + first // BLOCK)):
-                words.store(nest.ramp(part * LANES), draw)
-            with nest.serial(tirx.min(BLOCK // LANES, vectors - b * (BLOCK // LANES)), "v") as v:
-                offset = b * BLOCK + v * LANES
-                moved = self._moved(held, offset, uniform(words[nest.ramp(v * LANES)]))
-                self._store(first + offset, [moved])
+        together = STRIP // channels if STRIP % channels == 0 else 1
+        with nest.serial(count // together, "tokens") as tokens:
+            take(tokens * together, together)
+        for token in range(count - count % together, count):
+            take(token, 1)
 
 
 class _Held:
     """What is known of the tokens at hand: x, the maxima of wgrad's values in every lane, 1 /
     dgrad's outer scale, and wgrad's steps per unit."""
 
-    def __init__(self, channels: int, grouped: bool) -> None:
-        size = TOKENS * channels
-        self.x: Array = nest.workspace(size, "float32")
+    def __init__(self, channels: int, grouped: bool, computed: bool) -> None:
+        if computed:
+            self.x: Array = nest.workspace(TOKENS * channels, "float32")
         if grouped:
             self.best: Array = nest.workspace(TOKENS * LANES, "int32")
         self.rows, self.steps = (nest.scratch(TOKENS, "float32") for _ in range(2))

@@ -103,11 +103,22 @@ def rounded(value: Expr) -> Expr:
 def floored(value: Expr) -> Expr:
     """A float32 within int32 -> its floor as int32."""
     if machine().vector_bits > 128:  # SSE2 has no rounding instruction: LLVM would call floorf
-        kind = typed("float32", lanes_of(value))
-        return cast(tirx.call_llvm_pure_intrin(kind, "llvm.floor", value), "int32")
+        return cast(_floor(value), "int32")
     truncated = cast(value, "int32")
     above = cast(truncated, "float32") > value
     return truncated - cast(above, "int32")
+
+
+def below(value: Expr) -> Expr:
+    """A float32 within int32 -> its floor as float32."""
+    if machine().vector_bits > 128:
+        return _floor(value)
+    return cast(floored(value), "float32")
+
+
+def _floor(value: Expr) -> Expr:
+    kind = typed("float32", lanes_of(value))
+    return tirx.call_llvm_pure_intrin(kind, "llvm.floor", value)
 
 
 def floor_to_int8(value: Expr, low: int, high: int) -> Expr:

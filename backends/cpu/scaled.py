@@ -6,23 +6,17 @@ so an inner loop only multiplies. Extents are merged: heads, then the innermost 
 
 from collections.abc import Callable, Sequence
 
-from tvm import tirx
-
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
 from sqcompile.backends.cpu.sweep import contiguous, merge, refined
 
 
 class Factor:
-    """f(array) in scratch, read with `steps` along the merged axes.
-
-    The scratch has a vector of room on either side, because a vector across the end of a row
-    reads both rows whole and selects.
-    """
+    """f(array) in scratch, read with `steps` along the merged axes."""
 
     def __init__(self, size: int, steps: Sequence[int]) -> None:
         self.size, self.steps = size, list(steps)
-        self.held = nest.scratch(size + 2 * LANES, "float32")
+        self.held = nest.scratch(size, "float32")
 
     @classmethod
     def of(cls, size: int, steps: Sequence[int], value: Callable[[Expr], Expr]) -> "Factor":
@@ -34,10 +28,10 @@ class Factor:
 
     def store(self, index: Expr, value: Expr) -> None:
         """Put a value in place `index`."""
-        self.held.store(index + LANES, value)
+        self.held.store(index, value)
 
     def __getitem__(self, index: Expr) -> Expr:
-        return self.held[index + LANES]
+        return self.held[index]
 
     def wide(self, size: int) -> "Factor":
         """With `size` places, all alike when there is one."""
@@ -47,27 +41,16 @@ class Factor:
 
     def vector(self, index: Expr) -> Expr:
         """LANES values from place `index` on."""
-        return self.held[nest.ramp(index + LANES, LANES)]
+        return self.held[nest.ramp(index)]
 
     def read(self, heads: Sequence[Expr], column: Expr, lanes: int) -> Expr:
         """The values at `column`, ... of the row `heads`."""
-        first = nest.linear(heads, self.steps[:-1], LANES)
+        first = nest.linear(heads, self.steps[:-1])
         if self.steps[-1] == 0:
             one = self.held[first]
             return one if lanes == 1 else nest.splat(one, lanes)
         index = nest.linear([column], self.steps[-1:], first)
         return self.held[index] if lanes == 1 else self.held[nest.ramp(index, lanes)]
-
-    def across(self, row: Expr, extents: Sequence[int], column: Expr) -> Expr:
-        """LANES values from `column` of `row` on, the last ones perhaps in the next row."""
-        *heads, inner = extents
-        here = self.read(nest.unravel(row, heads), column, LANES)
-        if not any(self.steps):
-            return here
-        before = tirx.max(column - inner, -LANES)
-        after = self.read(nest.unravel(row + 1, heads), before, LANES)
-        within = tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), LANES)
-        return nest.select(within < nest.splat(inner - column, LANES), here, after)
 
 
 def hoisted(

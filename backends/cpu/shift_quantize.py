@@ -2,8 +2,7 @@
 
 Where the outer scales lie on rows (dgrad), the gradient is read from memory twice: once for the
 absmax of a few rows and, while they are in the cache, the maxima of the columns; once to
-quantise. Where they lie on columns (wgrad), a row's group needs all of them: three reads. For
-both products at once, the columns' maxima come out of the first read too: three in all.
+quantise. Where they lie on columns (wgrad), a row's group needs all of them: three reads.
 """
 
 from collections.abc import Sequence
@@ -32,11 +31,10 @@ from sqcompile.backends.cpu.rounding import (
     unless_tiny,
 )
 from sqcompile.backends.cpu.scaled import Factor, Scaled, hoisted
-from sqcompile.backends.cpu.stochastic import Rounding, quantize_blocks
+from sqcompile.backends.cpu.stochastic import Rounding, quantize_runs
 from sqcompile.backends.cpu.sweep import in_whole_vectors
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
-from sqcompile.ops.quantize_pair import PER_QUANTIZER
 
 
 @KERNELS.kernel("sq::shift_quantize", run_time=("stream",), views={"x": in_whole_vectors})
@@ -46,31 +44,8 @@ def shift_quantize(spec: KernelSpec) -> object:
         one = Quantizer(f["x"], f.get("factor"), f.outputs)
         one.measure(bool(spec["outer_axes"]))
         philox = Philox.of(f["rng"], f.scalars["stream"])
-        quantize_blocks([one.rounding(spec["bits"], spec["groups"])], philox, spec["bits"])
+        quantize_runs([one.rounding(spec["bits"], spec["groups"])], philox, spec["bits"])
     return f.result
-
-
-@KERNELS.kernel("sq::shift_quantize_pair", run_time=("stream",), views={"x": in_whole_vectors})
-def shift_quantize_pair(spec: KernelSpec) -> object:
-    """The maxima of both, then blocks of 128 elements that are read and drawn once."""
-    with nest.function(spec, ("stream",)) as f:
-        pair(f, spec, f["x"])
-    return f.result
-
-
-def pair(f: nest.Function, spec: KernelSpec, x: Array) -> None:
-    """The ten outputs of shift_quantize_pair, f's first ones, of x."""
-    dgrad = Quantizer(x, f.get("factor"), f.outputs[:PER_QUANTIZER])
-    wgrad = Quantizer(x, None, f.outputs[PER_QUANTIZER : 2 * PER_QUANTIZER])
-    if spec["outer"] and dgrad.rows_outside and dgrad.scaled.extents[-1] == x.shape[-1]:
-        _by_rows(dgrad, wgrad.store_outer)
-        wgrad.measure_channels()
-    else:
-        for one in (dgrad, wgrad):
-            one.measure(spec["outer"])
-    philox = Philox.of(f["rng"], f.scalars["stream"])
-    bits, groups = spec["bits"], spec["groups"]
-    quantize_blocks([one.rounding(bits, groups) for one in (dgrad, wgrad)], philox, bits)
 
 
 class Scales:
@@ -143,7 +118,7 @@ class Quantizer(Scales):
             self.no_outer()
             maxima(self.scaled, self.inner, self.channel.size, self.channel.store)
         elif self.rows_outside:
-            _by_rows(self)
+            by_rows(self)
         else:
             maxima(self.scaled, self.outer, self.inverses.size, self.store_outer)
             self.measure_channels()
@@ -174,7 +149,7 @@ def _itself(value: Expr) -> Expr:
     return value
 
 
-def _by_rows(one: Quantizer, columns: Store | None = None) -> None:
+def by_rows(one: Quantizer, columns: Store | None = None) -> None:
     """All maxima in one read: of a row of the first axis (of several where that is one row of
     memory), then of its columns. Without groups the row's maximum, divided, is enough: the product
     with a positive number rounds in order. With `columns`, also those of the columns of x."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sqcompile.ops.philox import draws
+from sqcompile.ops.carried import carried
 from sqcompile.ops.table import op
 
 TINY = 2.0**-100
@@ -124,19 +124,16 @@ def quantize_stochastic(
     """x float32, r float32 absmax, outer float32 absmax of the free axes, exponent int8 group
     of the reduced axes, rng int64[4] -> int8 in [-qmax, qmax].
 
-    t = (x / outer) * ((qmax / r) * 2^exponent), q = clamp(floor(t + u)), u = (j + 1/2) * 2^-16
-    with j the element's 16-bit draw: the mean of q over all draws is t to 2^-17, without a bias
-    to one side. 0 where r < 2^-100.
+    t = (x / outer) * ((qmax / r) * 2^exponent), 0 where r < 2^-100, rounded by `carried`: the mean
+    of q over all draws is t to 2^-16, without a bias to one side.
     """
     low, high = limits(bits, signed=True)
     scale = _steps_per_unit(high, r)
     if exponent is not None:
         scale = scale * (1 << exponent.to(torch.int32)).to(torch.float32)
     scaled = x if outer is None else x * _inverse(outer)
-    j = draws(rng, x.numel(), stream).view(x.shape)
-    u = (j.to(torch.float32) + 0.5) * 2.0**-16
-    q = (scaled * scale + u).floor().clamp(low, high)
-    return torch.where(r < TINY, torch.zeros_like(q), q).to(torch.int8)
+    t = torch.where(r < TINY, torch.zeros_like(x), scaled * scale)
+    return carried(t, low, high, rng, stream)
 
 
 @quantize_stochastic.meta

@@ -27,7 +27,8 @@ def shift_quantize_pair(
 
     dgrad reduces over C: of x * factor, outer scales on the first axis, a group for each channel.
     wgrad reduces over the rows: of x, outer scales on the last axis, a group for each row. Without
-    `outer` neither has outer scales. Both round an element by the same draw.
+    `outer` neither has outer scales. Both begin a run by the same draw; then each carries what it
+    loses itself.
     """
     channel, rows = x.dim() - 1, list(range(x.dim() - 1))
     grouped = groups > 1

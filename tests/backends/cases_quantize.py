@@ -8,6 +8,8 @@ from tests.backends.cases import U8, Made, Source, sized
 
 SHAPES = [(130, 64), (9, 37), (8, 16, 16, 16), (3, 7, 7, 5), (2, 3, 4, 20), (1, 1, 1, 1), (33, 10)]
 """Channels last. Rows of whole vectors, rows that vectors cross, rows shorter than a vector."""
+RUNS = [(41, 32), (19, 16), (20, 2100), (35, 6), (3000,)]
+"""Runs that end early: several rows in a vector of bytes, tiles of columns, one row."""
 RNG = torch.tensor([0x9ABCDEF0, 7, 3, 1])
 
 
@@ -26,8 +28,7 @@ def quantizers() -> Made:
     yield "draws", "1000", lambda s: [RNG, 1000, 0xDEADBEEF]
     yield "draws", "1", lambda s: [torch.tensor([-1, 2**40 + 5, 0, 0]), 1, 0]
     for shape in SHAPES:
-        name = sized(shape)
-        whole, outer, inner = kept(shape), kept(shape, 0), kept(shape, -1)
+        name, inner = sized(shape), kept(shape, -1)
         for bits, signed in ((2, True), (4, True), (8, True), (3, False), (8, False)):
 
             def make(s: Source, shape=shape, bits=bits, signed=signed) -> list[Any]:
@@ -55,12 +56,13 @@ def quantizers() -> Made:
                 f"{name}-{groups}",
                 lambda s, i=inner, g=groups: [s.uniform(*i) ** 6, g],
             )
-        yield from _stochastic(name, shape, whole, outer, inner)
+        yield from _stochastic(shape)
+    for shape in RUNS:
+        yield from _stochastic(shape)
 
 
-def _stochastic(
-    name: str, shape: tuple[int, ...], whole: list[int], outer: list[int], inner: list[int]
-) -> Made:
+def _stochastic(shape: tuple[int, ...]) -> Made:
+    name, whole, outer, inner = sized(shape), kept(shape), kept(shape, 0), kept(shape, -1)
     for label, free, group in (("dgrad", outer, inner), ("wgrad", inner, kept(shape, 0, 1, -2))):
 
         def shifted(s: Source, free=free, group=group) -> list[Any]:
@@ -116,7 +118,16 @@ def gradients() -> Made:
 
 def pairs() -> Made:
     """shift_quantize_pair: with and without outer scales, groups and a factor."""
-    for shape in ((67, 37), (300, 64), (8, 16, 16, 16), (3, 7, 7, 5), (4, 9, 5, 1), (1, 1)):
+    for shape in (
+        (67, 37),
+        (300, 64),
+        (8, 16, 16, 16),
+        (3, 7, 7, 5),
+        (4, 9, 5, 1),
+        (1, 1),
+        (35, 16),
+        (18, 2180),
+    ):
         for label, outer, bits, groups in (
             ("4", True, 4, 4),
             ("8", True, 8, 1),

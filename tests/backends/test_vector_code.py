@@ -25,6 +25,10 @@ ROW = 12
 """Scalar operations that a row may have, whatever its length."""
 
 
+SMALL = 32
+"""Scalar operations on a quantiser's few scales and groups."""
+
+
 def _case(name: str, target: Any, make: Callable[[Source], list[Any]]) -> Case:
     return Case(name, target, target, make)
 
@@ -145,6 +149,19 @@ def _sums() -> list[Case]:
     ]
 
 
+def _quantizers() -> list[Case]:
+    """Rows that end in a vector that overlaps."""
+    names = ("quantize_stochastic", "shift_quantize", "shift_quantize_pair")
+    one, two, three = (OPS[f"sq::{name}"].target for name in names)
+    rng = torch.tensor([1, 2, 3, 4])
+    return [
+        _case("draws", one, lambda s: [s.normal(70, 100), s.uniform(1, 1), None, None, rng, 8, 7]),
+        _case("dgrad", two, lambda s: [s.normal(70, 100), None, rng, [0], [1], 4, 4, 7]),
+        _case("pair", three, lambda s: [s.normal(70, 100), None, rng, True, 4, 4, 7]),
+        _case("tokens", three, lambda s: [s.normal(70, 96), None, rng, True, 4, 4, 7]),
+    ]
+
+
 @pytest.mark.parametrize(
     ("cases", "scalar"),
     [
@@ -155,8 +172,9 @@ def _sums() -> list[Case]:
         (_copies(), 0),
         (_lookups(), 0),
         (_sums(), SUMS),
+        (_quantizers(), SMALL),
     ],
-    ids=["elementwise", "functions", "rows", "pooling", "copies", "lookups", "sums"],
+    ids=["elementwise", "functions", "rows", "pooling", "copies", "lookups", "sums", "quantizers"],
 )
 def test_kernels_are_vector_code(cases: list[Case], scalar: int) -> None:
     for case in cases:

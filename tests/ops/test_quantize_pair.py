@@ -1,4 +1,4 @@
-"""The pair of quantisers of one gradient: shared draws, and each result unbiased by itself."""
+"""The pair of quantisers of one gradient: shared first carries, each result unbiased by itself."""
 
 import torch
 
@@ -21,19 +21,20 @@ def step_of(e: torch.Tensor, scale: torch.Tensor, outer: torch.Tensor) -> torch.
     return scale.double() * 2.0 ** (3 - e.double()) * outer.double()
 
 
-def test_both_round_an_element_by_the_same_draw() -> None:
+def test_both_begin_with_the_same_carry_and_carry_their_own_errors() -> None:
+    """In real arithmetic the integers of the first n rows of a run add up to floor(u + the sum of
+    their t): each step of a column's running sum is taken where the sum passes a number less u."""
     g, factor = gradient()
     q, e, scale, outer, _, k, d, size, free, _ = shift_quantize_pair(g, factor, RNG, True, 4, 4, 9)
-    u = (draws(RNG, g.numel(), 9).view(g.shape).double() + 0.5) / 2**16
+    u = (draws(RNG, 4, 9).double() + 0.5) / 2**16
     for result, x, step in (
         (q, g * factor, step_of(e, scale, outer)),
         (k, g, step_of(d, size, free)),
     ):
-        t = x.double() / step
-        fraction = t - t.floor()
-        safe = (fraction - (1 - u)).abs() > 1e-5  # where float32 cannot round to the other side
+        total = (x.double() / step).view(6, 4).cumsum(0) + u
+        safe = (total - total.round()).abs() > 1e-4  # where float32 cannot round to the other side
         assert int(safe.sum()) > 20
-        assert torch.equal((t.floor() + (fraction >= 1 - u)).clamp(-7, 7)[safe], result[safe] + 0.0)
+        assert torch.equal(total.floor()[safe], result.view(6, 4).double().cumsum(0)[safe])
 
 
 def test_the_mean_of_each_over_4096_seeds_is_its_gradient() -> None:
