@@ -34,15 +34,15 @@ def _check_numbers(record: "Recipe | Rule", what: str) -> None:
     """Types and ranges of every field that has a number or a truth value."""
     for f in fields(record):
         value = getattr(record, f.name)
+        optional = isinstance(record, Rule) and value is None
         if f.name.endswith("_bits") or f.name == "groups":
             lowest = 1 if f.name == "groups" else 2
-            optional = isinstance(record, Rule) and value is None
             whole = isinstance(value, int) and not isinstance(value, bool)
             if not optional and not (whole and lowest <= value <= 8):
                 raise UsageError(
                     f"{what}: {f.name} is {value!r}; it is a whole number from {lowest} to 8"
                 )
-        elif f.name == "activation_clip" and value is not None and not _is_share(value):
+        elif f.name == "activation_clip" and not (optional or _is_share(value)):
             raise UsageError(f"{what}: activation_clip is {value!r}; it is above 0, at most 1")
         elif f.type is bool and not isinstance(value, bool):
             raise UsageError(f"{what}: {f.name} is {value!r}; it is true or false")
