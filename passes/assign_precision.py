@@ -29,7 +29,8 @@ class Operand:
     """How one operand of a product is quantised.
 
     kind: "weight", "activation" or "gradient"; axes: those that keep a scale of their own;
-    folded: the scale is in the other operand already.
+    folded: the scale is in the other operand already; clip: the grid's range as a share of the
+    absmax.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Operand:
     signed: bool
     axes: tuple[int, ...] = ()
     folded: bool = False
+    clip: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ def _forward_operand(
         return Operand("weight", precision.weight_bits, True, kept)
     batch = (0,) if is_call(node, product_float.matmul) and len(axes) == 2 else ()
     unsigned = recipe.unsigned_activations and nonnegative(source)
-    return Operand("activation", precision.activation_bits, not unsigned, batch)
+    clip = precision.activation_clip
+    return Operand("activation", precision.activation_bits, not unsigned, batch, clip=clip)
 
 
 def _backward(

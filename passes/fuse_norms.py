@@ -61,7 +61,8 @@ class _Readers:
     """What reads y of a batch norm, and what reads its xhat."""
 
     relu: bool
-    absmax: Node
+    range: Node
+    share: float
     quantizer: Node
     masks: list[Node]
     items: dict[int, Node]
@@ -98,6 +99,7 @@ def _quantized_only(node: Node) -> _Readers | None:
     absmaxes = [user for user in users if is_call(user, quantize.absmax)]
     quantizers = [user for user in users if is_call(user, quantize.quantize)]
     value = relus[0] if relu else y
+    ranges = [_range(one) for one in absmaxes]
     if (
         len(relus) > 1
         or len(absmaxes) != 1
@@ -107,10 +109,17 @@ def _quantized_only(node: Node) -> _Readers | None:
         or any(mask.args[1] != 0 for mask in masks)
         or not all(is_call(reader, pack.pack_mask) for reader in packs)
         or list(absmaxes[0].args) != [value, None, list(range(len(shape(value))))]
-        or list(quantizers[0].args[:2]) != [value, absmaxes[0]]
+        or list(quantizers[0].args[:2]) != [value, ranges[0]]
     ):
         return None
-    return _Readers(relu, absmaxes[0], quantizers[0], packs, items, xhats)
+    share = 1.0 if ranges[0] is absmaxes[0] else arguments(ranges[0])["share"]
+    return _Readers(relu, ranges[0], share, quantizers[0], packs, items, xhats)
+
+
+def _range(absmax: Node) -> Node:
+    """What a quantiser reads of an absmax: itself, or the share of it that alone reads it."""
+    users = list(absmax.users)
+    return users[0] if len(users) == 1 and is_call(users[0], quantize.clip_range) else absmax
 
 
 def stand_for(editor: Editor, old: Node, call: Node, index: int) -> None:
@@ -127,10 +136,10 @@ def _fuse_batch_norm(editor: Editor, node: Node, readers: _Readers) -> None:
         op = norm_fused.l1_batch_norm_relu_quantize
         *given, sums = arguments(node).values()
         assert sums is None, "sums are gathered after this pass"
-        args = [*given, readers.relu, bits, signed]
+        args = [*given, readers.relu, bits, signed, None, readers.share]
         fused = editor.call(op, *args, like=node, name=node.name)
         stand_for(editor, readers.quantizer, fused, 0)
-        stand_for(editor, readers.absmax, fused, 1)
+        stand_for(editor, readers.range, fused, 1)
         for reader in readers.xhats:
             stand_for(editor, reader, fused, 2)
         for reader in readers.masks:

@@ -11,6 +11,7 @@ from sqcompile.ops import conv, product, product_float
 from sqcompile.ops.philox import stream_id
 from sqcompile.ops.quantize import (
     absmax,
+    clip_range,
     group_exponent,
     outer_scale,
     quant_scale,
@@ -82,6 +83,8 @@ def _quantize_nearest(
         return ready[0], [] if operand.folded else [ready[1]]
     reduced = [axis for axis in range(len(shape(source))) if axis not in operand.axes]
     r = editor.call(absmax, source, None, reduced, like=node)
+    if operand.clip != 1.0:
+        r = editor.call(clip_range, r, operand.clip, like=node)
     q = editor.call(
         quantize,
         source,

@@ -22,6 +22,7 @@ _PURE = {
     entry.target
     for entry in (
         quantize.absmax,
+        quantize.clip_range,
         quantize.quantize,
         quantize.quantize_stochastic,
         quantize.quant_scale,

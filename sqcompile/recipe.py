@@ -20,30 +20,44 @@ _SAVED_STEPS = {2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569
 (Max, "Quantizing for minimum distortion", 1960), by bits."""
 
 
+def _is_share(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value <= 1  # type: ignore[operator]
+
+
+def _is_step(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value < float("inf")  # type: ignore[operator]
+
+
 def _check_numbers(record: "Recipe | Rule", what: str) -> None:
     """Types and ranges of every field that has a number or a truth value."""
     for f in fields(record):
         value = getattr(record, f.name)
+        optional = isinstance(record, Rule) and value is None
         if f.name.endswith("_bits") or f.name == "groups":
             lowest = 1 if f.name == "groups" else 2
-            optional = isinstance(record, Rule) and value is None
             whole = isinstance(value, int) and not isinstance(value, bool)
             if not optional and not (whole and lowest <= value <= 8):
                 raise UsageError(
                     f"{what}: {f.name} is {value!r}; it is a whole number from {lowest} to 8"
                 )
+        elif f.name == "activation_clip" and not (optional or _is_share(value)):
+            raise UsageError(f"{what}: activation_clip is {value!r}; it is above 0, at most 1")
         elif f.type is bool and not isinstance(value, bool):
             raise UsageError(f"{what}: {f.name} is {value!r}; it is true or false")
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Bits of the operands of one layer's products, and ShiftQuant groups of its gradients."""
+    """Bits of the operands of one layer's products, ShiftQuant groups of its gradients, and the
+    range of its activations' grid as a share of their absmax."""
 
     weight_bits: int
     activation_bits: int
     gradient_bits: int
     groups: int
+    activation_clip: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,7 @@ class Rule:
     activation_bits: int | None = None
     gradient_bits: int | None = None
     groups: int | None = None
+    activation_clip: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
@@ -71,7 +86,7 @@ class Rule:
         return ends.get(self.path, False) or fnmatchcase(path, self.path)
 
 
-_EIGHT_BIT_ENDS = (Rule(FIRST, 8, 8, 8, 1), Rule(LAST, 8, 8, 8, 1))
+_EIGHT_BIT_ENDS = (Rule(FIRST, 8, 8, 8, 1, 1.0), Rule(LAST, 8, 8, 8, 1, 1.0))
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,8 @@ class Recipe:
     weight_bits, activation_bits, gradient_bits: 2..8. groups: ShiftQuant groups of a gradient's
     reduced axis, 1..8. outer_scales: a float scale for every index of a gradient's free axis.
     weight_granularity: a scale per output "channel" or per "tensor". unsigned_activations: no
-    sign bit for values that are never negative.
+    sign bit for values that are never negative. activation_clip: the range of an activation's grid
+    as a share of its absmax, at most 1; what is larger comes to the grid's end.
     norm_input_bits: of a norm's input that is not a product's accumulators; norm_grad_bits: of
     the gradient a norm's backward reads; norm_saved_bits, norm_saved_step: of the normalised
     value kept for backward, None for the step of least error at those bits (filled in when the
@@ -102,6 +118,7 @@ class Recipe:
     outer_scales: bool = True
     weight_granularity: str = "channel"
     unsigned_activations: bool = True
+    activation_clip: float = 1.0
     norm_input_bits: int = 8
     norm_grad_bits: int = 8
     norm_saved_bits: int = 4
@@ -214,11 +231,6 @@ def _check_names(data: Mapping[str, Any], kind: type, what: str) -> None:
             close = get_close_matches(str(name), known, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"its fields: {', '.join(known)}"
             raise UsageError(f"{what} has no field '{name}'; {hint}")
-
-
-def _is_step(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 < value < float("inf")  # type: ignore[operator]
 
 
 _W4 = Recipe(name="w4a4g4")

@@ -11,9 +11,10 @@ from sqcompile.backends.cpu.batch_norm import Elements
 from sqcompile.backends.cpu.batch_norm_packed import PackedNorm
 from sqcompile.backends.cpu.nest import Expr
 from sqcompile.backends.cpu.norm import f32
-from sqcompile.backends.cpu.rounding import is_tiny, magnitude, rounded, steps_per_unit
+from sqcompile.backends.cpu.rounding import clamp, is_tiny, magnitude, rounded, steps_per_unit
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
+from sqcompile.ops.quantize import limits
 
 
 class _Fused:
@@ -35,7 +36,7 @@ class _Fused:
             for extreme in norm.normal.extremes.result:
                 y, _ = norm.values_of(general, extreme[c], general.channels, c)
                 best.store(0, tirx.max(best[0], magnitude(y)))
-        self.r.store(0, nest.bits_of(best[0], "float32"))
+        self.r.store(0, nest.bits_of(best[0], "float32") * f32(self.spec["share"]))
         scale = steps_per_unit(self.spec["out_bits"], self.spec["signed"], self.r[0])
         self.scale.store(0, nest.select(is_tiny(self.r[0]), f32(0.0), scale))
 
@@ -44,9 +45,13 @@ class _Fused:
         self.q.store(i, self._quantized(y))
 
     def _quantized(self, y: Expr) -> Expr:
-        """y within r rounds to at most qmax: only an unsigned grid below zero is clamped."""
+        """y within its absmax rounds to at most qmax: only what a share of it, or an unsigned
+        grid, leaves out is clamped."""
+        low, high = limits(self.spec["out_bits"], self.spec["signed"])
         scaled = nest.fence(y * self.scale[0])
-        if not self.spec["signed"] and not self.spec["relu"]:
+        if self.spec["share"] != 1.0:
+            scaled = clamp(scaled, low, high)
+        elif low == 0 and not self.spec["relu"]:
             scaled = tirx.max(scaled, f32(0.0))
         return nest.cast(rounded(scaled), self.q.dtype)
 

@@ -295,6 +295,7 @@ enter(
     of=lambda g, x, limit: nest.select(x <= limit, _zero(g), g),
     arguments=("grad_output", "self", "threshold"),
 )
+enter("sq::clip_range", of=lambda r, share: r * share, arguments=("r", "share"), multiplies=True)
 enter(
     "aten::leaky_relu.default",
     of=lambda x, slope: nest.select(x > _zero(x), x, x * slope),

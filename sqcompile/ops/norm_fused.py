@@ -17,7 +17,7 @@ from sqcompile.ops.norm import (
     l1_layer_norm_backward,
 )
 from sqcompile.ops.pack import pack_int4, pack_mask, unpack_int4
-from sqcompile.ops.quantize import absmax, quant_scale, quantize, quantize_stochastic
+from sqcompile.ops.quantize import absmax, clip_range, quant_scale, quantize, quantize_stochastic
 from sqcompile.ops.table import op
 
 PACKED_BITS = 4
@@ -53,10 +53,11 @@ def l1_batch_norm_relu_quantize(
     out_bits: int,
     signed: bool,
     sums: Tensor | None = None,
+    share: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """l1_batch_norm, then ReLU if `relu`, whose y is only quantised -> (q int8 or uint8 (*, C) in
-    `out_bits` bits, r float32 absmax of y with all axes of size 1, xhat, mask, coefficient, mean,
-    var). `sums` as in l1_batch_norm.
+    `out_bits` bits, r float32 absmax of y times `share` with all axes of size 1, xhat, mask,
+    coefficient, mean, var). `sums` as in l1_batch_norm.
 
     xhat is packed as by pack_int4 when it has at most 4 bits, else int8 (*, C); mask is y > 0 as
     by pack_mask, empty without ReLU. Where y is NaN or infinite q is unspecified, and r is not
@@ -67,7 +68,7 @@ def l1_batch_norm_relu_quantize(
     )
     if relu:
         y = torch.relu(y)
-    r = absmax.reference(y, None, list(range(y.dim())))
+    r = clip_range.reference(absmax.reference(y, None, list(range(y.dim()))), share)
     q = quantize.reference(y, r, out_bits, signed)
     if bits <= PACKED_BITS:
         xhat = pack_int4.reference(xhat)
@@ -90,6 +91,7 @@ def _(
     out_bits: int,
     signed: bool,
     sums: Tensor | None = None,
+    share: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     q = x.new_empty(x.shape, dtype=torch.int8 if signed else torch.uint8)
     return q, *beside_result(x, scale, bits, relu)

@@ -57,6 +57,18 @@ def _(x: Tensor, outer: Tensor | None, axes: Sequence[int]) -> Tensor:
     return x.new_empty(_reduced(x.shape, axes))
 
 
+@op("sq::clip_range", doc="The largest magnitude that a grid holds, as a share of an absmax.")
+def clip_range(r: Tensor, share: float) -> Tensor:
+    """r float32 absmax -> r * share, for `quantize` and `quant_scale`: magnitudes beyond it come to
+    the grid's end. A smaller range has finer steps (Banner et al., arXiv 1810.05723)."""
+    return r * share
+
+
+@clip_range.meta
+def _(r: Tensor, share: float) -> Tensor:
+    return torch.empty_like(r)
+
+
 @op("sq::group_exponent", doc="ShiftQuant: the power-of-two group of every channel.")
 def group_exponent(r: Tensor, groups: int) -> Tensor:
     """r float32, absmax per inner index -> int8 of r's shape, in [0, groups - 1].

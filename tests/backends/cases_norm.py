@@ -65,6 +65,9 @@ def batch_norms() -> Made:
             relu, out_bits, signed, saved = given
             return [*first, saved, step, relu, out_bits, signed]
 
+        def clipped(s: Source, m=fused) -> list[Any]:
+            return [*m(s), None, 0.6]
+
         def summed(s: Source, m=forward, given=form, sh=shape) -> list[Any]:
             *first, _, step = m(s)
             relu, _, signed, saved = given
@@ -80,6 +83,7 @@ def batch_norms() -> Made:
 
         yield "l1_batch_norm", label, forward
         yield "l1_batch_norm_relu_quantize", f"{label}-{sized(form)}", fused
+        yield "l1_batch_norm_relu_quantize", f"{label}-{sized(form)}-clipped", clipped
         yield "l1_batch_norm_add_relu", f"{label}-{sized(form)}", summed
         if dtype != I8:
             yield "l1_batch_norm", f"{label}-given", given

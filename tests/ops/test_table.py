@@ -67,6 +67,7 @@ EXAMPLES: dict[str, list[list[Any]]] = {
         [f32(3, 4), f32(1, 4), RNG, True, 4, 4, 5],
         [f32(2, 3, 4, 5), None, RNG, False, 8, 1, 5],
     ],
+    "clip_range": [[f32(3, 1), 0.5]],
     "quant_scale": [[f32(3, 1), 4, True, 4], [f32(1), 4, False, 1]],
     "outer_scale": [[f32(3, 1, 1)]],
     "shift_matmul": [
@@ -115,7 +116,7 @@ EXAMPLES: dict[str, list[list[Any]]] = {
     "l1_batch_norm_relu_quantize": [
         [i8(*X).int(), f32(X[-1]), f32(X[-1]), f32(X[-1]), f32(X[-1]), *NORM, True, 4, False],
         [i8(5, 3).int(), f32(3), None, None, None, 1e-5, 16, 6, 0.1, False, 8, True],
-        [i8(5, 3).int(), f32(3), *[None] * 3, *NORM, False, 8, True, i8(3).long()],
+        [i8(5, 3).int(), f32(3), *[None] * 3, *NORM, False, 8, True, i8(3).long(), 0.5],
     ],
     "l1_batch_norm_add_relu": [
         [i8(*X).int(), f32(X[-1]), f32(X[-1]), f32(X[-1]), f32(X[-1]), *NORM, f32(*X), True],

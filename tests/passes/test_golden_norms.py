@@ -55,6 +55,31 @@ def test_fuse_norms_takes_relu_quantiser_and_packing_into_a_batch_norm():
     assert meta["xp"]["saves"] == ("xhat", 4)
 
 
+def test_fuse_norms_takes_the_share_of_the_absmax():
+    before = graph(
+        f"{BATCH} -> q, s4",
+        """
+        n = sq.l1_batch_norm(acc, s, None, None, None, 1e-05, 16, 8, 0.0308)
+        y = n[0]
+        r = sq.absmax(y, None, [0, 1, 2, 3])
+        h = sq.clip_range(r, 0.5)
+        q = sq.quantize(y, h, 4, True)
+        s4 = sq.quant_scale(h, 4, True, 1)
+        """,
+    )
+    after = graph(
+        f"{BATCH} -> q, s4",
+        """
+        n = sq.l1_batch_norm_relu_quantize(
+            acc, s, None, None, None, 1e-05, 16, 8, 0.0308, False, 4, True, None, 0.5)
+        q = n[0]
+        h = n[1]
+        s4 = sq.quant_scale(h, 4, True, 1)
+        """,
+    )
+    assert same(fuse_norms(before), after)
+
+
 def test_fuse_norms_without_relu_and_with_an_xhat_of_8_bits():
     before = graph(
         f"{BATCH} -> q, xhat",
