@@ -233,7 +233,7 @@ def _check_names(data: Mapping[str, Any], kind: type, what: str) -> None:
             raise UsageError(f"{what} has no field '{name}'; {hint}")
 
 
-_W4 = Recipe(name="w4a4g4")
+_W4 = Recipe(name="w4a4g4", activation_clip=0.5)
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -241,7 +241,7 @@ RECIPES: dict[str, Recipe] = {
         _W4,
         Recipe("w6a6g6", 6, 6, 6, groups=3, norm_saved_bits=6),
         Recipe("w8a8g8", 8, 8, 8, groups=1, norm_saved_bits=8),
-        replace(_W4, name="paper-4bit", outer_scales=False),
+        replace(_W4, name="paper-4bit", outer_scales=False, activation_clip=1.0),
         Recipe(
             "naive-4bit",
             groups=1,
