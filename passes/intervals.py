@@ -12,6 +12,21 @@ from sqcompile.passes.editing import arguments, target_of, value
 
 aten = torch.ops.aten
 
+SAME_NUMBERS = (
+    aten.view.default,
+    aten.reshape.default,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.expand.default,
+    aten.flip.default,
+    aten.clone.default,
+    aten._to_copy.default,
+)
+"""Ops that give every number of their argument and no other, unless they round."""
 Interval = tuple[int, int]
 """The lowest and the highest integer."""
 
@@ -122,25 +137,7 @@ _SUM, _DIFFERENCE = _combined(lambda a, b: a + b), _combined(lambda a, b: a - b)
 _PRODUCT = _combined(lambda a, b: a * b)
 
 _RULES: dict[object, Rule] = {
-    **dict.fromkeys(
-        (
-            aten.view.default,
-            aten.reshape.default,
-            aten.unsqueeze.default,
-            aten.squeeze.default,
-            aten.squeeze.dim,
-            aten.squeeze.dims,
-            aten.permute.default,
-            aten.transpose.int,
-            aten.expand.default,
-            aten.flip.default,
-            aten.clone.default,
-            aten._to_copy.default,
-            aten.slice.Tensor,
-            aten.select.int,
-        ),
-        _ONE,
-    ),
+    **dict.fromkeys((*SAME_NUMBERS, aten.slice.Tensor, aten.select.int), _ONE),
     aten.full.default: _any_of("fill_value"),
     aten.cat.default: _any_of("tensors"),
     aten.constant_pad_nd.default: _any_of("self", "value"),

@@ -10,24 +10,9 @@ from sqcompile._torch_compat import Port
 from sqcompile.ops.lookup import take, take_backward
 from sqcompile.ops.loss import nll_loss
 from sqcompile.passes.editing import arguments, calls, is_call, shape, target_of, value
+from sqcompile.passes.intervals import SAME_NUMBERS
 
 aten = torch.ops.aten
-
-_SAME_NUMBERS = (
-    aten.view.default,
-    aten.reshape.default,
-    aten.unsqueeze.default,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.expand.default,
-    aten.flip.default,
-    aten.clone.default,
-    aten._to_copy.default,
-)
-"""Ops that give every number of their argument and no other, unless they round."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +76,7 @@ _READERS: dict[object, Callable[[Node], Read]] = {
 
 def _source(node: Node) -> Node:
     """The node whose numbers a view or a copy holds, all of them."""
-    while is_call(node, *_SAME_NUMBERS):
+    while is_call(node, *SAME_NUMBERS):
         source = node.all_input_nodes[0]
         if value(source).dtype.is_floating_point:
             break

@@ -1,11 +1,15 @@
 """Graphs written by hand, with metadata as capture leaves it."""
 
 import operator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
+
+Call = Callable[..., fx.Node]
+Build = Callable[..., Iterable[fx.Node]]
 
 
 class Writer:
@@ -40,3 +44,10 @@ class Writer:
     def module(self, *outputs: Any) -> fx.GraphModule:
         self.graph.output(tuple(outputs))
         return fx.GraphModule(torch.nn.Module(), self.graph)
+
+
+def written(build: Build, *inputs: Tensor) -> fx.GraphModule:
+    """The graph whose outputs `build(call, *input nodes)` gives."""
+    writer = Writer()
+    nodes = [writer.input(f"x{i}", one) for i, one in enumerate(inputs)]
+    return writer.module(*build(writer.call, *nodes))

@@ -1,7 +1,5 @@
 """Groups of elementwise ops: which form, in which order they run, and that bits stay."""
 
-from collections.abc import Callable, Iterable
-
 import pytest
 import torch
 from torch import Tensor, fx
@@ -15,20 +13,11 @@ from sqcompile.runtime.executable import Executable
 from sqcompile.walks import common_axes, split_strides
 from tests.backends.cases import Source
 from tests.backends.conftest import OLDER_CPUS
-from tests.backends.graphs import Writer
+from tests.backends.graphs import Build, Call, written
 from tests.backends.test_kernels import FUSED, bits
 
 aten = torch.ops.aten
 CPU = targets.get("cpu")
-Call = Callable[..., fx.Node]
-Build = Callable[..., Iterable[fx.Node]]
-
-
-def written(build: Build, *inputs: Tensor) -> fx.GraphModule:
-    """The graph whose outputs `build(call, *input nodes)` gives."""
-    writer = Writer()
-    nodes = [writer.input(f"x{i}", one) for i, one in enumerate(inputs)]
-    return writer.module(*build(writer.call, *nodes))
 
 
 def steps(build: Build, *inputs: Tensor) -> list[str]:

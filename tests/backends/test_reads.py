@@ -1,6 +1,5 @@
 """Kernels that read slices, selects and permutes where they lie: which do, and that bits stay."""
 
-from collections.abc import Callable, Iterable
 from operator import getitem
 
 import pytest
@@ -15,21 +14,12 @@ from sqcompile.ops import OPS
 from sqcompile.runtime.executable import Executable
 from tests.backends.cases import Source
 from tests.backends.conftest import OLDER_CPUS
-from tests.backends.graphs import Writer
+from tests.backends.graphs import Build, Call, written
 from tests.backends.test_kernels import bits
 from tests.backends.test_vector_code import ROW, SCALAR, WHOLE
 
 aten = torch.ops.aten
 CPU = targets.get("cpu")
-Call = Callable[..., fx.Node]
-Build = Callable[..., Iterable[fx.Node]]
-
-
-def written(build: Build, *inputs: Tensor) -> fx.GraphModule:
-    """The graph whose outputs `build(call, *input nodes)` gives."""
-    writer = Writer()
-    nodes = [writer.input(f"x{i}", one) for i, one in enumerate(inputs)]
-    return writer.module(*build(writer.call, *nodes))
 
 
 def steps(build: Build, *inputs: Tensor) -> list[str]:
