@@ -2,7 +2,7 @@
 
     python tools/accuracy_page.py runs/accuracy/*.summary.json
 
-Takes summaries over into docs/accuracy.json, one entry a protocol, and writes the page anew from
+Takes summaries over into docs/accuracy.json, an entry each by the file's name, and writes the page anew from
 all entries. Without arguments the page is written from docs/accuracy.json as it is.
 """
 
@@ -57,8 +57,8 @@ def main(summaries: tuple[str, ...]) -> None:
     """Merge summaries and write the page."""
     figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     for path in summaries:
-        summary = json.loads(Path(path).read_text())
-        figures[summary.pop("protocol")] = summary
+        name = Path(path).name.removesuffix(".summary.json")
+        figures[name] = json.loads(Path(path).read_text())
     FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=False) + "\n")
     PAGE.write_text(page(figures))
 
