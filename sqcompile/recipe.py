@@ -233,7 +233,7 @@ def _check_names(data: Mapping[str, Any], kind: type, what: str) -> None:
             raise UsageError(f"{what} has no field '{name}'; {hint}")
 
 
-_W4 = Recipe(name="w4a4g4", activation_clip=0.5)
+_W4 = Recipe(name="w4a4g4", activation_clip=0.6)
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe

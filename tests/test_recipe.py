@@ -42,7 +42,7 @@ def test_json_gives_back_the_same_recipe(recipe):
 @pytest.mark.parametrize(
     ("name", "bits", "groups", "clip", "outer", "saved_bits", "saved_step"),
     [
-        ("w4a4g4", 4, 4, 0.5, True, 4, 0.3352),
+        ("w4a4g4", 4, 4, 0.6, True, 4, 0.3352),
         ("w6a6g6", 6, 3, 1.0, True, 6, 0.1041),
         ("w8a8g8", 8, 1, 1.0, True, 8, 0.0308),
         ("paper-4bit", 4, 4, 1.0, False, 4, 0.3352),
