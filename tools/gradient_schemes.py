@@ -15,6 +15,7 @@ from sqcompile.ops.philox import stream_id
 from sqcompile.ops.product_float import conv_input_grad, conv_weight_grad
 from sqcompile.ops.quantize import (
     absmax,
+    clip_range,
     group_exponent,
     outer_scale,
     quant_scale,
@@ -145,8 +146,8 @@ def operands(layer: Layer, role: str, precision: Precision) -> tuple[Tensor, Ten
         scale = quant_scale(r, precision.weight_bits, True, 1)
         integers = quantize(layer.w, r, precision.weight_bits, True)
         return layer.g * scale.view(-1), integers.float()
-    signed = bool((layer.x < 0).any())
-    r = absmax(layer.x, None, list(range(layer.x.dim())))
+    signed, every = bool((layer.x < 0).any()), list(range(layer.x.dim()))
+    r = clip_range(absmax(layer.x, None, every), precision.activation_clip)
     return layer.g, quantize(layer.x, r, precision.activation_bits, signed).float()
 
 
