@@ -2,8 +2,8 @@
 
     python tools/accuracy_page.py runs/accuracy/*.summary.json
 
-Takes summaries over into docs/accuracy.json, an entry each by the file's name, and writes the page anew from
-all entries. Without arguments the page is written from docs/accuracy.json as it is.
+Takes summaries over into docs/accuracy.json, an entry each by the file's name, and writes the page
+anew from all entries. Without arguments the page is written from docs/accuracy.json as it is.
 """
 
 import json
