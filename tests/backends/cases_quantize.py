@@ -49,6 +49,7 @@ def quantizers() -> Made:
 
         yield "quantize", f"{name}-ties", ties
         yield "quant_scale", name, lambda s, i=inner: [s.edges(*i).abs(), 4, True, 4]
+        yield "clip_range", name, lambda s, i=inner: [s.edges(*i).abs(), 0.6]
         yield "outer_scale", name, lambda s, i=inner: [s.edges(*i).abs()]
         for groups in (1, 4):
             yield (

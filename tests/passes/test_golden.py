@@ -42,12 +42,12 @@ def test_assign_precision_follows_the_recipe_and_the_signs():
     done = assign_precision(module, RECIPES["w4a4g4"])
     found = {n.name: n.meta["sq"] for n in done.graph.nodes if "sq" in n.meta}
     assert found["h"].operands[0] == Operand("activation", 8, True)
-    assert found["k"].operands == (Operand("activation", 4, False), WEIGHT)
+    assert found["k"].operands == (Operand("activation", 4, False, clip=0.6), WEIGHT)
     assert (found["k"].module, found["k"].role) == ("b", "fprop")
     assert found["y"].operands[1].bits == 8
     assert found["dk"].groups == 1
     assert (found["dh"].role, found["dh"].groups, found["dh"].operands[0].bits) == ("dgrad", 4, 4)
-    assert (found["dw"].role, found["dw"].operands[1]) == ("wgrad", ACTIVATION)
+    assert (found["dw"].role, found["dw"].operands[1]) == ("wgrad", found["k"].operands[0])
 
 
 def test_assign_precision_refuses_second_derivatives():
