@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import torch
@@ -39,7 +39,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": _sgd, "ada
 
 @dataclass
 class Progress:
-    """What a run has behind it; `seconds` is the wall time of training and of evaluation."""
+    """What a run has behind it; `seconds` is the CPU time of training: with one
+    thread, the wall time that it takes on a core of its own."""
 
     epochs: int = 0
     seconds: float = 0.0
@@ -83,9 +84,9 @@ def train(
     while progress.epochs < protocol.schedule.epochs:
         if stop_after is not None and progress.epochs - begun >= stop_after:
             return model, None
-        start = perf_counter()
+        start = process_time()
         loss = _epoch(model, optimizer, protocol.schedule, data, seed, progress.epochs)
-        progress.seconds += perf_counter() - start
+        progress.seconds += process_time() - start
         progress.losses += (loss,)
         progress.epochs += 1
         _keep(model, optimizer, progress, checkpoint)
