@@ -10,7 +10,8 @@ mean's standard error. Recipes are chosen by the validation split; the test spli
 
 Every run is a process of its own with one thread, and its result is a file in --results: runs that
 are there, with the same recipe and schedule, are not made again, and one that was interrupted goes
-on from its last epoch, to the same bits. --fresh makes all of them again.
+on from its last epoch, to the same bits. --fresh makes all of them again: use it after a change of
+the compiler, which results do not record.
 """
 
 import json
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,12 @@ class Job:
         identity = {"recipe": recipe, "schedule": schedule, "version": sqcompile.__version__}
         return json.loads(json.dumps(identity))  # as it comes back from a file
 
+    @property
+    def checkpoint(self) -> Path:
+        """Where an interrupted run is kept: a run of another recipe or schedule has another."""
+        told = json.dumps(self.identity(), sort_keys=True).encode()
+        return self.path.with_suffix(f".{sha256(told).hexdigest()[:12]}.checkpoint")
+
     def command(self) -> list[str]:
         """The process that makes it."""
         given = ["--protocol", self.protocol, "--recipe", self.recipe, "--epochs", str(self.epochs)]
@@ -89,7 +97,7 @@ def make(job: Job) -> None:
     protocol = _scheduled(job)
     recipe = None if job.recipe == FP32 else Recipe.load(job.recipe)
     data = protocol.load(Path(job.data) if job.data else None)
-    checkpoint = job.path.with_suffix(".checkpoint")
+    checkpoint = job.checkpoint
     _, result = train(protocol, recipe, job.seed, data, checkpoint)
     aside = job.path.with_suffix(".part")
     aside.write_text(json.dumps({"identity": job.identity(), **(result or {})}, indent=1) + "\n")
@@ -156,6 +164,10 @@ def main(
             make(Job(protocol, recipe, one, epochs, data, folder))
             return
         names = [FP32, *(name.strip() for name in recipe.split(",") if name.strip() != FP32)]
+        if len({_name(name) for name in names}) < len(names):
+            raise click.UsageError(
+                f"--recipe {recipe}: two recipes have one name; give every file a name of its own"
+            )
         planned = [
             Job(protocol, name, seed, epochs, data, folder)
             for seed in range(seeds or chosen.seeds)
@@ -163,7 +175,7 @@ def main(
         ]
         for job in planned if fresh else []:
             job.path.unlink(missing_ok=True)
-            job.path.with_suffix(".checkpoint").unlink(missing_ok=True)
+            job.checkpoint.unlink(missing_ok=True)
         found = results(planned, jobs)
     except SqError as error:
         raise click.ClickException(str(error)) from error

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import accuracy
 import accuracy_page
 import pytest
 import torch
@@ -83,6 +84,22 @@ def test_results_are_kept_and_made_again_when_asked(tmp_path):
     kept.write_text(json.dumps({**json.loads(kept.read_text()), "identity": "another"}))
     assert "digits w8a8g8" in run(*arguments).stderr
     assert not list(tmp_path.glob("digits/*.checkpoint"))
+
+
+def test_a_run_of_another_recipe_or_schedule_does_not_go_on_from_ones_checkpoint(tmp_path):
+    recipe = tmp_path / "mine.json"
+    recipe.write_text('{"name": "mine"}')
+    job = accuracy.Job("digits", str(recipe), 0, 2, None, str(tmp_path))
+    first = job.checkpoint
+    assert first == job.checkpoint != replace(job, epochs=3).checkpoint
+    recipe.write_text('{"name": "mine", "activation_clip": 0.5}')
+    assert job.checkpoint != first
+
+
+def test_two_recipes_of_one_name_are_refused(tmp_path):
+    (tmp_path / "w4a4g4.json").write_text('{"groups": 2}')
+    result = run("--recipe", f"w4a4g4,{tmp_path / 'w4a4g4.json'}", "--results", str(tmp_path))
+    assert result.returncode == 2 and "two recipes have one name" in result.stderr
 
 
 def test_data_that_is_not_there_is_asked_for(tmp_path):

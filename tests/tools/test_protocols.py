@@ -57,6 +57,13 @@ def test_no_images_say_where_to_get_them(tmp_path):
         images.cifar10(tmp_path, "train", 1)
 
 
+def test_a_batch_that_is_missing_is_named(tmp_path):
+    binary(tmp_path, some_images(4), np.arange(4))
+    (tmp_path / "cifar-10-batches-bin" / "data_batch_3.bin").unlink()
+    with pytest.raises(click.UsageError, match="lacks data_batch_3.bin"):
+        images.cifar10(tmp_path, "train", 1)
+
+
 def test_images_are_normalised_by_channel_after_averaging():
     whole = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
     found = images.normalised(whole, 16)

@@ -52,6 +52,8 @@ def _from_binary(
     folder: Path, split: str, count: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     names = [f"data_batch_{i}.bin" for i in range(1, 6)] if split == "train" else ["test_batch.bin"]
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise click.UsageError(f"{folder} lacks {', '.join(missing)}: unpack CIFAR-10 again")
     records = np.concatenate([np.fromfile(folder / name, np.uint8) for name in names])
     records = records.reshape(-1, RECORD)[:count]
     return records[:, 1:].reshape(-1, 3, 32, 32).copy(), records[:, 0]
