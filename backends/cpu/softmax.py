@@ -56,6 +56,13 @@ def _exponentials(x: Array, start: Expr, length: int, base: Expr, e: Array | Non
     return rows.ordered_sum(length, value)
 
 
+def _row(x: Array, start: Expr, length: int) -> tuple[Array, Expr, Expr]:
+    """The exponentials of a row, their sum, and whether all of the row is masked."""
+    e = _row_of_scratch(length)
+    total = keep(_exponentials(x, start, length, _base(x, start, length), e))
+    return e, total, tirx.EQ(total, _float(0.0))
+
+
 @KERNELS.kernel("sq::softmax")
 def softmax(spec: KernelSpec) -> object:
     """Maximum, exponentials with their sum, product with its inverse."""
@@ -65,10 +72,7 @@ def softmax(spec: KernelSpec) -> object:
         if count:
             with rows.each_row(count, length) as row:
                 start = row * length
-                e = _row_of_scratch(length)
-                base = _base(x, start, length)
-                total = keep(_exponentials(x, start, length, base, e))
-                none = tirx.EQ(total, _float(0.0))
+                e, total, none = _row(x, start, length)
                 inverse = keep(nest.select(none, _float(0.0), _float(1.0) / total))
                 rows.store(
                     length,
@@ -117,10 +121,7 @@ def softmax_quantize(spec: KernelSpec) -> object:
         if count:
             with rows.each_row(count, length) as row:
                 start = row * length
-                e = _row_of_scratch(length)
-                base = _base(x, start, length)
-                total = keep(_exponentials(x, start, length, base, e))
-                none = tirx.EQ(total, _float(0.0))
+                e, total, none = _row(x, start, length)
                 inverse = _float(1.0) / (total * _float(highest))
                 scale.store(row, nest.select(none, _float(0.0), inverse))
 
