@@ -6,13 +6,17 @@ in units, NVIDIA's cuda_occupancy.h (package nvidia-cuda-runtime). Peaks are tho
 publishes for one device of the architecture, dense, at boost clock. Nothing here was measured.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tvm
 
 from sqcompile.errors import UsageError
+
+if TYPE_CHECKING:
+    from sqcompile.backends.targets import Target
 
 
 class Mma(NamedTuple):
@@ -165,10 +169,20 @@ DEFAULT = ",".join(ARCHITECTURES)
 def get(name: str) -> Architecture:
     """The architecture called `name` ("sm_80"); raises UsageError for one that is not there."""
     if name not in ARCHITECTURES:
-        close = get_close_matches(name, ARCHITECTURES, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(ARCHITECTURES)}"
-        raise UsageError(f"there is no GPU architecture '{name}'; {hint}")
+        hint = f"there are {', '.join(ARCHITECTURES)}"
+        raise UsageError(f"there is no GPU architecture '{name}'{_nearest(name)} {hint}")
     return ARCHITECTURES[name]
+
+
+def _nearest(name: str) -> str:
+    """The question after a misspelt name: by number, or by spelling where there is none."""
+    number = re.fullmatch(r"\D*(\d\d)[a-z]?", name)
+    if number is None:
+        close = get_close_matches(name, ARCHITECTURES, n=1)
+    else:
+        known = ARCHITECTURES.values()
+        close = [min(known, key=lambda one: abs(one.number - int(number[1]))).name]
+    return f"; did you mean '{close[0]}'?" if close else ";"
 
 
 def parse(text: str) -> tuple[Architecture, ...]:
@@ -182,19 +196,25 @@ def parse(text: str) -> tuple[Architecture, ...]:
     return tuple(sorted({get(name) for name in names}, key=lambda one: one.number))
 
 
+def machines(target: "Target") -> "list[Target]":
+    """`target` once for each of its architectures, oldest first."""
+    return [replace(target, arch=one.name) for one in parse(target.arch)]
+
+
+def compiled_for(target: "Target") -> Any:
+    """The TVM target of the first architecture of `target`."""
+    return cuda_target(parse(target.arch)[0])
+
+
 def cuda_target(architecture: Architecture) -> Any:
-    """The architecture as TVM names it; launching code is compiled for any x86-64 or other CPU
-    of this machine's family, because an artifact goes to another machine."""
-    return tvm.target.Target({"kind": "cuda", "arch": architecture.name}, host=_host())
-
-
-def _host() -> Any:
-    return tvm.target.Target({"kind": "llvm", "mcpu": "x86-64"})
+    """The architecture as TVM names it. The host is any CPU of this machine's family: an artifact
+    goes to another machine."""
+    return tvm.target.Target({"kind": "cuda", "arch": architecture.name}, host="llvm")
 
 
 def current() -> Architecture:
     """The architecture of the TVM target in scope; RuntimeError when there is none."""
     target = tvm.target.Target.current(allow_none=True)
     if target is None or target.kind.name != "cuda":
-        raise RuntimeError("no CUDA target in scope: generate kernels inside `with cuda_target(...)`")
+        raise RuntimeError("no CUDA target in scope: generate kernels inside one")
     return get(str(target.attrs["arch"]))

@@ -161,9 +161,7 @@ class _Launches:
         elif self._is_launch(statement):
             self._launch(statement.value)
         else:
-            raise SqError(
-                f"kernel {self.name}: its host part is more than launches:\n{statement}"
-            )
+            raise SqError(f"kernel {self.name}: its host part is more than launches:\n{statement}")
 
     @staticmethod
     def _is_launch(statement: Any) -> bool:
