@@ -64,12 +64,12 @@ def split(name: str, kernel: Any, target: Any) -> SplitKernel:
     """
     module = tirx.transform.BindTarget(target)(tvm.IRModule({name: kernel}))
     passes, finish_host, finish_device = tirx.get_default_tir_pipeline(target)
-    found = _Launches(name)
-    with tvm.transform.PassContext(instruments=[_AfterSplit(found)]):
+    kept: list[Any] = []
+    with tvm.transform.PassContext(instruments=[_AfterSplit(kept)]):
         lowered = passes(module)
+    found = _Launches(name)
+    found.read(kept[0])
     host, devices = split_host_device_mods(lowered)
-    if not devices or not found.launches:
-        raise SqError(f"kernel {name} launches nothing on the GPU: it binds no threads")
     ((on, device),) = devices.items()
     device = finish_device()(device)
     with _source_only():
@@ -119,16 +119,16 @@ def _function_info(symbol: str, function: Any) -> dict[str, Any]:
 
 @tvm.instrument.pass_instrument
 class _AfterSplit:
-    """Shows the module to a `_Launches` when the host part is a flat list of buffers and calls:
-    later passes turn it into pointer arithmetic."""
+    """Keeps the module as it is when the host part is a flat list of buffers and calls: later
+    passes turn it into pointer arithmetic."""
 
-    def __init__(self, reader: "_Launches") -> None:
-        self.reader = reader
+    def __init__(self, kept: list[Any]) -> None:
+        self.kept = kept
 
     def run_after_pass(self, module: Any, info: Any) -> None:
         """Called by TVM after every pass."""
         if str(info.name) == "tirx.SplitHostDevice":
-            self.reader.read(module)
+            self.kept.append(module)
 
 
 class _Launches:
@@ -161,7 +161,10 @@ class _Launches:
         elif self._is_launch(statement):
             self._launch(statement.value)
         else:
-            raise SqError(f"kernel {self.name}: its host part is more than launches:\n{statement}")
+            raise SqError(
+                f"kernel {self.name}: more than launches is left to the host; what it computes "
+                f"must be bound to threads:\n{statement}"
+            )
 
     @staticmethod
     def _is_launch(statement: Any) -> bool:

@@ -61,7 +61,7 @@ def chosen(architectures: Iterable[str], capability: int) -> Image:
         return Image(numbers[max(older)], "ptx")
     raise TargetUnavailableError(
         f"this GPU is an sm_{capability}; the code is for {', '.join(numbers.values())}\n"
-        f"  compile it with --arch sm_{capability}, or the newest architecture below it."
+        "  compile it with --arch for this one or an older one; the oldest there is is sm_75."
     )
 
 
@@ -122,17 +122,21 @@ def machine(binary: Binary, index: int) -> Any:
     launchers = machines.linked([binary.images[f"{image.architecture}/launchers.o"]])
     for name, kernel in kernels[image.architecture].items():
         code = binary.images[f"{image.architecture}/{name}.{image.form}"]
-        launchers.import_module(_device_module(code, image.form, kernel["functions"]))
+        place = f"{image.architecture}/{name}.cu of the run folder"
+        launchers.import_module(_device_module(code, image.form, kernel["functions"], place))
     module.import_module(launchers)
     return relax.VirtualMachine(module, tvm.cuda(index))
 
 
-def _device_module(code: bytes, form: str, functions: Any) -> Any:
-    """TVM's module of one kernel's machine code; the driver sees it when it is first launched."""
+def _device_module(code: bytes, form: str, functions: Any, place: str) -> Any:
+    """TVM's module of one kernel's machine code; the driver sees it when it is first launched.
+
+    TVM shows `place` when a launch fails, where it would show the CUDA source it compiled.
+    """
     told = json.dumps({"tvm_version": tvm.__version__, "func_info": functions})
     known = tvm_ffi.get_global_func("runtime.LoadMetaDataFromJSON")(told)
     create = tvm_ffi.get_global_func(_CREATE)
-    return create(code + b"\0" if form == "ptx" else code, form, known, {})
+    return create(code + b"\0" if form == "ptx" else code, form, known, {"cuda": place})
 
 
 def torch_stream(index: int) -> Any:

@@ -1,0 +1,83 @@
+// A stand-in for NVIDIA's runtime library, for tests: libcudart.so.13 as far as TVM's CUDA runtime
+// calls it, on top of the driver beside it.
+#include <cstddef>
+#include <cstdlib>
+#include <cstring>
+
+extern "C" {
+int stub_capability();
+int stub_devices();
+void stub_add(int what);
+int stub_allocate(void** pointer, size_t size);
+int stub_free(void* pointer);
+int stub_copy(void* to, const void* from, size_t size, int kind);
+}
+
+namespace {
+constexpr int kSynchronizations = 1;
+thread_local int device = 0;
+
+int synchronized() { stub_add(kSynchronizations); return 0; }
+[[noreturn]] int absent() { std::abort(); }
+}  // namespace
+
+extern "C" {
+int cudaGetDeviceCount(int* count) { *count = stub_devices(); return *count ? 0 : 100; }
+int cudaGetDevice(int* number) { *number = device; return 0; }
+int cudaSetDevice(int number) {
+  if (number >= stub_devices()) return 101;
+  device = number;
+  return 0;
+}
+int cudaDeviceGetAttribute(int* value, int attribute, int) {  // cudaDeviceAttr
+  switch (attribute) {
+    case 75: *value = stub_capability() / 10; break;
+    case 76: *value = stub_capability() % 10; break;
+    case 10: *value = 32; break;     // threads of a warp
+    case 8: *value = 49152; break;   // shared memory of a block
+    case 12: *value = 65536; break;  // registers of a block
+    case 16: *value = 1; break;      // multiprocessors
+    default: *value = 1024;
+  }
+  return 0;
+}
+int cudaGetDeviceProperties(char* properties, int) {
+  size_t size = size_t{1} << 30;
+  std::memcpy(properties + 288, &size, sizeof size);  // totalGlobalMem
+  return 0;
+}
+const char* cudaGetErrorName(int) { return "STUB_ERROR"; }
+const char* cudaGetErrorString(int) { return "an error of the stub runtime"; }
+int cudaGetLastError() { return 0; }
+int cudaPeekAtLastError() { return 0; }
+
+int cudaMalloc(void** pointer, size_t size) { return stub_allocate(pointer, size); }
+int cudaFree(void* pointer) { return stub_free(pointer); }
+int cudaMallocHost(void** pointer, size_t size) { *pointer = std::malloc(size); return 0; }
+int cudaFreeHost(void* pointer) { std::free(pointer); return 0; }
+int cudaMemGetInfo(size_t* left, size_t* all) { *left = *all = size_t{1} << 30; return 0; }
+int cudaMemcpyAsync(void* to, const void* from, size_t size, int kind, void*) {
+  return stub_copy(to, from, size, kind);
+}
+int cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, void*) {
+  return stub_copy(to, from, size, 3);
+}
+
+int cudaStreamCreate(void** stream) { *stream = std::malloc(1); return 0; }
+int cudaStreamCreateWithFlags(void** stream, unsigned) { return cudaStreamCreate(stream); }
+int cudaStreamDestroy(void* stream) { std::free(stream); return 0; }
+int cudaStreamSynchronize(void*) { return synchronized(); }
+int cudaStreamWaitEvent(void*, void*, unsigned) { return 0; }
+int cudaEventCreate(void** event) { *event = std::malloc(1); return 0; }
+int cudaEventDestroy(void* event) { std::free(event); return 0; }
+int cudaEventRecord(void*, void*) { return 0; }
+int cudaEventSynchronize(void*) { return synchronized(); }
+int cudaEventElapsedTime(float* milliseconds, void*, void*) { *milliseconds = 0; return 0; }
+
+int cudaGraphDestroy(void*) { absent(); }
+int cudaGraphExecDestroy(void*) { absent(); }
+int cudaGraphInstantiate(void**, void*, unsigned long long) { absent(); }
+int cudaGraphLaunch(void*, void*) { absent(); }
+int cudaStreamBeginCapture(void*, int) { absent(); }
+int cudaStreamEndCapture(void*, void**) { absent(); }
+}
