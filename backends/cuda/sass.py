@@ -119,7 +119,7 @@ def _run(tool: Path, code: bytes, architecture: str) -> list[str]:
     with tempfile.NamedTemporaryFile(prefix="sqcompile-", suffix=".bin") as file:
         file.write(code)
         file.flush()
-        command = [tool, "-b", architecture.replace("sm_", "SM"), file.name]
+        command: list[str | Path] = [tool, "-b", architecture.replace("sm_", "SM"), file.name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if _ADDRESS.match(line)]
     if done.returncode or len(lines) != len(code) // _BYTES:

@@ -1,7 +1,6 @@
 """Lowered modules to binaries: what is in them, for each architecture, and what is refused."""
 
 import json
-from typing import Any
 
 import pytest
 from tvm.script import tirx as T
