@@ -14,13 +14,34 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from sqcompile.backends.exact import Expr, bits_of
 from sqcompile.backends.kernels import KernelSpec, TensorSpec, ViewSpec
 from sqcompile.walks import Walk
 
+__all__ = [
+    "Array",
+    "Expr",
+    "Function",
+    "SCALARS",
+    "bits_of",
+    "bound",
+    "cast",
+    "const",
+    "dtype_of",
+    "flat",
+    "function",
+    "linear",
+    "loops",
+    "select",
+    "serial",
+    "unravel",
+    "viewed",
+    "when",
+    "zero",
+]
+
 SCALARS = "scalars"
 """Name of the vector that holds a kernel's run-time scalars."""
-
-Expr = Any
 
 
 class Array:
@@ -121,11 +142,6 @@ def cast(value: Expr, dtype: str, lanes: int = 1) -> Expr:
 def dtype_of(value: Expr) -> str:
     """The dtype of a scalar expression."""
     return str(value.ty.dtype)
-
-
-def bits_of(value: Expr, dtype: str) -> Expr:
-    """The bits of a scalar read as another dtype of its width."""
-    return tirx.reinterpret(dtype, value)
 
 
 def bound(value: Expr) -> Expr:

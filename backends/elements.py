@@ -7,6 +7,7 @@ float products are fenced where the group also adds, because a compiler may roun
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,25 +117,20 @@ class Read:
 
 @dataclass(frozen=True)
 class Pass:
-    """Members in one pass over `axes`: what is read, what an element of each result is from an
-    element of each read (`compute`), and the members' specs whose results are stored."""
+    """Members in one pass over `axes`: what is read, and the members' specs whose results are
+    stored. `start` makes the constants where it is called and gives what an element of each result
+    is from an element of each read."""
 
     axes: list[int]
     reads: list[Read]
-    compute: Compute
     results: list[KernelSpec]
+    start: Callable[[], Compute]
 
 
 def one_pass(members: Sequence[Member], inputs: Sequence[Array], results: Sequence[int]) -> Pass:
     """All members in one pass; `results` are the numbers of the values that are stored."""
     axes = common_axes([walked(member.spec) for member in members])
     assert axes is not None
-    used = [ELEMENTS[member.spec.op] for member in members]
-    adds = len(members) > 1 and any(element.adds for element in used)
-    values = [
-        _Value(m.spec, adds and e.multiplies and m.spec.outputs[0].dtype == "float32")
-        for m, e in zip(members, used, strict=True)
-    ]
     numbers: dict[Read, int] = {}
     places: list[list[int | None]] = []
     for member in members:
@@ -149,6 +145,24 @@ def one_pass(members: Sequence[Member], inputs: Sequence[Array], results: Sequen
             read = Read(inputs[number], tuple(split_strides(shape, own, axes)), packed)
             places[-1].append(numbers.setdefault(read, len(numbers)))
 
+    made = [members[number - len(inputs)].spec for number in results]
+    return Pass(axes, list(numbers), made, partial(_compute, members, len(inputs), places, results))
+
+
+def _compute(
+    members: Sequence[Member],
+    inputs: int,
+    places: Sequence[Sequence[int | None]],
+    results: Sequence[int],
+) -> Compute:
+    """Make the constants, then tell how to compute; `places` are the reads of each member."""
+    used = [ELEMENTS[member.spec.op] for member in members]
+    adds = len(members) > 1 and any(element.adds for element in used)
+    values = [
+        _Value(m.spec, adds and e.multiplies and m.spec.outputs[0].dtype == "float32")
+        for m, e in zip(members, used, strict=True)
+    ]
+
     def compute(elements: Sequence[Expr], keep: Keep) -> list[Expr]:
         known: dict[int, Expr] = {}
         held = {index: keep(one) for index, one in enumerate(elements)} if len(members) > 1 else {}
@@ -160,11 +174,10 @@ def one_pass(members: Sequence[Member], inputs: Sequence[Array], results: Sequen
                 again = len(members) > 1 and number in member.operands[:position]
                 operands.append(keep(one) if again else one)
             one = value.of(operands, keep)
-            known[len(inputs) + index] = keep(one) if len(members) > 1 else one
+            known[inputs + index] = keep(one) if len(members) > 1 else one
         return [known[number] for number in results]
 
-    made = [members[number - len(inputs)].spec for number in results]
-    return Pass(axes, list(numbers), compute, made)
+    return compute
 
 
 def walked(spec: KernelSpec) -> tuple[int, ...]:

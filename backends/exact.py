@@ -5,14 +5,22 @@ unless a fence stands between; a CUDA kernel names the product that rounds. TVM'
 is not IEEE arithmetic, looks through neither, nor into memory.
 """
 
+from typing import Any
+
 from tvm import tirx
 from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
-from sqcompile.backends.builder import Expr
+Expr = Any
 
 _ROUNDED = {"Mul": "__fmul_rn", "Div": "__fdiv_rn"}
 """CUDA's operations that are never contracted, by the expression that they stand for."""
+_SAME_BITS = {
+    ("float32", "int32"): "__float_as_int",
+    ("int32", "float32"): "__int_as_float",
+    ("uint32", "float32"): "__uint_as_float",
+}
+"""CUDA's reinterpretations, by dtypes: TVM writes them through pointers; a constant has none."""
 
 
 def _on_cuda() -> bool:
@@ -44,3 +52,11 @@ def literal(value: float) -> Expr:
     held = T.alloc_buffer((1,), "float32", scope="local" if _on_cuda() else "global")
     T.buffer_store(held, constant, [0])
     return held[0]
+
+
+def bits_of(value: Expr, dtype: str) -> Expr:
+    """The bits of a scalar or vector read as a dtype of its width."""
+    named = _SAME_BITS.get((str(value.ty.dtype), dtype)) if _on_cuda() else None
+    if named is None:
+        return tirx.reinterpret(dtype, value)
+    return tirx.call_pure_extern(dtype, named, value)

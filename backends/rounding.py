@@ -35,7 +35,7 @@ def cast(value: Expr, dtype: str) -> Expr:
 
 def bits_of(value: Expr, dtype: str) -> Expr:
     """The bits of a scalar or vector read as a dtype of equal width."""
-    return tirx.reinterpret(typed(dtype, lanes_of(value)), value)
+    return builder.bits_of(value, typed(dtype, lanes_of(value)))
 
 
 def same(value: float, dtype: str, like: Expr) -> Expr:

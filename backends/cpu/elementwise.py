@@ -17,8 +17,9 @@ def _pass(
     f: nest.Function, members: Sequence[Member], inputs: Sequence[Array], results: Sequence[int]
 ) -> None:
     one = one_pass(members, inputs, results)
+    compute = one.start()
     sinks = [_sink(spec, out) for spec, out in zip(one.results, f.outputs, strict=True)]
-    stream(one.axes, one.reads, sinks, one.compute)
+    stream(one.axes, one.reads, sinks, compute)
 
 
 def _sink(spec: KernelSpec, out: Array) -> Stored:
