@@ -1,6 +1,6 @@
 """Largest magnitudes, and the largest elements of rows: integers that order like the floats."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tvm import tirx
 
@@ -11,15 +11,16 @@ from sqcompile.backends.cuda.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.backends.rounding import inverse, magnitude
 
+Store = Callable[[Expr, Expr], None]
+"""store(result, value), in one thread."""
 _FIRST = Fold("int32", -(2**31), tirx.max)
 
 
 def maxima(
-    x: Array, axes: Sequence[int], factors: Sequence[Array], divided: bool, store: object
+    x: Array, axes: Sequence[int], factors: Sequence[Array], divided: bool, store: Store
 ) -> None:
     """store(result, largest magnitude of x times the factors as float32), over `axes` of x; the
     last factor is an outer scale, by which x is `divided`."""
-    assert callable(store)
     walk = Reduced.of(x.shape, axes, *(one.shape for one in factors))
 
     def element(result: Expr, k: Expr) -> Sequence[Expr]:

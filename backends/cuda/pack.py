@@ -24,11 +24,13 @@ def bit(packed: Array, index: Expr) -> Expr:
 def nibble(packed: Array, index: Expr, signed: bool) -> Expr:
     """Element `index` of packed 4-bit values, as int32."""
     byte = grid.cast(packed[tirx.floordiv(index, 2)], "int32")
-    shift = tirx.floormod(index, 2) * 4
+    shifted = tirx.shift_right(byte, tirx.floormod(index, 2) * 4)
+    value = tirx.bitwise_and(shifted, grid.const(15, "int32"))
     if not signed:
-        return tirx.bitwise_and(tirx.shift_right(byte, shift), grid.const(15, "int32"))
-    high = tirx.shift_left(byte, grid.const(28, "int32") - shift)
-    return tirx.shift_right(high, grid.const(28, "int32"))
+        return value
+    # The sign bit by xor: TVM takes shifted bits that overflow for a product that cannot.
+    eight = grid.const(8, "int32")
+    return tirx.bitwise_xor(value, eight) - eight
 
 
 def gathered(count: Expr, first: Expr, width: int, value: Value) -> Expr:

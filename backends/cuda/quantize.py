@@ -79,11 +79,20 @@ def quantize_rows(spec: KernelSpec) -> object:
     return f.result
 
 
-def scaled_by(x: Array, r: Array, outer: Array | None, exponent: Array | None, bits: int) -> Scaled:
-    """t = (x * (1 / outer)) * ((qmax / r) * 2^exponent), 0 where r is tiny."""
+def scaled_by(
+    x: Array,
+    r: Array,
+    outer: Array | None,
+    exponent: Array | None,
+    bits: int,
+    factor: Array | None = None,
+) -> Scaled:
+    """t = ((x * factor) * (1 / outer)) * ((qmax / r) * 2^exponent), 0 where r is tiny."""
 
     def scaled(i: Expr) -> Expr:
         value = x[i]
+        if factor is not None:
+            value = grid.keep(value * at_shape(factor, x.shape, i))
         if outer is not None:
             value = grid.keep(value * inverse(grid.keep(at_shape(outer, x.shape, i))))
         scale = steps_per_unit(bits, True, grid.keep(at_shape(r, x.shape, i)))
