@@ -18,14 +18,16 @@ MCPU = "SQCOMPILE_MCPU"
 class Target:
     """A place to run on, as data.
 
-    `package` holds the kernels (None: not built yet); `mcpu` is the LLVM name of the CPU, empty
-    for the machine that compiles.
+    `package` holds the kernels and the module `build` that makes code of them (None: not built
+    yet); `mcpu` is the LLVM name of the CPU, empty for the machine that compiles; `arch` lists GPU
+    architectures, empty for all of them.
     """
 
     name: str
     package: str | None
     summary: str
     mcpu: str = ""
+    arch: str = ""
     options: tuple[str, ...] = field(default=())
 
     @cached_property
@@ -37,23 +39,45 @@ class Target:
         return table
 
     def compiled_for(self) -> Any:
-        """The TVM target that kernels are generated and compiled for."""
+        """The TVM target that kernels are generated and compiled for: that of the first machine."""
         assert self.package is not None
         return import_module(self.package).compiled_for(self)
+
+    @property
+    def builder(self) -> Any:
+        """The module that makes code of lowered modules. It has
+
+        machines(target): the target once for every machine that kernels are generated for;
+        identity(target): all of the options that decides code, as text;
+        binary_key(modules, target): the name in the cache of what `cached_build` makes;
+        cached_build(key, modules, target): a Binary of one lowered module per machine;
+        listings(binary): texts for readers, by file name, that are made when they are asked for.
+        """
+        assert self.package is not None
+        return import_module(f"{self.package}.build")
+
+    def machines(self) -> "list[Target]":
+        """The target once for every machine that kernels are generated for.
+
+        Raises UsageError for an architecture that does not exist.
+        """
+        found: list[Target] = self.builder.machines(self)
+        return found
 
 
 TARGETS = {
     target.name: target
     for target in (
         Target("cpu", "sqcompile.backends.cpu", "any CPU that LLVM knows", options=("mcpu",)),
-        Target("cuda", None, "NVIDIA GPUs"),
+        Target("cuda", "sqcompile.backends.cuda", "NVIDIA GPUs", options=("arch",)),
         Target("vta", None, "the VTA accelerator"),
     )
 }
 
 
 def get(name: str, **options: Any) -> Target:
-    """The target called `name`, with options of its own (cpu: mcpu="x86-64-v3").
+    """The target called `name`, with options of its own (cpu: mcpu="x86-64-v3"; cuda:
+    arch="sm_80,sm_90").
 
     Raises UsageError for a name or an option that does not exist, TargetUnavailableError for a
     target whose kernels this version does not have.
@@ -74,4 +98,7 @@ def get(name: str, **options: Any) -> Target:
         )
     if "mcpu" in target.options:
         options = {"mcpu": os.environ.get(MCPU, "")} | options
-    return replace(target, **options)
+    found = replace(target, **options)
+    if found.arch:
+        found.machines()
+    return found

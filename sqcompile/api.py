@@ -11,7 +11,6 @@ from torch.fx import GraphModule
 
 from sqcompile import support, variant_cache
 from sqcompile.backends import targets
-from sqcompile.backends.cpu.build import binary_key, cached_build
 from sqcompile.backends.lower import lower
 from sqcompile.backends.targets import Target
 from sqcompile.capture import Capture, Traced, capture, differentiate, trace
@@ -23,7 +22,7 @@ from sqcompile.passes.partition import Partition, partition
 from sqcompile.passes.pipeline import Stage, integer_training, run
 from sqcompile.passes.printing import text
 from sqcompile.recipe import Recipe
-from sqcompile.runtime.executable import Executable
+from sqcompile.runtime.executable import Binary, Executable
 from sqcompile.runtime.signature import CallKey, Signature
 from sqcompile.runtime.step import CompiledStep
 from sqcompile.runtime.variant import Graphs, Variant
@@ -160,8 +159,7 @@ def build(
         again = traced.later()
         return Variant(key, signature, Executable(binary), lambda: prepare(again()).graphs)
     prepared = prepare(traced)
-    name = binary_key(prepared.module, target)
-    binary = cached_build(name, prepared.module, target)
+    name, binary = cached_build(prepared.modules, target)
     variant_cache.store(entry, prepared.signature, name)
     return Variant(key, prepared.signature, Executable(binary), prepared.graphs)
 
@@ -172,16 +170,23 @@ def build_rewritten(
     """Lower and compile a rewritten step. Raises UnsupportedOpError with all ops of it that the
     target has no kernel for."""
     prepared = _prepared(rewritten, target, check_finite)
-    name = binary_key(prepared.module, target)
-    binary = cached_build(name, prepared.module, target)
+    _, binary = cached_build(prepared.modules, target)
     return Variant(key, prepared.signature, Executable(binary), prepared.graphs)
+
+
+def cached_build(modules: Sequence[Any], target: Target) -> tuple[str, Binary]:
+    """The name in the cache of the code of lowered modules, and the code."""
+    builder = target.builder
+    name: str = builder.binary_key(modules, target)
+    binary: Binary = builder.cached_build(name, modules, target)
+    return name, binary
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A step that is ready to be built."""
+    """A step that is ready to be built: one lowered module for every machine of the target."""
 
-    module: Any
+    modules: list[Any]
     signature: Signature
     graphs: Graphs
 
@@ -200,7 +205,7 @@ def _prepared(rewritten: Rewritten, target: Target, check_finite: bool) -> _Prep
         raise CaptureError("the backward pass changes a buffer, which is not supported")
     graphs = {"forward": forward} | ({"backward": backward} if backward is not None else {})
     support.check(list(graphs.values()), target)
-    lowered = lower(graphs, target)
+    lowered = [lower(graphs, machine) for machine in target.machines()]
     signature = Signature(
         tuple(parts.inputs),
         tuple(parts.outputs),
@@ -214,5 +219,5 @@ def _prepared(rewritten: Rewritten, target: Target, check_finite: bool) -> _Prep
         given_limits(parts.forward),
         limits(computed),
     )
-    kept = Graphs(parts.forward, parts.backward, rewritten.stages, lowered.kernels)
-    return _Prepared(lowered.module, signature, kept)
+    kept = Graphs(parts.forward, parts.backward, rewritten.stages, lowered[0].kernels)
+    return _Prepared([one.module for one in lowered], signature, kept)

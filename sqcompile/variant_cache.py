@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from sqcompile.backends.cpu.build import mcpu_of
 from sqcompile.backends.targets import Target
 from sqcompile.capture import Traced
 from sqcompile.fingerprint import fingerprint
@@ -31,7 +30,7 @@ def entry_of(
         return None
     options = {
         "key": asdict(key),
-        "target": [target.name, mcpu_of(target)],
+        "target": [target.name, target.builder.identity(target)],
         "recipe": recipe.to_json(),
         "check_finite": check_finite,
     }

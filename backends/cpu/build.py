@@ -1,12 +1,11 @@
 """From a lowered module to object code: the kernels through LLVM, the calls as VM bytecode.
 
 Objects are position independent and need no C compiler to load: an in-process linker
-(apache-tvm-ffi-orcjit) places them. Only the lowering that a flat call sequence needs runs;
-Relax's operator fusion stays out, because it would put float operations of two ops into one
-kernel, where LLVM may contract them.
+(apache-tvm-ffi-orcjit) places them.
 """
 
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from functools import partial
@@ -15,13 +14,14 @@ from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import relax, tirx
+from tvm import tirx
 
+from sqcompile.backends import vm
 from sqcompile.backends.cpu.host import host_cpu
 from sqcompile.backends.targets import Target
 from sqcompile.errors import UsageError
 from sqcompile.runtime import cache
-from sqcompile.runtime.executable import Binary, Port
+from sqcompile.runtime.executable import Binary
 from sqcompile.runtime.threads import get_num_threads
 
 _PARTS = 8
@@ -49,34 +49,6 @@ def llvm_target(target: Target) -> Any:
     return tvm.target.Target({"kind": "llvm", "mcpu": mcpu_of(target)})
 
 
-def _lowering() -> Any:
-    """The Relax passes from dataflow to VM calls, memory planned ahead."""
-    steps = relax.transform
-    return tvm.transform.Sequential(
-        [
-            steps.ToNonDataflow(),
-            steps.RemovePurityChecking(),
-            steps.CallTIRRewrite(),
-            steps.StaticPlanBlockMemory(),
-            steps.LowerAllocTensor(),
-            steps.KillAfterLastUse(),
-            steps.LowerRuntimeBuiltin(),
-            steps.ComputePrimValue(),
-            steps.VMShapeLower(),
-            steps.AttachGlobalSymbol(),
-        ]
-    )
-
-
-def _port(kind: Any) -> Port:
-    return tuple(int(size) for size in kind.shape), str(kind.dtype)
-
-
-def _ports(function: Any) -> tuple[list[Port], list[Port]]:
-    inputs = [_port(parameter.ty) for parameter in function.params]
-    return inputs, [_port(one) for one in function.ret_ty.fields]
-
-
 def build(module: tvm.IRModule, target: Target) -> Binary:
     """Compile every function and kernel of a lowered module; 0.02 to 0.4 s a kernel, as many at
     once as there are threads (`sqcompile.set_num_threads`).
@@ -84,24 +56,17 @@ def build(module: tvm.IRModule, target: Target) -> Binary:
     Raises UsageError for a CPU that LLVM does not know.
     """
     chosen = llvm_target(target)
-    ports = {
-        variable.name_hint: _ports(function)
-        for variable, function in module.functions.items()
-        if isinstance(function, relax.Function)
-    }
     with chosen:
-        lowered = _lowering()(module)
-    kernels = {v: f for v, f in lowered.functions.items() if isinstance(f, tirx.PrimFunc)}
-    calls = {v: f for v, f in lowered.functions.items() if v not in kernels}
-    machine = relax.build(tvm.IRModule(calls, attrs=lowered.attrs), chosen, relax_pipeline=None)
+        calls, kernels = vm.calls_and_kernels(module)
+    bytecode = vm.bytecode_of(calls, chosen)
     parts = min(_PARTS, len(kernels))
     listed = list(kernels.items())
     modules = [tvm.IRModule(dict(listed[part::parts])) for part in range(parts)]
     with ThreadPoolExecutor(get_num_threads()) as pool:
         compiled = list(pool.map(partial(_compiled, target=chosen), modules))
     return Binary.of(
-        _written(machine.mod, "ro"),
-        ports,
+        bytecode,
+        vm.ports_of(module),
         [code for code, _ in compiled],
         {f"kernels_{part}.ll": ir for part, (_, ir) in enumerate(compiled)},
     )
@@ -111,29 +76,33 @@ def _compiled(kernels: tvm.IRModule, target: Any) -> tuple[bytes, str]:
     """Object code and LLVM IR. Nearly all of it is LLVM's work, without Python's lock, in an LLVM
     context of its own: two threads took 8.2 s for what one took 15.1 s for."""
     library = tirx.build(kernels, target=target)
-    return _written(library, "o"), str(library.inspect_source("ll"))
+    return vm.written(library, "o"), str(library.inspect_source("ll"))
 
 
-def _written(module: Any, kind: str) -> bytes:
-    """A module as the bytes of a file of that kind."""
-    with tempfile.TemporaryDirectory(prefix="sqcompile-") as folder:
-        path = Path(folder, f"module.{kind}")
-        module.write_to_file(str(path), kind)
-        return path.read_bytes()
+def machines(target: Target) -> list[Target]:
+    """One: kernels are generated for the CPU that is compiled for."""
+    return [target]
 
 
-def binary_key(module: tvm.IRModule, target: Target) -> str:
-    """The name in the cache of what `build` makes of these."""
+def identity(target: Target) -> str:
+    """What of the target's options decides the code."""
+    return mcpu_of(target)
+
+
+def binary_key(modules: Sequence[tvm.IRModule], target: Target) -> str:
+    """The name in the cache of what `build` makes of the one module there is."""
+    (module,) = modules
     return cache.key_of(f"{mcpu_of(target)}\n{tvm.ir.save_json(module)}")
 
 
-def cached_build(key: str, module: tvm.IRModule, target: Target) -> Binary:
+def cached_build(key: str, modules: Sequence[tvm.IRModule], target: Target) -> Binary:
     """`build`, or what an earlier build of the same module for the same CPU left in the cache;
     `key` is what `binary_key` gives."""
+    (module,) = modules
     return cache.cached(key, lambda: build(module, target))
 
 
-def assemblies(binary: Binary) -> dict[str, str]:
+def listings(binary: Binary) -> dict[str, str]:
     """The assembly of all LLVM IR of a binary, as files; kept in the cache like code."""
     key = cache.key_of("\n".join(["assembly", *binary.sources.values()]))
     kept = cache.load_files(key)

@@ -1,4 +1,4 @@
-"""CUDA's kernel table; the modules of this folder fill it when the package is imported."""
+"""The GPU's kernel table; the modules of this folder fill it when the package is imported."""
 
 from sqcompile.backends.kernels import KernelTable
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sqcompile import __version__
-from sqcompile.backends.cpu.build import assemblies
+from sqcompile.backends.targets import TARGETS
 from sqcompile.errors import SqError, UsageError
 from sqcompile.recipe import Recipe
 from sqcompile.runtime.executable import Binary, Executable
@@ -24,7 +24,7 @@ from sqcompile.runtime.signature import CallKey, Signature
 from sqcompile.runtime.step import CompiledStep
 from sqcompile.runtime.variant import Variant
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 _PINNED = ("torch", "apache-tvm", "apache-tvm-ffi")
 
@@ -130,10 +130,11 @@ def _write_variant(variant: Variant, run: Path, number: int) -> dict[str, Any]:
     folder.mkdir()
     texts = folder if number else run
     binary = variant.executable.binary
-    for name, content in binary.files().items():
+    files = binary.files()
+    files |= {name: text.encode() for name, text in _listings(binary).items()}
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
-    for name, text in assemblies(binary).items():
-        (folder / name).write_text(text)
     for position, stage in enumerate(variant.stages):
         (texts / f"{position:02d}_{stage.name}.txt").write_text(stage.text)
     try:
@@ -149,7 +150,13 @@ def _write_variant(variant: Variant, run: Path, number: int) -> dict[str, Any]:
         "signature": signature,
         "objects": len(binary.objects),
         "sources": sorted(binary.sources),
+        "images": sorted(binary.images),
     }
+
+
+def _listings(binary: Binary) -> dict[str, str]:
+    found: dict[str, str] = TARGETS[binary.target].builder.listings(binary)
+    return found
 
 
 def load(directory: str | Path) -> CompiledStep:
@@ -200,6 +207,7 @@ def _read_variant(folder: Path, entry: dict[str, Any]) -> Variant:
         vm=(place / "vm.bin").read_bytes(),
         objects=[(place / f"kernels_{n}.o").read_bytes() for n in range(entry["objects"])],
         sources={name: (place / name).read_text() for name in entry["sources"]},
+        images={name: (place / name).read_bytes() for name in entry["images"]},
     )
     key = entry["key"]
     call = CallKey(

@@ -166,6 +166,7 @@ def _warn(message: str) -> None:
 
 def _write(place: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
+        (place / name).parent.mkdir(exist_ok=True)
         (place / name).write_bytes(content)
     checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     manifest = {"files": checksums, "checksum": _checksum(checksums)}
@@ -190,7 +191,7 @@ def _remove_oldest(base: Path, newest: str) -> None:
             continue
         with contextlib.suppress(OSError):  # another process may be removing it
             used = (place / MANIFEST).stat().st_mtime_ns
-            entries.append((used, sum(file.stat().st_size for file in place.iterdir()), place))
+            entries.append((used, sum(file.stat().st_size for file in place.rglob("*")), place))
     excess = sum(size for _, size, _ in entries) - _limit()
     for _, size, place in sorted(entries):
         if excess > 0 and place.name != newest:

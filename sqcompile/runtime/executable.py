@@ -2,40 +2,43 @@
 
 TVM assumes, unchecked, that tensors are contiguous and of the shapes and dtypes compiled for. The
 guard here copies tensors that are not contiguous and refuses others, so that nothing a caller
-passes reaches a kernel unchecked. Kernels assume no alignment.
+passes reaches a kernel unchecked. Kernels assume no alignment. How code becomes a virtual machine
+on a device is the target's (`sqcompile.runtime.machines`).
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
-import tvm
-import tvm_ffi
-import tvm_ffi_orcjit
 from torch import Tensor
-from tvm import relax
 
 from sqcompile.errors import InputError
-from sqcompile.runtime import threads
+from sqcompile.runtime import machines, threads
 
 Port = tuple[tuple[int, ...], str]
 """Shape and dtype ("float32") of a tensor."""
+_OBJECT = re.compile(r"kernels_\d+\.o")
+_SOURCES = (".ll", ".cu", ".log")
+"""How the names of files that only people read end."""
 
 
 @dataclass(frozen=True)
 class Binary:
     """A compiled module as bytes.
 
-    vm: one line of JSON with what every function takes and gives, then VM bytecode; objects: the
-    kernels' object files; sources: their LLVM IR by file name, for readers.
+    vm: one line of JSON with the target and what every function takes and gives, then VM bytecode;
+    objects: the kernels' object files for the CPU; sources: what they were made from by file name,
+    for readers; images: what another device loads, by file name.
     """
 
     vm: bytes
     objects: list[bytes]
     sources: dict[str, str] = field(default_factory=dict)
+    images: dict[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -44,28 +47,47 @@ class Binary:
         ports: Mapping[str, tuple[Sequence[Port], Sequence[Port]]],
         objects: list[bytes],
         sources: dict[str, str],
+        images: dict[str, bytes] | None = None,
+        target: str = "cpu",
     ) -> "Binary":
         """From bytecode and, for each function, its inputs and outputs."""
-        return cls(json.dumps(ports).encode() + b"\n" + bytecode, objects, sources)
+        head = json.dumps({"target": target, "ports": ports}).encode()
+        return cls(head + b"\n" + bytecode, objects, sources, images or {})
 
     def files(self) -> dict[str, bytes]:
-        """The binary as named files: vm.bin, kernels_0.o, ..., and the sources."""
+        """The binary as named files: vm.bin, kernels_0.o, ..., the sources and the images."""
         files = {"vm.bin": self.vm}
         files |= {f"kernels_{n}.o": code for n, code in enumerate(self.objects)}
-        return files | {name: text.encode() for name, text in self.sources.items()}
+        files |= {name: text.encode() for name, text in self.sources.items()}
+        return files | self.images
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> "Binary":
         """The inverse of `files`; raises KeyError when one is missing."""
-        count = sum(name.endswith(".o") for name in files)
-        objects = [files[f"kernels_{n}.o"] for n in range(count)]
-        sources = {name: content.decode() for name, content in files.items() if name[-3:] == ".ll"}
-        return cls(files["vm.bin"], objects, sources)
+        objects = {name for name in files if _OBJECT.fullmatch(name)}
+        sources = {name for name in files if name.endswith(_SOURCES)}
+        images = set(files) - objects - sources - {"vm.bin"}
+        return cls(
+            files["vm.bin"],
+            [files[f"kernels_{n}.o"] for n in range(len(objects))],
+            {name: files[name].decode() for name in sorted(sources)},
+            {name: files[name] for name in sorted(images)},
+        )
 
     @property
     def bytecode(self) -> bytes:
         """What the VM loads."""
         return self.vm.partition(b"\n")[2]
+
+    @cached_property
+    def _head(self) -> dict[str, Any]:
+        head: dict[str, Any] = json.loads(self.vm.partition(b"\n")[0])
+        return head
+
+    @property
+    def target(self) -> str:
+        """The name of the target that it runs on."""
+        return str(self._head["target"])
 
     @cached_property
     def ports(self) -> dict[str, tuple[list[Port], list[Port]]]:
@@ -74,30 +96,40 @@ class Binary:
         def listed(side: list[Any]) -> list[Port]:
             return [(tuple(shape), dtype) for shape, dtype in side]
 
-        described = json.loads(self.vm.partition(b"\n")[0])
-        return {name: (listed(i), listed(o)) for name, (i, o) in described.items()}
+        return {name: (listed(i), listed(o)) for name, (i, o) in self._head["ports"].items()}
 
 
 class Executable:
-    """A Binary loaded into this process, which takes milliseconds and no compiler."""
+    """A Binary that runs in this process; loading takes milliseconds and no compiler.
+
+    Code for the CPU is loaded at once, code for another device when it first runs there: it is
+    compiled on machines that do not have the device.
+    """
 
     def __init__(self, binary: Binary) -> None:
         self.binary = binary
-        load = tvm_ffi.get_global_func("ffi.Module.load_from_bytes.relax.VMExecutable")
-        module = load(binary.bytecode)
-        if binary.objects:
-            session = tvm_ffi_orcjit.default_session()
-            module.import_module(session.load_module(list(binary.objects)))
-        self._machine = relax.VirtualMachine(module, tvm.cpu())
+        self.device = machines.device_type(binary.target)
+        self._machines: dict[int, Any] = {}
+        if self.device == "cpu":
+            self.machine()
         self._functions = {
-            name: Function(name, self._machine[name], inputs)
-            for name, (inputs, _) in binary.ports.items()
+            name: Function(self, name, inputs) for name, (inputs, _) in binary.ports.items()
         }
+
+    def machine(self, index: int = 0) -> Any:
+        """The virtual machine on device number `index`; `machine()[name]` is a function of it that
+        takes what TVM takes, unchecked.
+
+        Raises TargetUnavailableError when there is no such device.
+        """
+        if index not in self._machines:
+            self._machines[index] = machines.load(self.binary, index)
+        return self._machines[index]
 
     def instrument(self, hook: Any) -> None:
         """Call hook(function, symbol, before, result, *arguments) around every kernel and return
         its 0 to the VM; for this Executable's whole life, so profile one of your own."""
-        self._machine.set_instrument(hook)
+        self.machine().set_instrument(hook)
 
     def function(self, name: str) -> "Function":
         """The compiled function called `name` ("forward", "backward"); KeyError if absent."""
@@ -107,16 +139,19 @@ class Executable:
 class Function:
     """A compiled function: `function(*tensors)` gives the list of its results."""
 
-    def __init__(self, name: str, run: Any, inputs: Sequence[Port]) -> None:
+    def __init__(self, executable: Executable, name: str, inputs: Sequence[Port]) -> None:
         self.name = name
-        self._run = run
+        self._executable = executable
+        self._device = executable.device
+        self._run: dict[int, Any] = {}
         self._expected = [(torch.Size(shape), getattr(torch, dtype)) for shape, dtype in inputs]
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        """Run on CPU tensors of the compiled shapes and dtypes; results are fresh tensors.
+        """Run on tensors of the compiled shapes and dtypes; results are fresh tensors.
 
-        Raises InputError for a wrong number, shape, dtype or device. Tensors that are not
-        contiguous are copied first. Gradients are not tracked.
+        They are on the CPU, or all on one GPU, where the kernels go to torch's current stream and
+        nothing waits for them. Raises InputError for a wrong number, shape, dtype or device.
+        Tensors that are not contiguous are copied first. Gradients are not tracked.
         """
         if len(tensors) != len(self._expected):
             raise InputError(f"{self.name} takes {len(self._expected)} tensors, got {len(tensors)}")
@@ -124,8 +159,19 @@ class Function:
             self._checked(index, tensor, *expected)
             for index, (tensor, expected) in enumerate(zip(tensors, self._expected, strict=True))
         ]
+        index = self._index(ready)
+        if index not in self._run:
+            self._run[index] = self._executable.machine(index)[self.name]
         threads.apply()
-        return [_torch(one) for one in self._run(*ready)]
+        with machines.on_current_stream(self._device, index):
+            return [_torch(one) for one in self._run[index](*ready)]
+
+    def _index(self, tensors: Sequence[Tensor]) -> int:
+        """The number of the device that all tensors are on."""
+        found = {tensor.device.index or 0 for tensor in tensors}
+        if len(found) > 1:
+            raise InputError(f"{self.name}: the arguments are on {len(found)} GPUs")
+        return found.pop() if found else 0
 
     def _checked(self, index: int, tensor: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         if not isinstance(tensor, Tensor):
@@ -135,8 +181,9 @@ class Function:
                 f"{self.name}: argument {index} is {dtype} {list(shape)}, got {tensor.dtype} "
                 f"{list(tensor.shape)}"
             )
-        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-            raise InputError(f"{self.name}: argument {index} is not a dense tensor on the CPU")
+        if tensor.device.type != self._device or tensor.layout != torch.strided:
+            where = "the CPU" if self._device == "cpu" else self._device
+            raise InputError(f"{self.name}: argument {index} is not a dense tensor on {where}")
         tensor = tensor.detach().resolve_neg()
         return tensor.contiguous()
 

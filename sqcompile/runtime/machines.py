@@ -1,0 +1,75 @@
+"""From code to a virtual machine on a device, one entry a target."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import tvm
+import tvm_ffi
+import tvm_ffi_orcjit
+from tvm import relax
+
+if TYPE_CHECKING:
+    from sqcompile.runtime.executable import Binary
+
+
+class _Loader(NamedTuple):
+    """How a target's code is loaded: torch's name of the device, `machine(binary, index)`, and a
+    context in which kernels go to torch's current stream."""
+
+    device: str
+    machine: "Callable[[Binary, int], Any]"
+    on_current_stream: Callable[[int], AbstractContextManager[Any]]
+
+
+def device_type(target: str) -> str:
+    """What torch calls the device of a target: "cpu", "cuda"."""
+    return _LOADERS[target].device
+
+
+def load(binary: "Binary", index: int) -> Any:
+    """A virtual machine with a binary's functions on device number `index`.
+
+    Raises TargetUnavailableError when the device is not there.
+    """
+    return _LOADERS[binary.target].machine(binary, index)
+
+
+def on_current_stream(device: str, index: int) -> AbstractContextManager[Any]:
+    """Kernels that are called inside run on torch's current stream of the device."""
+    return _LOADERS[device].on_current_stream(index)
+
+
+def executable_module(bytecode: bytes) -> Any:
+    """VM bytecode as TVM's module, which functions are imported into."""
+    return tvm_ffi.get_global_func("ffi.Module.load_from_bytes.relax.VMExecutable")(bytecode)
+
+
+def linked(objects: "list[bytes]") -> Any:
+    """Object files as a module: placed by an in-process linker."""
+    return tvm_ffi_orcjit.default_session().load_module(objects)
+
+
+def _cpu(binary: "Binary", index: int) -> Any:
+    module = executable_module(binary.bytecode)
+    if binary.objects:
+        module.import_module(linked(list(binary.objects)))
+    return relax.VirtualMachine(module, tvm.cpu(index))
+
+
+def _cuda(binary: "Binary", index: int) -> Any:
+    return import_module("sqcompile.runtime.cuda").machine(binary, index)
+
+
+def _cuda_stream(index: int) -> AbstractContextManager[Any]:
+    stream: AbstractContextManager[Any] = import_module("sqcompile.runtime.cuda").torch_stream(
+        index
+    )
+    return stream
+
+
+_LOADERS = {
+    "cpu": _Loader("cpu", _cpu, lambda _: nullcontext()),
+    "cuda": _Loader("cuda", _cuda, _cuda_stream),
+}
