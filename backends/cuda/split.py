@@ -70,7 +70,7 @@ def split(name: str, kernel: Any, target: Any) -> SplitKernel:
         lowered = passes(module)
     host, devices = split_host_device_mods(lowered)
     if not found.launches:
-        return SplitKernel(name, finish_host(host), "", {}, ())
+        return SplitKernel(name, finish_host()(host), "", {}, ())
     ((on, device),) = devices.items()
     device = finish_device()(device)
     with _source_only():
