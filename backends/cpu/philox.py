@@ -14,19 +14,16 @@ from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
-from sqcompile.ops.philox import DRAWS_PER_BLOCK, LANES, ROUNDS
+from sqcompile.ops.philox import DRAWS_PER_BLOCK, LANES, MULTIPLIERS, ROUNDS, WEYL, WORD
 
 BLOCK = LANES * DRAWS_PER_BLOCK
 """Elements that one round of 16 counters serves."""
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_WORD = 0xFFFFFFFF
 _HALF = LANES // 2
 
 
 def _word(value: Expr) -> Expr:
     """The low 32 bits of an int64 scalar as uint64."""
-    return tirx.bitwise_and(nest.cast(value, "uint64"), nest.const(_WORD, "uint64"))
+    return tirx.bitwise_and(nest.cast(value, "uint64"), nest.const(WORD, "uint64"))
 
 
 @dataclass
@@ -87,11 +84,11 @@ class State:
 
     def _round(self, words: list[Array], index: int) -> None:
         keys = [
-            tirx.bitwise_and(key + nest.const(index * weyl & _WORD, "uint64"), _splat_word(1))
-            for key, weyl in zip(self.key, _WEYL, strict=True)
+            tirx.bitwise_and(key + nest.const(index * weyl & WORD, "uint64"), _splat_word(1))
+            for key, weyl in zip(self.key, WEYL, strict=True)
         ]
         lane, products = self.lane, self.products
-        for product, word, multiplier in zip(products, words[::2], _MULTIPLIERS, strict=True):
+        for product, word, multiplier in zip(products, words[::2], MULTIPLIERS, strict=True):
             low = tirx.bitwise_and(word[lane], _splat_word(_HALF))
             product.store(lane, low * nest.splat(nest.const(multiplier, "uint64"), _HALF))
         shift = nest.splat(nest.const(32, "uint64"), _HALF)
@@ -106,7 +103,7 @@ class State:
 
 
 def _splat_word(lanes: int) -> Expr:
-    mask = nest.const(_WORD, "uint64")
+    mask = nest.const(WORD, "uint64")
     return mask if lanes == 1 else nest.splat(mask, lanes)
 
 

@@ -6,12 +6,13 @@ like the others (`sqcompile.backends.cpu.rows`).
 
 from tvm import tirx
 
-from sqcompile.backends.cpu import functions, nest, rows
-from sqcompile.backends.cpu.functions import product
+from sqcompile.backends import functions
+from sqcompile.backends.cpu import nest, rows
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
 from sqcompile.backends.cpu.rounding import cast, rounded
 from sqcompile.backends.cpu.rows import keep, read, spread
 from sqcompile.backends.cpu.table import KERNELS
+from sqcompile.backends.functions import product
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.quantize import limits
 

@@ -16,7 +16,6 @@ same values are written twice, which neither a reader nor another thread can tel
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import gcd, prod
 from typing import TypeVar
 
@@ -26,6 +25,8 @@ from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.cpu.sinks import Largest, Stored
 from sqcompile.backends.cpu.sweep import ENOUGH_TASKS, contiguous, in_vectors, merge
+from sqcompile.backends.elements import Compute, Read
+from sqcompile.backends.functions import Keep
 
 SHORT_ROW = 128
 """Rows below this length that no vector divides are taken in blocks: the overlapping vector at
@@ -33,24 +34,11 @@ the end of each would cost more than an eighth."""
 BLOCK = 240
 """Elements of a block at least; a float32 operand written out for it still stands on the stack."""
 
+__all__ = ["Keep", "Read", "stream"]
+
 T = TypeVar("T")
 Source = Callable[[Expr, Expr], Expr]
 """source(start, lane) -> an operand's element start + lane, counted from where a line begins."""
-Keep = Callable[[Expr], Expr]
-Compute = Callable[[Sequence[Expr], Keep], Sequence[Expr]]
-"""compute(value of each read, keep) -> value of each output, for one element. keep(value) holds a
-value in a register under a name of its own: TVM's simplifier, which is not exact for floats, does
-not look through it."""
-
-
-@dataclass(frozen=True)
-class Read:
-    """An operand and the strides with which the axes of the result walk it; `packed`: a mask of
-    eight elements to a byte, which they walk as they do the result."""
-
-    array: Array
-    strides: tuple[int, ...]
-    packed: bool = False
 
 
 def stream(

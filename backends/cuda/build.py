@@ -77,7 +77,8 @@ def build(modules: Sequence[tvm.IRModule], target: Target) -> Binary:
             variable.name_hint: splitter.split(variable.name_hint, kernel, tvm_target)
             for variable, kernel in kernels.items()
         }
-        compiled = compile_all({n: part.source for n, part in parts.items()}, [architecture])
+        launching = {name: part.source for name, part in parts.items() if part.launches}
+        compiled = compile_all(launching, [architecture])
         index[architecture.name] = {name: _described(part) for name, part in parts.items()}
         images[f"{architecture.name}/launchers.o"] = splitter.launchers(parts)
         for (name, _), code in compiled.items():

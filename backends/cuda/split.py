@@ -60,7 +60,8 @@ class SplitKernel:
 def split(name: str, kernel: Any, target: Any) -> SplitKernel:
     """Lower one kernel for `target` (a TVM target with a host).
 
-    Raises SqError for a kernel that launches nothing, or whose launches depend on data.
+    A kernel whose results are empty launches nothing, and has no source. Raises SqError for one
+    whose host part does more than launch, or whose launches depend on data.
     """
     module = tirx.transform.BindTarget(target)(tvm.IRModule({name: kernel}))
     passes, finish_host, finish_device = tirx.get_default_tir_pipeline(target)
@@ -70,6 +71,8 @@ def split(name: str, kernel: Any, target: Any) -> SplitKernel:
     found = _Launches(name)
     found.read(kept[0])
     host, devices = split_host_device_mods(lowered)
+    if not found.launches:
+        return SplitKernel(name, finish_host()(host), "", {}, ())
     ((on, device),) = devices.items()
     device = finish_device()(device)
     with _source_only():

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sqcompile.ops.table import op
 
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_WORD = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+WORD = 0xFFFFFFFF
 ROUNDS = 10
 DRAWS_PER_BLOCK = 8
 LANES = 16
@@ -24,17 +24,17 @@ def philox4x32(counter: list[Tensor], key: tuple[Tensor, Tensor]) -> list[Tensor
 
     int64 products wrap modulo 2^64, whose two halves are the words that Philox asks for.
     """
-    c0, c1, c2, c3 = (word & _WORD for word in counter)
-    k0, k1 = (word & _WORD for word in key)
+    c0, c1, c2, c3 = (word & WORD for word in counter)
+    k0, k1 = (word & WORD for word in key)
     for _ in range(ROUNDS):
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
         c0, c1, c2, c3 = (
-            ((p1 >> 32) & _WORD) ^ c1 ^ k0,
-            p1 & _WORD,
-            ((p0 >> 32) & _WORD) ^ c3 ^ k1,
-            p0 & _WORD,
+            ((p1 >> 32) & WORD) ^ c1 ^ k0,
+            p1 & WORD,
+            ((p0 >> 32) & WORD) ^ c3 ^ k1,
+            p0 & WORD,
         )
-        k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
+        k0, k1 = (k0 + WEYL[0]) & WORD, (k1 + WEYL[1]) & WORD
     return [c0, c1, c2, c3]
 
 
@@ -47,7 +47,7 @@ def stream_id(module: str, role: str, operand: str, occurrence: int) -> int:
 def fold_seed(seed: int) -> int:
     """Any Python integer -> 32 bits, by xor of its 32-bit words (two's complement, 64 bits)."""
     value = seed & 0xFFFFFFFFFFFFFFFF
-    return (value ^ (value >> 32)) & _WORD
+    return (value ^ (value >> 32)) & WORD
 
 
 @op("sq::draws", doc="16-bit draws of one stream, in the element order of the quantisers.")

@@ -121,6 +121,8 @@ def machine(binary: Binary, index: int) -> Any:
     module = machines.executable_module(binary.bytecode)
     launchers = machines.linked([binary.images[f"{image.architecture}/launchers.o"]])
     for name, kernel in kernels[image.architecture].items():
+        if not kernel["launches"]:  # its results are empty
+            continue
         code = binary.images[f"{image.architecture}/{name}.{image.form}"]
         place = f"{image.architecture}/{name}.cu of the run folder"
         launchers.import_module(_device_module(code, image.form, kernel["functions"], place))

@@ -1,17 +1,21 @@
-"""The activations of `sqcompile.ops.activation` as entries of the table of elementwise ops."""
+"""The activations of `sqcompile.ops.activation` as entries of the table of elementwise ops, which
+is complete here."""
 
 from functools import partial
 from typing import Any
 
 from tvm import tirx
 
-from sqcompile.backends.cpu import functions, nest
-from sqcompile.backends.cpu.elementwise import enter
-from sqcompile.backends.cpu.functions import Keep, constant, product, times
-from sqcompile.backends.cpu.nest import Expr
-from sqcompile.backends.cpu.rounding import clamp, rounded
+from sqcompile.backends import builder, functions
+from sqcompile.backends.builder import Expr
+from sqcompile.backends.elements import ELEMENTS, enter
+from sqcompile.backends.exact import fence, literal
+from sqcompile.backends.functions import Keep, constant, product, times
+from sqcompile.backends.rounding import clamp, rounded
 from sqcompile.ops import activation as definition
 from sqcompile.ops.functions import LOG2_E
+
+__all__ = ["ELEMENTS"]
 
 _enter = partial(enter, held=True)
 
@@ -39,9 +43,9 @@ def _gelu_slope(x: Expr, cdf: Expr, approximate: bool, keep: Keep) -> Expr:
         return cdf + product(x, product(product(cdf, one - cdf), curve))
     z = keep(times(square, -0.5 * LOG2_E))
     n = keep(rounded(z))
-    curve = functions.polynomial(definition.DENSITY, keep(z - nest.cast(n, "float32")))
-    moved = nest.bits_of(curve, "int32") + tirx.shift_left(n, nest.const(23, "int32"))
-    return cdf + product(x, nest.bits_of(moved, "float32"))
+    curve = functions.polynomial(definition.DENSITY, keep(z - builder.cast(n, "float32")))
+    moved = builder.bits_of(curve, "int32") + tirx.shift_left(n, builder.const(23, "int32"))
+    return cdf + product(x, builder.bits_of(moved, "float32"))
 
 
 def _silu_slope(x: Expr, s: Expr, keep: Keep) -> Expr:
@@ -53,9 +57,9 @@ def _silu_slope(x: Expr, s: Expr, keep: Keep) -> Expr:
 def _hardswish_slope(raised: Expr, keep: Keep) -> Expr:
     raised = keep(raised)
     zero, one = constant(0.0, raised), constant(1.0, raised)
-    inside = nest.fence(raised / constant(3.0, raised)) - constant(0.5, raised)
-    above = nest.select(raised < constant(6.0, raised), inside, one)
-    return nest.select(raised <= zero, zero, above)
+    inside = fence(raised / constant(3.0, raised)) - constant(0.5, raised)
+    above = builder.select(raised < constant(6.0, raised), inside, one)
+    return builder.select(raised <= zero, zero, above)
 
 
 def _tanh_slope(y: Expr, keep: Keep) -> Expr:
@@ -71,7 +75,7 @@ def _sigmoid_slope(y: Expr, keep: Keep) -> Expr:
 def _elu(x: Expr, alpha: float, scale: float, input_scale: float, keep: Keep) -> Expr:
     x = keep(x)
     below = times(functions.expm1(times(x, input_scale), keep), alpha * scale)
-    return nest.select(x > constant(0.0, x), times(x, scale), below)
+    return builder.select(x > constant(0.0, x), times(x, scale), below)
 
 
 def _elu_slope(
@@ -79,16 +83,16 @@ def _elu_slope(
 ) -> Expr:
     value = keep(value)
     if is_result:
-        below = times(value + nest.literal(alpha * scale), input_scale)
+        below = times(value + literal(alpha * scale), input_scale)
     else:
         curve = functions.exp(times(value, input_scale), keep)
         below = times(curve, alpha * scale * input_scale)
-    return nest.select(value > constant(0.0, value), constant(scale, value), below)
+    return builder.select(value > constant(0.0, value), constant(scale, value), below)
 
 
 def _quantized(slope: Expr, unit: float, low: int, high: int) -> Expr:
     q = rounded(clamp(times(slope, unit), low, high))
-    return nest.cast(q - nest.const(low, "int32"), "uint8")
+    return builder.cast(q - builder.const(low, "int32"), "uint8")
 
 
 def _slope_backward(g: Expr, q: Expr, low: int, step: float) -> Expr:

@@ -10,9 +10,10 @@ from functools import partial
 
 from tvm import tirx
 
-from sqcompile.backends.cpu import nest
-from sqcompile.backends.cpu.nest import Expr
-from sqcompile.backends.cpu.rounding import bits_of, cast, lanes_of, power, same
+from sqcompile.backends import builder
+from sqcompile.backends.builder import Expr
+from sqcompile.backends.exact import fence
+from sqcompile.backends.rounding import bits_of, cast, lanes_of, power, same
 from sqcompile.ops import functions as definition
 
 Keep = Callable[[Expr], Expr]
@@ -20,7 +21,7 @@ Keep = Callable[[Expr], Expr]
 
 def product(a: Expr, b: Expr) -> Expr:
     """a * b with a rounding of its own."""
-    return nest.fence(a * b, lanes_of(a))
+    return fence(a * b, lanes_of(a))
 
 
 def constant(value: float, x: Expr) -> Expr:
@@ -40,8 +41,8 @@ def integer(value: int, x: Expr) -> Expr:
 
 def clamped(x: Expr, low: float, high: float) -> Expr:
     """x within [low, high]; NaN stays."""
-    raised = nest.select(x < constant(low, x), constant(low, x), x)
-    return nest.select(raised > constant(high, x), constant(high, x), raised)
+    raised = builder.select(x < constant(low, x), constant(low, x), x)
+    return builder.select(raised > constant(high, x), constant(high, x), raised)
 
 
 def magnitude(x: Expr) -> Expr:
@@ -83,19 +84,19 @@ def expm1(x: Expr, keep: Keep) -> Expr:
     n, q = _split(x, keep)
     q = keep(q)
     whole = _joined(n, q, keep) - constant(1.0, q)
-    return nest.select(tirx.EQ(n, integer(0, n)), q, whole)
+    return builder.select(tirx.EQ(n, integer(0, n)), q, whole)
 
 
 def log(x: Expr, keep: Keep) -> Expr:
     """sq::log."""
     x = keep(x)
     small = x < constant(definition.SMALLEST_NORMAL, x)
-    scaled = nest.select(small, times(x, 2.0**definition.SCALED_EXPONENT), x)
+    scaled = builder.select(small, times(x, 2.0**definition.SCALED_EXPONENT), x)
     bits = keep(bits_of(magnitude(scaled), "int32"))
     e = keep(tirx.shift_right(bits - integer(definition.SQRT_HALF_BITS, bits), integer(23, bits)))
     mantissa = bits - tirx.shift_left(e, integer(23, e))
     z = keep(bits_of(mantissa, "float32") - constant(1.0, x))
-    shifted = nest.select(small, integer(definition.SCALED_EXPONENT, e), integer(0, e))
+    shifted = builder.select(small, integer(definition.SCALED_EXPONENT, e), integer(0, e))
     exponent = keep(cast(e - shifted, "float32"))
     square = keep(product(z, z))
     cubic = product(product(square, z), polynomial(definition.LOG, z))
@@ -103,9 +104,9 @@ def log(x: Expr, keep: Keep) -> Expr:
     y = (z + (y - times(square, 0.5))) + times(exponent, definition.LN2_HIGH)
     not_a_number = bits_of(integer(0x7FC00000, x), "float32")
     zero = constant(0.0, x)
-    y = nest.select(tirx.EQ(x, zero), constant(-float("inf"), x), y)
-    y = nest.select(x < zero, not_a_number, y)
-    return nest.select(x < constant(float("inf"), x), y, x)
+    y = builder.select(tirx.EQ(x, zero), constant(-float("inf"), x), y)
+    y = builder.select(x < zero, not_a_number, y)
+    return builder.select(x < constant(float("inf"), x), y, x)
 
 
 def _odd_quotient(
@@ -138,4 +139,4 @@ def sigmoid(x: Expr, keep: Keep) -> Expr:
     negative = bits_of(tirx.bitwise_or(bits_of(x, "int32"), sign), "float32")
     e = keep(exp(negative, keep))
     one = constant(1.0, e)
-    return nest.select(x < constant(0.0, x), e, one) / (e + one)
+    return builder.select(x < constant(0.0, x), e, one) / (e + one)

@@ -1,0 +1,198 @@
+"""L1 batch norm: forward, alone and with what follows it, and its gradients."""
+
+from collections.abc import Sequence
+
+from sqcompile.backends.cuda import grid
+from sqcompile.backends.cuda.absmax import maxima
+from sqcompile.backends.cuda.grid import Array, Expr
+from sqcompile.backends.cuda.norm import (
+    Gradient,
+    Normalized,
+    Sets,
+    Sums,
+    Value,
+    affine,
+    norm_sums,
+    product,
+    real,
+    saved,
+    store_saved,
+    unpacked,
+)
+from sqcompile.backends.cuda.pack import store_bits
+from sqcompile.backends.cuda.philox import Philox
+from sqcompile.backends.cuda.quantize import nearest
+from sqcompile.backends.cuda.shift_quantize import quantize_pair
+from sqcompile.backends.cuda.table import KERNELS
+from sqcompile.backends.kernels import KernelSpec, TensorSpec
+
+
+class _Forward:
+    """The norm of a spec, whose y is float32."""
+
+    def __init__(self, spec: KernelSpec, f: grid.Function) -> None:
+        self.spec, self.f, self.x = spec, f, f["x"]
+        axes = list(range(len(self.x.shape) - 1))
+        self.norm = Normalized(
+            self.x, f["scale"], axes, spec["eps"], spec["frac_bits"], total=f.get("sums")
+        )
+
+    def measure(self, coefficient: Array, mean: Array, var: Array) -> None:
+        """The statistics, which are outputs."""
+        bias = self.f.get("bias")
+
+        def statistics(channel: Expr, average: Expr, sigma: Expr) -> None:
+            mean.store(channel, average if bias is None else average + bias[channel])
+            var.store(channel, sigma * sigma)
+
+        self.norm.measure(coefficient, statistics)
+
+    def y(self, index: Expr) -> Expr:
+        """An element of the result."""
+        f = self.f
+        return affine(self.norm.xhat(index), f.get("gamma"), f.get("beta"), self.x.shape, index)
+
+    def k(self, index: Expr) -> Expr:
+        """The integer that is saved."""
+        return saved(self.norm.xhat(index), self.spec["bits"], self.spec["step"])
+
+
+def _relu(value: Expr) -> Expr:
+    """0 where value < 0, else value."""
+    return grid.keep(grid.select(value < real(0.0), real(0.0), value))
+
+
+@KERNELS.kernel("sq::l1_batch_norm")
+def l1_batch_norm(spec: KernelSpec) -> object:
+    """Two reductions, then elements."""
+    with grid.function(spec) as f:
+        y, xhat, coefficient, mean, var = f.outputs
+        forward = _Forward(spec, f)
+        forward.measure(coefficient, mean, var)
+        grid.each(y.size, lambda i: y.store(i, forward.y(i)))
+        store_saved(xhat, y.size, forward.k)
+    return f.result
+
+
+@KERNELS.kernel("sq::l1_batch_norm_relu_quantize")
+def l1_batch_norm_relu_quantize(spec: KernelSpec) -> object:
+    """y stays in memory until its absmax is known."""
+    with grid.function(spec) as f:
+        q, r, xhat, mask, coefficient, mean, var = f.outputs
+        forward = _Forward(spec, f)
+        forward.measure(coefficient, mean, var)
+        kept = grid.workspace(q.size, "float32")
+        y = Array(kept.buffer, TensorSpec(q.shape, "float32"))
+        _store_result(forward, y, spec["relu"], None)
+
+        def found(index: Expr, value: Expr) -> None:
+            r.store(0, product(value, grid.literal(spec["share"])))
+
+        maxima(y, list(range(len(y.shape))), [], False, found)
+
+        def emit(i: Expr) -> None:
+            value = nearest(y[i], r[0], spec["out_bits"], spec["signed"])
+            q.store(i, grid.cast(value, q.dtype))
+
+        grid.each(q.size, emit)
+        _store_beside(forward, y, xhat, mask)
+    return f.result
+
+
+@KERNELS.kernel("sq::l1_batch_norm_add_relu")
+def l1_batch_norm_add_relu(spec: KernelSpec) -> object:
+    """The residual is added where y is computed; the mask is read from y."""
+    with grid.function(spec) as f:
+        y, r, xhat, mask, coefficient, mean, var = f.outputs
+        forward = _Forward(spec, f)
+        forward.measure(coefficient, mean, var)
+        _store_result(forward, y, spec["relu"], f.get("residual"))
+        maxima(y, list(range(len(y.shape))), [], False, lambda index, value: r.store(0, value))
+        _store_beside(forward, y, xhat, mask)
+    return f.result
+
+
+def _store_result(forward: _Forward, y: Array, relu: bool, residual: Array | None) -> None:
+    """y, plus what is added, through ReLU."""
+
+    def emit(i: Expr) -> None:
+        value = forward.y(i)
+        if residual is not None:
+            value = grid.keep(value + residual[i])
+        y.store(i, _relu(value) if relu else value)
+
+    grid.each(y.size, emit)
+
+
+def _store_beside(forward: _Forward, y: Array, xhat: Array, mask: Array) -> None:
+    """What backward keeps: the saved integers, and where y is positive if that is asked for."""
+    store_saved(xhat, y.size, forward.k)
+    if mask.size:
+        store_bits(mask, y.size, lambda i: y[i] > real(0.0))
+
+
+def _backward(spec: KernelSpec, f: grid.Function, dgamma: Array, dbeta: Array) -> Gradient:
+    """The gradient of a batch norm, measured: dgamma and dbeta are written."""
+    g, scale, coefficient, gamma = f["g"], f["g_scale"], f["coefficient"], f.get("gamma")
+    packed = f.get("packed")
+    k = unpacked(f["xhat"] if packed is None else packed)
+
+    def factor(channel: Expr) -> Expr:
+        worth = scale[channel]
+        if gamma is not None:
+            worth = product(gamma[channel], worth)
+        return product(worth, coefficient[channel])
+
+    gradient = Gradient(g, k, list(range(len(g.shape) - 1)), spec["step"], factor)
+    gradient.measure(_affine_sums(scale, spec["step"], dgamma, dbeta))
+    return gradient
+
+
+def _affine_sums(scale: Array, step: float, dgamma: Array, dbeta: Array) -> Sums:
+    """Takes the sums of a channel to the gradients of gamma and beta."""
+
+    def store(channel: Expr, total: Expr, total_xhat: Expr) -> None:
+        worth = grid.keep(scale[channel])
+        dgamma.store(channel, total_xhat * product(worth, real(step / 2)))
+        dbeta.store(channel, total * worth)
+
+    return store
+
+
+@KERNELS.kernel("sq::l1_batch_norm_backward", "sq::l1_batch_norm_packed_backward")
+def l1_batch_norm_backward(spec: KernelSpec) -> object:
+    """One reduction, then elements."""
+    with grid.function(spec) as f:
+        dx, dgamma, dbeta = f.outputs
+        gradient = _backward(spec, f, dgamma, dbeta)
+        grid.each(dx.size, lambda i: dx.store(i, gradient.dx(i)))
+    return f.result
+
+
+@KERNELS.kernel("sq::l1_batch_norm_backward_quantize", run_time=("stream",))
+def l1_batch_norm_backward_quantize(spec: KernelSpec) -> object:
+    """dx stays in memory until both quantisers have read it."""
+    with grid.function(spec, ("stream",)) as f:
+        *pair, dgamma, dbeta = f.outputs
+        gradient = _backward(spec, f, dgamma, dbeta)
+        g = f["g"]
+        dx = Array(grid.workspace(g.size, "float32").buffer, TensorSpec(g.shape, "float32"))
+        grid.each(g.size, lambda i: dx.store(i, gradient.dx(i)))
+        philox = Philox(f["rng"], f.scalars["stream"])
+        quantize_pair(spec, dx, f.get("factor"), pair, philox)
+    return f.result
+
+
+@KERNELS.kernel("sq::l1_layer_norm_affine_backward", "sq::l1_layer_norm_affine_packed_backward")
+def l1_layer_norm_affine_backward(spec: KernelSpec) -> object:
+    """The sums of a batch norm's gradient, per feature."""
+    with grid.function(spec) as f:
+        g, packed, (dgamma, dbeta) = f["g"], f.get("packed"), f.outputs
+        k: Value = unpacked(f["xhat"] if packed is None else packed)
+        take = _affine_sums(f["g_scale"], spec["step"], dgamma, dbeta)
+
+        def store(result: Expr, values: Sequence[Expr]) -> None:
+            take(result, *(grid.cast(one, "float32") for one in values))
+
+        Sets(g.shape, [0]).sums(2, lambda i: norm_sums(g, k, i)[:2], store)
+    return f.result

@@ -1,0 +1,126 @@
+"""Data movement: every op is one strided read into a contiguous result, a thread an element."""
+
+from collections.abc import Sequence
+
+from tvm import tirx
+
+from sqcompile.backends.cuda import grid
+from sqcompile.backends.cuda.grid import Array, Expr
+from sqcompile.backends.cuda.table import KERNELS
+from sqcompile.backends.kernels import KernelSpec
+from sqcompile.backends.strides import contiguous, merge
+from sqcompile.backends.views import walked
+from sqcompile.walks import Walk
+
+
+def anywhere(walk: Walk) -> bool:
+    """A copy reads along any walk."""
+    return True
+
+
+def _axis(axis: int, rank: int) -> int:
+    return axis % rank if rank else 0
+
+
+def _read(
+    source: Array, out: Array, extents: Sequence[int], steps: Sequence[int], begin: int
+) -> None:
+    """out[i] = the source's element i along a walk."""
+    merged, (read,) = merge(extents, [steps])
+
+    def emit(item: Expr) -> None:
+        out.store(item, source[grid.linear(grid.unravel(item, merged), read, begin)])
+
+    grid.each(out.size, emit)
+
+
+@KERNELS.kernel(
+    "aten::permute.default",
+    "aten::transpose.int",
+    "aten::t.default",
+    "aten::slice.Tensor",
+    "aten::select.int",
+    views={"self": anywhere},
+)
+def rearranged(spec: KernelSpec) -> object:
+    """A chain of these ops is one copy."""
+    with grid.function(spec) as f:
+        source, (out,) = f["self"], f.outputs
+        walk = walked(spec, source.walk)
+        if out.size:
+            assert walk is not None
+            _read(source, out, walk.extents, walk.strides, walk.begin)
+    return f.result
+
+
+@KERNELS.kernel("aten::flip.default")
+def flip(spec: KernelSpec) -> object:
+    """Read backwards along the axes."""
+    shape = spec.tensor("self").shape
+    steps, begin = contiguous(shape), 0
+    for axis in {_axis(d, len(shape)) for d in spec["dims"]} if shape else ():
+        begin += (shape[axis] - 1) * steps[axis]
+        steps[axis] = -steps[axis]
+    with grid.function(spec) as f:
+        (out,) = f.outputs
+        _read(f["self"], out, out.shape, steps, begin)
+    return f.result
+
+
+@KERNELS.kernel("aten::cat.default", views={"tensors": anywhere})
+def cat(spec: KernelSpec) -> object:
+    """A launch for each input."""
+    with grid.function(spec) as f:
+        (out,) = f.outputs
+        axis = _axis(spec["dim"], len(out.shape))
+        length = contiguous(out.shape)[axis] * out.shape[axis] if out.shape else 1
+        put = 0
+        for source in f.list("tensors"):
+            if source.size:
+                inner = contiguous(source.shape)[axis] * source.shape[axis]
+                _part(source, out, inner, length, put)
+                put += inner
+    return f.result
+
+
+def _part(source: Array, out: Array, inner: int, length: int, put: int) -> None:
+    """Runs of `inner` elements, `length` apart in the result."""
+    walk = source.walk
+    extents, steps = walk.extents or [1], walk.strides or [0]
+
+    def emit(item: Expr) -> None:
+        place = tirx.floordiv(item, inner) * length + tirx.floormod(item, inner) + put
+        read = grid.linear(grid.unravel(item, extents), steps, walk.begin)
+        out.store(place, source[read])
+
+    grid.each(source.size, emit)
+
+
+@KERNELS.kernel("aten::constant_pad_nd.default")
+def constant_pad_nd(spec: KernelSpec) -> object:
+    """An element is inside of the input or it is the value; negative padding crops."""
+    with grid.function(spec) as f:
+        source, (out,) = f["self"], f.outputs
+        rank, pad = len(out.shape), spec["pad"]
+        front = [0] * rank
+        for i in range(len(pad) // 2):
+            front[rank - 1 - i] = pad[2 * i]
+        steps = contiguous(source.shape)
+
+        def emit(item: Expr) -> None:
+            at = [
+                one - first for one, first in zip(grid.unravel(item, out.shape), front, strict=True)
+            ]
+            inside = [
+                condition
+                for one, size in zip(at, source.shape, strict=True)
+                for condition in (one >= 0, one < size)
+            ]
+            held = grid.slots(1, out.dtype)
+            held.store(0, grid.const(spec["value"], out.dtype))
+            with grid.when(grid.all_of(inside)):
+                held.store(0, source[grid.linear(at, steps)])
+            out.store(item, held[0])
+
+        grid.each(out.size, emit)
+    return f.result

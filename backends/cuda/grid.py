@@ -1,0 +1,214 @@
+"""Grids of threads: a thin layer over TVM's IR builder in which every CUDA kernel is written.
+
+A kernel is a sequence of launches, each a device function of its own, which the host function calls
+in order: what one launch writes the next one reads. Tensors are flat, as in the CPU's kernels, and
+a launch has a thread for every item of a flat index space (`each`), or a team of neighbouring
+threads (`teams`) which reduce by shuffles. Neighbouring threads take neighbouring items, so that
+a warp reads whole lines of memory.
+
+Threads beyond the last item do nothing, but for those of a team: a shuffle wants its whole warp, so
+they do what the last team does and store nothing. Values are kept in `slots` of a thread's own:
+an expression is evaluated wherever it stands, and TVM's simplifier is not IEEE arithmetic but does
+not look into memory. A product that feeds a sum is named by `fence`: it is never contracted.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from sqcompile.backends.builder import (
+    Array,
+    Expr,
+    Function,
+    bits_of,
+    cast,
+    const,
+    dtype_of,
+    function,
+    linear,
+    loops,
+    select,
+    serial,
+    unravel,
+    viewed,
+    when,
+    zero,
+)
+from sqcompile.backends.exact import fence, literal
+from sqcompile.backends.kernels import TensorSpec
+
+__all__ = [
+    "THREADS",
+    "VECTOR",
+    "WARP",
+    "Array",
+    "Expr",
+    "Function",
+    "Team",
+    "all_of",
+    "bits_of",
+    "cast",
+    "const",
+    "dtype_of",
+    "each",
+    "fence",
+    "function",
+    "keep",
+    "launch",
+    "linear",
+    "literal",
+    "loops",
+    "ramp",
+    "select",
+    "serial",
+    "slots",
+    "teams",
+    "unravel",
+    "viewed",
+    "when",
+    "workspace",
+    "zero",
+]
+
+WARP = 32
+"""Threads that run together and exchange values."""
+THREADS = 256
+"""Threads of a block, at most."""
+TEAM_THREADS = 128
+"""Threads of a block of teams."""
+VECTOR = 4
+"""Elements of a vector load or store: 16 bytes of float32. Tensors begin at multiples of that."""
+_EVERY_LANE = 0xFFFFFFFF
+
+
+@contextmanager
+def launch(blocks: int, threads: int) -> Iterator[tuple[Expr, Expr]]:
+    """One device function on `blocks` of `threads`: the numbers of the block and of the thread in
+    it. Statements outside of launches run on the host."""
+    with (
+        T.launch_thread("blockIdx.x", blocks) as block,
+        T.launch_thread("threadIdx.x", threads) as thread,
+    ):
+        yield block, thread
+
+
+def each(count: int, emit: Callable[[Expr], None], threads: int = THREADS) -> None:
+    """A launch with a thread for each of `count` items: emit(item)."""
+    if not count:
+        return
+    threads = min(threads, -(-count // WARP) * WARP)
+    with launch(-(-count // threads), threads) as (block, thread):
+        item = block * threads + thread
+        with ExitStack() as stack:
+            if count % threads:
+                stack.enter_context(when(item < count))
+            emit(item)
+
+
+@dataclass(frozen=True)
+class Team:
+    """Neighbouring threads at one item: `lane` counts them, `width` is a power of two up to WARP.
+    Stores of the item's results stand in `owning`, of one thread in `first`."""
+
+    lane: Expr
+    width: int
+    owns: Expr | None
+
+    @contextmanager
+    def owning(self) -> Iterator[None]:
+        """Only where the item is there."""
+        with ExitStack() as stack:
+            if self.owns is not None:
+                stack.enter_context(when(self.owns))
+            yield
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """Only in lane 0, where the item is there."""
+        with self.owning(), when(tirx.EQ(self.lane, zero("int32"))):
+            yield
+
+    def along(self, count: Expr, emit: Callable[[Expr], None], start: Expr = 0) -> None:
+        """emit(k) for start + lane, and every `width` from there on, below `count`."""
+        left = count - start - self.lane + (self.width - 1)
+        with serial(tirx.floordiv(left, self.width), "k") as k:
+            emit(start + k * self.width + self.lane)
+
+    def joined(self, value: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+        """The values of all lanes, in every lane: lane i with lane i + width / 2, then halving.
+        `combine` is commutative."""
+        held = keep(value)
+        distance = self.width // 2
+        while distance:
+            other = keep(self._from(held, distance))
+            held = keep(combine(held, other))
+            distance //= 2
+        return held
+
+    def _from(self, value: Expr, distance: int) -> Expr:
+        """The value of the lane whose number differs in the bit `distance`."""
+        return tirx.call_intrin(
+            dtype_of(value),
+            "tirx.tvm_warp_shuffle_xor",
+            const(_EVERY_LANE, "uint32"),
+            value,
+            const(distance, "int32"),
+            const(WARP, "int32"),
+            const(WARP, "int32"),
+        )
+
+
+def teams(count: int, width: int, emit: Callable[[Expr, Team], None]) -> None:
+    """A launch with a team of `width` threads for each of `count` items: emit(item, team)."""
+    if not count:
+        return
+    together = min(TEAM_THREADS // width, -(-count * width // WARP) * WARP // width)
+    with launch(-(-count // together), together * width) as (block, thread):
+        lane = tirx.floormod(thread, width)
+        item = block * together + tirx.floordiv(thread, width)
+        if count % together:
+            owns = keep(cast(item < count, "uint8"))
+            item = tirx.min(item, const(count - 1, "int32"))
+            emit(item, Team(lane, width, tirx.NE(owns, zero("uint8"))))
+        else:
+            emit(item, Team(lane, width, None))
+
+
+def slots(size: int, dtype: str) -> Array:
+    """Uninitialised memory of one thread: registers where its indices are constants."""
+    buffer = T.alloc_buffer((max(size, 1),), dtype, scope="local")
+    return Array(buffer, TensorSpec((size,), dtype))
+
+
+def keep(value: Expr) -> Expr:
+    """A value computed here, in a register; the result may stand anywhere after."""
+    dtype = dtype_of(value)
+    if dtype == "bool":
+        held = slots(1, "uint8")
+        held.store(0, cast(value, "uint8"))
+        return tirx.NE(held[0], zero("uint8"))
+    held = slots(1, dtype)
+    held.store(0, value)
+    return held[0]
+
+
+def workspace(size: int, dtype: str) -> Array:
+    """Uninitialised memory of the device between the launches of one kernel."""
+    return Array(T.alloc_buffer((max(size, 1),), dtype), TensorSpec((size,), dtype))
+
+
+def ramp(start: Expr, lanes: int = VECTOR) -> Expr:
+    """The indices start, start + 1, ... of a vector."""
+    return tirx.Ramp(start, 1, lanes)
+
+
+def all_of(conditions: Sequence[Expr]) -> Expr:
+    """Whether all conditions hold; true without any."""
+    held: Any = None
+    for condition in conditions:
+        held = condition if held is None else tirx.And(held, condition)
+    return tirx.const(True, "bool") if held is None else held

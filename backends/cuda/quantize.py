@@ -1,0 +1,161 @@
+"""Quantisers: nearest and stochastic rounding, scales, group exponents."""
+
+from collections.abc import Sequence
+
+from tvm import tirx
+
+from sqcompile.backends.cuda import grid
+from sqcompile.backends.cuda.absmax import maxima
+from sqcompile.backends.cuda.grid import Array, Expr
+from sqcompile.backends.cuda.philox import Philox
+from sqcompile.backends.cuda.reduce import LARGEST, folded
+from sqcompile.backends.cuda.stochastic import Scaled, carry, into
+from sqcompile.backends.cuda.table import KERNELS
+from sqcompile.backends.kernels import KernelSpec
+from sqcompile.backends.rounding import (
+    cast,
+    clamp,
+    group_of,
+    inverse,
+    magnitude,
+    power,
+    rounded,
+    step,
+    steps_per_unit,
+    unless_tiny,
+)
+from sqcompile.backends.strides import broadcast
+from sqcompile.ops.quantize import limits
+
+
+def at_shape(array: Array, shape: Sequence[int], index: Expr) -> Expr:
+    """The element of an operand that broadcasts to `shape`, at a row-major index of that."""
+    if array.size == 1:
+        return array[0]
+    steps = broadcast(shape, array.shape)
+    return array[grid.linear(grid.unravel(index, shape), steps)]
+
+
+def nearest(value: Expr, r: Expr, bits: int, signed: bool) -> Expr:
+    """The integer of a value on the grid of an absmax r, as int32."""
+    low, high = limits(bits, signed)
+    units = grid.keep(steps_per_unit(bits, signed, grid.keep(r)))
+    return rounded(grid.keep(clamp(grid.keep(value * units), low, high)))
+
+
+@KERNELS.kernel("sq::quantize")
+def quantize(spec: KernelSpec) -> object:
+    """A thread for an element."""
+    with grid.function(spec) as f:
+        x, r, (q,) = f["x"], f["r"], f.outputs
+
+        def emit(i: Expr) -> None:
+            value = nearest(x[i], at_shape(r, x.shape, i), spec["bits"], spec["signed"])
+            q.store(i, cast(value, q.dtype))
+
+        grid.each(x.size, emit)
+    return f.result
+
+
+@KERNELS.kernel("sq::quantize_rows")
+def quantize_rows(spec: KernelSpec) -> object:
+    """Absmax and scale of every row, then its elements."""
+    bits, signed = spec["bits"], spec["signed"]
+    with grid.function(spec) as f:
+        x, (q, scale, r) = f["x"], f.outputs
+        row = x.size // max(r.size, 1)
+
+        def found(index: Expr, value: Expr) -> None:
+            r.store(index, value)
+            scale.store(index, step(bits, signed, 1, value))
+
+        maxima(x, list(range(1, len(x.shape))), [], False, found)
+
+        def emit(i: Expr) -> None:
+            value = nearest(x[i], r[tirx.floordiv(i, max(row, 1))], bits, signed)
+            q.store(i, cast(value, q.dtype))
+
+        grid.each(x.size, emit)
+    return f.result
+
+
+def scaled_by(
+    x: Array,
+    r: Array,
+    outer: Array | None,
+    exponent: Array | None,
+    bits: int,
+    factor: Array | None = None,
+) -> Scaled:
+    """t = ((x * factor) * (1 / outer)) * ((qmax / r) * 2^exponent), 0 where r is tiny."""
+
+    def scaled(i: Expr) -> Expr:
+        value = x[i]
+        if factor is not None:
+            value = grid.keep(value * at_shape(factor, x.shape, i))
+        if outer is not None:
+            value = grid.keep(value * inverse(grid.keep(at_shape(outer, x.shape, i))))
+        scale = steps_per_unit(bits, True, grid.keep(at_shape(r, x.shape, i)))
+        if exponent is not None:
+            raised = power(grid.cast(at_shape(exponent, x.shape, i), "int32"))
+            scale = grid.keep(scale) * raised
+        return value * grid.keep(scale)
+
+    return scaled
+
+
+@KERNELS.kernel("sq::quantize_stochastic", run_time=("stream",))
+def quantize_stochastic(spec: KernelSpec) -> object:
+    """A thread for sixteen rows of a column."""
+    with grid.function(spec, ("stream",)) as f:
+        x, (q,) = f["x"], f.outputs
+        philox = Philox(f["rng"], f.scalars["stream"])
+        scaled = scaled_by(x, f["r"], f.get("outer"), f.get("exponent"), spec["bits"])
+        carry(x.shape, philox, spec["bits"], [(scaled, into(q))])
+    return f.result
+
+
+@KERNELS.kernel("sq::quant_scale")
+def quant_scale(spec: KernelSpec) -> object:
+    """Elementwise over r."""
+    bits, signed, groups = spec["bits"], spec["signed"], spec["groups"]
+    with grid.function(spec) as f:
+        r, (scale,) = f["r"], f.outputs
+        grid.each(r.size, lambda i: scale.store(i, step(bits, signed, groups, grid.keep(r[i]))))
+    return f.result
+
+
+@KERNELS.kernel("sq::outer_scale")
+def outer_scale(spec: KernelSpec) -> object:
+    """Elementwise over r."""
+    with grid.function(spec) as f:
+        r, (scale,) = f["r"], f.outputs
+        grid.each(r.size, lambda i: scale.store(i, unless_tiny(grid.keep(r[i]))))
+    return f.result
+
+
+def largest_of(r: Array) -> Array:
+    """The largest magnitude of a tensor, in memory between launches."""
+    largest = grid.workspace(1, "float32")
+
+    def element(result: Expr, k: Expr) -> Sequence[Expr]:
+        return [magnitude(grid.keep(r[k]))]
+
+    def store(result: Expr, values: Sequence[Expr]) -> None:
+        largest.store(0, grid.bits_of(values[0], "float32"))
+
+    folded(1, r.size, False, [LARGEST], element, store)
+    return largest
+
+
+@KERNELS.kernel("sq::group_exponent")
+def group_exponent(spec: KernelSpec) -> object:
+    """The maximum of r, then elementwise."""
+    with grid.function(spec) as f:
+        r, (exponent,) = f["r"], f.outputs
+        largest = largest_of(r)
+        grid.each(r.size, lambda i: exponent.store(i, group_of(r[i], largest[0], spec["groups"])))
+    return f.result
+
+
+__all__ = ["at_shape", "largest_of", "nearest", "scaled_by"]
