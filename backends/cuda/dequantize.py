@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from sqcompile.backends.cuda import grid
 from sqcompile.backends.cuda.grid import Array, Expr
 from sqcompile.backends.cuda.pack import bit
+from sqcompile.backends.cuda.passes import Stored, along, mapped
 from sqcompile.backends.cuda.quantize import at_shape
 from sqcompile.backends.cuda.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
@@ -40,9 +41,9 @@ class Epilogue:
 
 @KERNELS.kernel("sq::dequantize")
 def dequantize(spec: KernelSpec) -> object:
-    """A thread for an element."""
+    """One pass."""
     with grid.function(spec) as f:
         acc, (out,) = f["acc"], f.outputs
         epilogue = Epilogue(spec, f, out.shape)
-        grid.each(out.size, lambda i: out.store(i, epilogue.of(acc[i], i)))
+        mapped(out.size, [along(acc)], [Stored(out)], lambda i, given: [epilogue.of(given[0], i)])
     return f.result
