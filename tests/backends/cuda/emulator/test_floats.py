@@ -29,7 +29,9 @@ def flushed(value):
 
 def flush_all(values):
     """flushed, of an array."""
-    return np.where((values.view("u4") & 0x7F800000) == 0, np.copysign(np.float32(0), values), values)
+    return np.where(
+        (values.view("u4") & 0x7F800000) == 0, np.copysign(np.float32(0), values), values
+    )
 
 
 def bits_of(value):
