@@ -6,7 +6,7 @@ from functools import partial
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_correlate import Correlation, correlate
-from sqcompile.backends.cpu.conv_geometry import Geometry, backward
+from sqcompile.backends.conv_geometry import Geometry, backward
 from sqcompile.backends.cpu.conv_operands import store
 from sqcompile.backends.cpu.conv_vectors import shift_of
 from sqcompile.backends.cpu.conv_weights import Reading

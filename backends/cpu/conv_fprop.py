@@ -2,7 +2,7 @@
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_correlate import Correlation, correlate
-from sqcompile.backends.cpu.conv_geometry import Geometry, forward
+from sqcompile.backends.conv_geometry import Geometry, forward
 from sqcompile.backends.cpu.conv_operands import store
 from sqcompile.backends.cpu.conv_weights import Reading
 from sqcompile.backends.kernels import KernelSpec

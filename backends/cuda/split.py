@@ -16,6 +16,7 @@ import tvm
 from tvm import tirx
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
+from sqcompile.backends.cuda.intrinsics import completed
 from sqcompile.errors import SqError
 
 _KEEP_SOURCE = "TVM_COMPILE_FORCE_FALLBACK"
@@ -76,7 +77,7 @@ def split(name: str, kernel: Any, target: Any) -> SplitKernel:
     ((on, device),) = devices.items()
     device = finish_device()(device)
     with _source_only():
-        source = str(codegen_build(device, on).inspect_source("cuda"))
+        source = completed(str(codegen_build(device, on).inspect_source("cuda")))
     functions = {}
     for variable, function in device.functions.items():
         symbol = str(function.attrs.get("global_symbol", variable.name_hint))
