@@ -14,9 +14,9 @@ from math import prod
 
 from tvm import tirx
 
+from sqcompile.backends.conv_geometry import Lines
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.channel_sums import ChannelSums, sums_of
-from sqcompile.backends.conv_geometry import Lines
 from sqcompile.backends.cpu.conv_image import Image, aligned_width
 from sqcompile.backends.cpu.conv_operands import Stored
 from sqcompile.backends.cpu.conv_vectors import at_most, pick, remaining

@@ -6,11 +6,11 @@ from math import prod
 
 from tvm import tirx
 
+from sqcompile.backends.conv_geometry import Geometry, backward, forward
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.channel_sums import sums_of
 from sqcompile.backends.cpu.conv_correlate import Block, Correlation, blocks
 from sqcompile.backends.cpu.conv_dgrad import shifts
-from sqcompile.backends.conv_geometry import Geometry, backward, forward
 from sqcompile.backends.cpu.conv_image import Image
 from sqcompile.backends.cpu.conv_operands import Range, Stored
 from sqcompile.backends.cpu.conv_vectors import at, filled, pick, shift_of

@@ -4,9 +4,9 @@ the stride."""
 from collections.abc import Callable
 from functools import partial
 
+from sqcompile.backends.conv_geometry import Geometry, backward
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_correlate import Correlation, correlate
-from sqcompile.backends.conv_geometry import Geometry, backward
 from sqcompile.backends.cpu.conv_operands import store
 from sqcompile.backends.cpu.conv_vectors import shift_of
 from sqcompile.backends.cpu.conv_weights import Reading

@@ -1,8 +1,8 @@
 """fprop: the correlation of the input with the weights."""
 
+from sqcompile.backends.conv_geometry import Geometry, forward
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_correlate import Correlation, correlate
-from sqcompile.backends.conv_geometry import Geometry, forward
 from sqcompile.backends.cpu.conv_operands import store
 from sqcompile.backends.cpu.conv_weights import Reading
 from sqcompile.backends.kernels import KernelSpec

@@ -6,8 +6,8 @@ from itertools import count
 
 from tvm import tirx
 
-from sqcompile.backends.cpu import nest
 from sqcompile.backends.conv_geometry import Lines
+from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_operands import Stored
 from sqcompile.backends.cpu.conv_vectors import SLACK, at, filled, pieces
 from sqcompile.backends.cpu.nest import Array, Expr

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from tvm import tirx
 
-from sqcompile.backends.cpu import nest
 from sqcompile.backends.conv_geometry import Geometry
+from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.epilogue import Epilogue
 from sqcompile.backends.cpu.nest import Array, Expr
 from sqcompile.backends.kernels import KernelSpec

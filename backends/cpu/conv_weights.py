@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from sqcompile.backends.cpu import nest
 from sqcompile.backends.conv_geometry import Lines, Phase
+from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_operands import BIAS, Stored
 from sqcompile.backends.cpu.conv_vectors import (
     SLACK,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from sqcompile.backends.cpu import nest
 from sqcompile.backends.conv_geometry import Geometry, Lines, forward
+from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_image import Image
 from sqcompile.backends.cpu.conv_operands import Stored, store
 from sqcompile.backends.cpu.conv_sums import Sums

@@ -24,7 +24,7 @@ from sqcompile.backends.cuda import architectures, grid, intrinsics
 from sqcompile.backends.cuda.architectures import Architecture
 from sqcompile.backends.cuda.gemm_operands import Operand
 from sqcompile.backends.cuda.gemm_stage import CHUNK, KS, WORD, Loader, Tile, loader, place
-from sqcompile.backends.cuda.grid import WARP, Array, Expr
+from sqcompile.backends.cuda.grid import WARP, Expr
 
 WARP_TILE = 32
 """Rows of A and of B of a warp."""
@@ -224,8 +224,10 @@ class _Block:
         """Sums to whoever takes them: of all planes together, or plane by plane."""
         self.results.start()
         planes = self.gemm.planes
-        for number, taken in enumerate([[p] for p in range(planes)] if self.results.apart
-                                       else [list(range(planes))]):  # fmt: skip
+        together = [list(range(planes))]
+        for number, taken in enumerate(
+            [[plane] for plane in range(planes)] if self.results.apart else together
+        ):
             if number:
                 intrinsics.barrier()
             self._spread(taken)
@@ -335,12 +337,12 @@ class _MatrixWarp(_Warp):
             for j in range(4):
                 at = 32 * plane + 16 * i + 4 * j
                 if wide.m == 16:
-                    intrinsics.m16n8k32(kinds, self.held, at, a, 4 * i, b, 2 * j)
+                    intrinsics.m16n8k32(kinds, (self.held, at), (a, 4 * i), (b, 2 * j))
                     continue
                 for quarter in range(4):
                     row, step = quarter % 2, quarter // 2
                     registers = a[4 * i + row + 2 * step], b[2 * j + step]
-                    intrinsics.m8n8k16(kinds, self.held, at + 2 * row, *registers)
+                    intrinsics.m8n8k16(kinds, (self.held, at + 2 * row), *registers)
 
 
 class _DotWarp(_Warp):

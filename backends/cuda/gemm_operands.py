@@ -12,9 +12,9 @@ from typing import Protocol
 
 from tvm import tirx
 
+from sqcompile.backends.conv_geometry import Axis, Geometry, Lines, Phase
 from sqcompile.backends.cuda import grid
 from sqcompile.backends.cuda.grid import Array, Expr
-from sqcompile.backends.conv_geometry import Axis, Geometry, Lines, Phase
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,27 @@ class Part:
 
 
 class Operand(Protocol):
-    """One operand. `along` and `across`: how many elements of a row, and of a step of k, certainly
-    lie side by side from every multiple of that number on, aligned to it. `adjacent`: whether
-    neighbouring rows lie side by side."""
+    """One operand: its memory, how many rows and steps it has, and how they lie."""
 
     array: Array
     rows: int
     steps: int
 
     @property
-    def along(self) -> int: ...
+    def along(self) -> int:
+        """Elements of a row that certainly lie side by side, from every multiple of that number of
+        steps on, aligned to it."""
+        ...
+
     @property
-    def across(self) -> int: ...
+    def across(self) -> int:
+        """Elements of a step that do."""
+        ...
+
     @property
-    def adjacent(self) -> bool: ...
+    def adjacent(self) -> bool:
+        """Whether neighbouring rows lie side by side, aligned or not."""
+        ...
 
     def row(self, z: Expr, row: Expr) -> Part:
         """What row `row` of number z gives."""
@@ -163,9 +170,7 @@ class Windows(_Image):
         """How far on a tap is, and its channel."""
         taps = [phase.taps for phase in self.phases]
         y, x, channel = grid.unravel(k, [*taps, self.channels])
-        return Part(
-            channel, k < self.steps, y * self.axes[0].spacing, x * self.axes[1].spacing
-        )
+        return Part(channel, k < self.steps, y * self.axes[0].spacing, x * self.axes[1].spacing)
 
 
 class Taps(_Image):
@@ -184,8 +189,7 @@ class Taps(_Image):
         """How far a tap is from a result's corner, and its channel."""
         y, x, channel = grid.unravel(row, [*(one.kernel for one in self.axes), self.channels])
         y, x = (
-            tap * axis.dilation - axis.padding
-            for tap, axis in zip((y, x), self.axes, strict=True)
+            tap * axis.dilation - axis.padding for tap, axis in zip((y, x), self.axes, strict=True)
         )
         return Part(z * self.channels + channel, row < self.rows, y, x)
 
@@ -194,3 +198,43 @@ class Taps(_Image):
         image, y, x = grid.unravel(k, [self.images, *(one.out for one in self.axes)])
         y, x = (at * axis.stride for at, axis in zip((y, x), self.axes, strict=True))
         return Part(self._first(image), k < self.steps, y, x)
+
+
+class Kernel:
+    """Weights (O, C / groups, KH, KW) as a correlation reads them: the rows are the channels of its
+    results, k goes over a phase's taps, then the channels that are summed. Steps in memory:
+    `row_step` from a row to the next, `channel_step` from a channel, `z_step` from a group."""
+
+    along, across, adjacent = 1, 1, False
+
+    def __init__(
+        self,
+        array: Array,
+        axes: tuple[Lines, Lines],
+        phases: tuple[Phase, Phase],
+        sizes: tuple[int, int],
+        steps: tuple[int, int, int],
+    ) -> None:
+        self.array, self.axes, self.phases = array, axes, phases
+        self.rows, self.channels = sizes
+        self.z_step, self.row_step, self.channel_step = steps
+        self.taps = [phase.taps for phase in phases]
+        self.steps = self.taps[0] * self.taps[1] * self.channels
+
+    def row(self, z: Expr, row: Expr) -> Part:
+        """A channel of results."""
+        return Part(z * self.z_step + row * self.row_step, row < self.rows)
+
+    def step(self, z: Expr, k: Expr) -> Part:
+        """A pixel of the kernel, and a channel."""
+        *taps, channel = grid.unravel(k, [*self.taps, self.channels])
+        y, x = (
+            tap * lines.kernel_step + phase.kernel
+            for tap, lines, phase in zip(taps, self.axes, self.phases, strict=True)
+        )
+        width = self.array.shape[3]
+        return Part(channel * self.channel_step + y * width + x, k < self.steps)
+
+    def at(self, row: Part, step: Part) -> tuple[Expr, Expr]:
+        """Their sum."""
+        return row.place + step.place, tirx.And(row.there, step.there)

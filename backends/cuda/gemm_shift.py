@@ -63,6 +63,11 @@ def divided(ranges: tuple[Range, Range], groups: int, sizes: tuple[int, int]) ->
     return found
 
 
+def shares(range_: Range, groups: int) -> Shared:
+    """All shifts of `groups` in an operand of this range."""
+    return Shared(0, groups - 1, _planes(range_, groups - 1))
+
+
 def _spare(range_: Range) -> int:
     """How far integers of a range can be shifted within a byte."""
     shift = 0
@@ -101,9 +106,9 @@ def packed(
         line = operand.row(z, row).kept()
         values = [_value(operand, line, z, word * WORD + i, shared, shift) for i in range(WORD)]
         for number in range(shared.planes):
-            at = (z * size + row * steps) // WORD if False else z * (size // WORD)
-            at = at + row * (steps // WORD) + word + number * (plane // WORD)
-            words.store(at, _bytes(values, number))
+            at = [z, row, word, number]
+            lengths = [size // WORD, steps // WORD, 1, plane // WORD]
+            words.store(grid.linear(at, lengths), _bytes(values, number))
 
     grid.each(batches * operand.rows * (steps // WORD), emit)
     return [
@@ -118,9 +123,7 @@ def _value(
     step = operand.step(z, k).kept()
     at, there = operand.at(line, step)  # type: ignore[arg-type]
     there = grid.keep(there)
-    value = tirx.if_then_else(
-        there, grid.cast(operand.array[at], "int32"), grid.zero("int32")
-    )
+    value = tirx.if_then_else(there, grid.cast(operand.array[at], "int32"), grid.zero("int32"))
     if not shared.most or shift is None:
         return grid.keep(value)
     own = tirx.if_then_else(there, shared.part(shift(z, k)), grid.zero("int32"))

@@ -163,15 +163,19 @@ def largest(array: Array, index: Expr, value: Expr) -> None:
     _do("largest", address(array, index), value)
 
 
-def m16n8k32(kinds: tuple[str, str], c: Array, ci: int, a: Array, ai: int, b: Array, bi: int) -> None:
+Registers = tuple[Array, int]
+"""Registers of a thread from a place on."""
+
+
+def m16n8k32(kinds: tuple[str, str], c: Registers, a: Registers, b: Registers) -> None:
     """Four accumulators of a thread += four registers of a times two of b, in a whole warp."""
-    at = (c.buffer.data, ci, a.buffer.data, ai, b.buffer.data, bi)
-    _do(f"m16n8k32_{kinds[0]}_{kinds[1]}", *at)
+    given = [part for array, first in (c, a, b) for part in (array.buffer.data, first)]
+    _do(f"m16n8k32_{kinds[0]}_{kinds[1]}", *given)
 
 
-def m8n8k16(kinds: tuple[str, str], c: Array, ci: int, a: Expr, b: Expr) -> None:
+def m8n8k16(kinds: tuple[str, str], c: Registers, a: Expr, b: Expr) -> None:
     """Two accumulators of a thread += a register of a times one of b, in a whole warp."""
-    _do(f"m8n8k16_{kinds[0]}_{kinds[1]}", c.buffer.data, ci, a, b)
+    _do(f"m8n8k16_{kinds[0]}_{kinds[1]}", c[0].buffer.data, c[1], a, b)
 
 
 def dp4a(kinds: tuple[str, str], a: Expr, b: Expr, c: Expr) -> Expr:

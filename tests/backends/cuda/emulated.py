@@ -69,10 +69,10 @@ def _argument(place: int, arrays: Sequence[np.ndarray[Any, Any]], workspaces: Se
     return arrays[place] if place >= 0 else workspaces[-1 - place]
 
 
-def emulated(specs: Mapping[str, KernelSpec]) -> Emulated:
+def emulated(specs: Mapping[str, KernelSpec], arch: str = ARCH) -> Emulated:
     """Generate, compile and translate the kernels of all specs."""
-    kernels = split_kernels(specs)
+    kernels = split_kernels(specs, arch)
     source = joined([one.source for one in kernels.values()])
-    module = emulate(compile_source(source, architectures.get(ARCH)).ptx)
+    module = emulate(compile_source(source, architectures.get(arch)).ptx)
     compile_together(module)
     return Emulated(kernels, module)
