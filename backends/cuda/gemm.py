@@ -23,8 +23,8 @@ from tvm import tirx
 from sqcompile.backends.cuda import architectures, grid, intrinsics
 from sqcompile.backends.cuda.architectures import Architecture
 from sqcompile.backends.cuda.gemm_operands import Operand
-from sqcompile.backends.cuda.gemm_stage import CHUNK, KS, WORD, Loader, Tile, loader, place
-from sqcompile.backends.cuda.grid import WARP, Expr
+from sqcompile.backends.cuda.gemm_stage import KS, WORD, Loader, Tile, loader, place, word_place
+from sqcompile.backends.cuda.grid import WARP, Array, Expr
 
 WARP_TILE = 32
 """Rows of A and of B of a warp."""
@@ -49,7 +49,8 @@ class Tiling:
     @classmethod
     def of(cls, m: int, n: int, planes: int, on: Architecture) -> "Tiling":
         """For results (m, n): small ones have small tiles, several planes fewer stages."""
-        rows, columns = (min(_SMALL, -(-size // WARP_TILE) * WARP_TILE) for size in (m, n))
+        least = WARP_TILE
+        rows, columns = (min(_SMALL, max(-(-size // least), 1) * least) for size in (m, n))
         if m >= _LARGE and columns == _SMALL and planes == 1:
             rows *= 2
         return cls(rows, columns, 3 if on.cp_async and planes == 1 else 2)
@@ -237,11 +238,13 @@ class _Block:
 
     def _spread(self, planes: Sequence[int]) -> None:
         """Sums of some planes into shared memory, each plane 8 bits above the one before it."""
-        for row, column, places in self.warp.sums():
-            total = grid.cast(self.warp.held[places[planes[0]]], "uint32")
+        warp = self.warp
+        with grid.unrolled(warp.count) as i:
+            total = grid.cast(warp.held[planes[0] * warp.count + i], "uint32")
             for plane in planes[1:]:
-                wide = grid.cast(self.warp.held[places[plane]], "uint32")
+                wide = grid.cast(warp.held[plane * warp.count + i], "uint32")
                 total = total + tirx.shift_left(wide, grid.const(8 * plane, "uint32"))
+            row, column = warp.at(i)
             at = self.base + (row * self.pitch + column) * WORD
             intrinsics.store_shared(grid.cast(at, "uint32"), grid.cast(total, "int32"))
 
@@ -268,26 +271,29 @@ class _Warp:
     """The accumulators of a thread: of rows lane / 4 + 0, 8, 16, 24 and columns 2 * (lane % 4) +
     0, 1, + 0, 8, 16, 24 of the warp's tile, as matrix instructions have them."""
 
+    count = 32
+    """Of a plane."""
+
     def __init__(self, block: _Block) -> None:
         self.block, self.gemm = block, block.gemm
-        self.held = intrinsics.local(32 * self.gemm.planes)
+        self.held = intrinsics.local(self.count * self.gemm.planes)
         self.quarter = tirx.floordiv(block.lane, 4)
         self.column = tirx.floormod(block.lane, 4)
 
     def clear(self) -> None:
         """Zeros."""
-        for i in range(32 * self.gemm.planes):
+        with grid.unrolled(self.count * self.gemm.planes) as i:
             self.held.store(i, grid.zero("int32"))
 
-    def sums(self) -> list[tuple[Expr, Expr, list[int]]]:
-        """(row, column, where in `held` each plane has it) of every result, in the block's tile."""
-        found = []
-        for i in range(32):
-            tile, inner = divmod(i, 4)
-            row = tile // 4 * 16 + inner // 2 * 8 + self.quarter + self.block.warp_row
-            column = tile % 4 * 8 + inner % 2 + self.column * 2 + self.block.warp_column
-            found.append((row, column, [32 * plane + i for plane in range(self.gemm.planes)]))
-        return found
+    def at(self, i: Expr) -> tuple[Expr, Expr]:
+        """(row, column) of accumulator i of a plane, in the block's tile."""
+        tile, inner = tirx.floordiv(i, 4), tirx.floormod(i, 4)
+        row = tirx.floordiv(tile, 4) * 16 + tirx.floordiv(inner, 2) * 8
+        column = tirx.floormod(tile, 4) * 8 + tirx.floormod(inner, 2)
+        return (
+            row + self.quarter + self.block.warp_row,
+            column + self.column * 2 + self.block.warp_column,
+        )
 
     def multiply(self, stage: Expr) -> None:
         """Add the products of a tile of k."""
@@ -333,16 +339,15 @@ class _MatrixWarp(_Warp):
         a, b = (side[min(plane, len(side) - 1)] for side in (self.a, self.b))
         wide = self.block.on.best_mma(8)
         assert wide is not None
-        for i in range(2):
-            for j in range(4):
-                at = 32 * plane + 16 * i + 4 * j
-                if wide.m == 16:
-                    intrinsics.m16n8k32(kinds, (self.held, at), (a, 4 * i), (b, 2 * j))
-                    continue
-                for quarter in range(4):
-                    row, step = quarter % 2, quarter // 2
-                    registers = a[4 * i + row + 2 * step], b[2 * j + step]
-                    intrinsics.m8n8k16(kinds, (self.held, at + 2 * row), *registers)
+        with grid.unrolled(2, "row") as i, grid.unrolled(4, "column") as j:
+            at = self.count * plane + 16 * i + 4 * j
+            if wide.m == 16:
+                intrinsics.m16n8k32(kinds, (self.held, at), (a, 4 * i), (b, 2 * j))
+                return
+            for quarter in range(4):
+                row, step = quarter % 2, quarter // 2
+                registers = a[4 * i + row + 2 * step], b[2 * j + step]
+                intrinsics.m8n8k16(kinds, (self.held, at + 2 * row), *registers)
 
 
 class _DotWarp(_Warp):
@@ -351,28 +356,30 @@ class _DotWarp(_Warp):
     def multiply(self, stage: Expr) -> None:
         """Word by word of k."""
         count = len(self.gemm.a)
-        rows = [self.quarter + 8 * i + self.block.warp_row for i in range(4)]
-        columns = [
-            self.column * 2 + 8 * (i // 2) + i % 2 + self.block.warp_column for i in range(8)
-        ]
         with grid.serial(KS // WORD, "word") as word:
-            chunk, inner = tirx.floordiv(word, CHUNK // WORD), tirx.floormod(word, CHUNK // WORD)
 
-            def read(lines: Sequence[Expr], offset: int) -> list[Expr]:
-                found = []
-                for line in lines:
-                    at = stage + offset + place(line, chunk) + inner * WORD
-                    found.append(grid.keep(intrinsics.load_shared(grid.cast(at, "uint32"))))
+            def read(lines: int, line: Callable[[Expr], Expr], offset: int) -> Array:
+                found = grid.slots(lines, "int32")
+                with grid.unrolled(lines) as i:
+                    at = stage + offset + word_place(line(i), word)
+                    found.store(i, intrinsics.load_shared(grid.cast(at, "uint32")))
                 return found
 
-            a = [read(rows, offset) for offset in self.block.offsets[:count]]
-            b = [read(columns, offset) for offset in self.block.offsets[count:]]
+            a = [read(4, self._row, offset) for offset in self.block.offsets[:count]]
+            b = [read(8, self._column, offset) for offset in self.block.offsets[count:]]
             for plane in range(self.gemm.planes):
                 kinds = self.gemm.kinds(plane)
                 left, right = (side[min(plane, len(side) - 1)] for side in (a, b))
-                for i in range(32):
-                    tile, place_ = divmod(i, 4)
-                    row, column = tile // 4 * 2 + place_ // 2, tile % 4 * 2 + place_ % 2
-                    at = 32 * plane + i
-                    total = intrinsics.dp4a(kinds, left[row], right[column], self.held[at])
+                with grid.unrolled(4, "row") as i, grid.unrolled(8, "column") as j:
+                    tile = tirx.floordiv(i, 2) * 4 + tirx.floordiv(j, 2)
+                    inner = tirx.floormod(i, 2) * 2 + tirx.floormod(j, 2)
+                    at = self.count * plane + tile * 4 + inner
+                    total = intrinsics.dp4a(kinds, left[i], right[j], self.held[at])
                     self.held.store(at, total)
+
+    def _row(self, i: Expr) -> Expr:
+        return self.quarter + 8 * i + self.block.warp_row
+
+    def _column(self, i: Expr) -> Expr:
+        inner = tirx.floordiv(i, 2) * 8 + tirx.floormod(i, 2)
+        return self.column * 2 + inner + self.block.warp_column

@@ -34,6 +34,30 @@ class Part:
         return Part(grid.keep(self.place), grid.keep(self.there), y, x)
 
 
+class Parts:
+    """Several of them, in registers: `parts[i]` in an unrolled loop."""
+
+    def __init__(self, count: int) -> None:
+        self.place, self.there = grid.slots(count, "int32"), grid.slots(count, "uint8")
+        self.y, self.x = grid.slots(count, "int32"), grid.slots(count, "int32")
+        self.image = False
+
+    def store(self, index: Expr, part: Part) -> None:
+        """Keep one."""
+        self.place.store(index, part.place)
+        self.there.store(index, grid.cast(part.there, "uint8"))
+        self.image = part.y is not None
+        if self.image:
+            self.y.store(index, part.y)
+            self.x.store(index, part.x)
+
+    def __getitem__(self, index: Expr) -> Part:
+        there = tirx.NE(self.there[index], grid.zero("uint8"))
+        if not self.image:
+            return Part(self.place[index], there)
+        return Part(self.place[index], there, self.y[index], self.x[index])
+
+
 class Operand(Protocol):
     """One operand: its memory, how many rows and steps it has, and how they lie."""
 

@@ -7,12 +7,14 @@ depends on how an operand lies:
     Chunks   16 bytes of a row lie together: a copy that runs on its own (cp.async), or a vector
     Blocks   four neighbouring rows lie together: words of four rows, transposed in registers
     Words    four bytes of a row lie together
+    Columns  neighbouring rows lie side by side, on any boundary
     Bytes    anything else
 
 A tile is brought in two parts: `load` begins it before the products of another tile, `store` ends
 it after them. What is in between is in registers, or under way.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +22,7 @@ from tvm import tirx
 
 from sqcompile.backends.cuda import grid, intrinsics
 from sqcompile.backends.cuda.architectures import Architecture
-from sqcompile.backends.cuda.gemm_operands import Operand, Part
+from sqcompile.backends.cuda.gemm_operands import Operand, Part, Parts
 from sqcompile.backends.cuda.grid import Array, Expr
 from sqcompile.backends.kernels import TensorSpec
 
@@ -37,7 +39,13 @@ def place(row: Expr, chunk: Expr) -> Expr:
     return row * KS + tirx.bitwise_xor(chunk, key) * CHUNK
 
 
-def _word_place(row: Expr, word: Expr) -> Expr:
+def in_words(index: Expr) -> Expr:
+    """The index of a word, of that of its first byte."""
+    return tirx.shift_right(index, grid.const(2, "int32"))
+
+
+def word_place(row: Expr, word: Expr) -> Expr:
+    """Where a word of a row lies in a tile."""
     chunk, inner = tirx.floordiv(word, CHUNK // WORD), tirx.floormod(word, CHUNK // WORD)
     return place(row, chunk) + inner * WORD
 
@@ -56,11 +64,18 @@ class Tile:
 
     def row(self, row: Expr) -> Part:
         """A row of the tile."""
-        return self.operand.row(self.z, self.first + row).kept()
+        return self.operand.row(self.z, self.first + row)
 
     def step(self, k: Expr) -> Part:
         """A step of the reduction."""
-        return self.operand.step(self.z, k).kept()
+        return self.operand.step(self.z, k)
+
+    def parts(self, count: int, part: Callable[[Expr], Part]) -> Parts:
+        """part(i) of the first `count` numbers, in registers."""
+        kept = Parts(count)
+        with grid.unrolled(count) as i:
+            kept.store(i, part(i))
+        return kept
 
     @property
     def words(self) -> Array:
@@ -88,7 +103,9 @@ def loader(tile: Tile, on: Architecture) -> Loader:
         return _Copies(tile) if on.cp_async else _Vectors(tile)
     if operand.across % WORD == 0:
         return _Blocks(tile)
-    return _Words(tile) if operand.along % WORD == 0 else _Bytes(tile)
+    if operand.along % WORD == 0:
+        return _Words(tile)
+    return _Columns(tile) if operand.adjacent else _Bytes(tile)
 
 
 class _Chunks:
@@ -97,16 +114,17 @@ class _Chunks:
     def __init__(self, tile: Tile) -> None:
         per_row = KS // CHUNK
         apart = tile.threads // per_row
-        self.tile, self.count = tile, tile.rows // apart
+        self.tile, self.count, self.apart = tile, tile.rows // apart, apart * KS
         self.chunk = tirx.floormod(tile.thread, per_row)
         row = tirx.floordiv(tile.thread, per_row)
-        self.rows = [tile.row(row + i * apart) for i in range(self.count)]
+        self.rows = tile.parts(self.count, lambda i: tile.row(row + i * apart))
         self.place = grid.keep(place(row, self.chunk))
-        self.apart = apart * KS
 
-    def _found(self, k: Expr) -> list[tuple[int, Expr, Expr]]:
-        step = self.tile.step(k + self.chunk * CHUNK)
-        return [(i, *self.tile.operand.at(row, step)) for i, row in enumerate(self.rows)]
+    def _each(self, k: Expr, emit: Callable[[Expr, Expr, Expr], None]) -> None:
+        """emit(i, place, whether it is there) of the chunk of every row."""
+        step = self.tile.step(k + self.chunk * CHUNK).kept()
+        with grid.unrolled(self.count) as i:
+            emit(i, *self.tile.operand.at(self.rows[i], step))
 
 
 class _Copies(_Chunks):
@@ -114,7 +132,8 @@ class _Copies(_Chunks):
 
     def load(self, k: Expr, to: Expr) -> None:
         """Begin the copies."""
-        for i, at, there in self._found(k):
+
+        def one(i: Expr, at: Expr, there: Expr) -> None:
             held = grid.keep(there)
             intrinsics.copy(
                 grid.cast(to + self.place + i * self.apart, "uint32"),
@@ -122,6 +141,8 @@ class _Copies(_Chunks):
                 grid.select(held, at, 0),
                 grid.select(held, grid.const(CHUNK, "int32"), grid.zero("int32")),
             )
+
+        self._each(k, one)
 
     def store(self, to: Expr) -> None:
         """They end on their own."""
@@ -136,103 +157,95 @@ class _Vectors(_Chunks):
 
     def load(self, k: Expr, to: Expr) -> None:
         """Vector loads."""
-        for i, at, there in self._found(k):
+
+        def one(i: Expr, at: Expr, there: Expr) -> None:
             for word in range(WORD):
                 self.held.store(i * WORD + word, grid.zero("int32"))
             with grid.when(there):
-                first = tirx.shift_right(at, grid.const(2, "int32"))
-                self.held.store(grid.ramp(i * WORD), self.words[grid.ramp(first)])
+                self.held.store(grid.ramp(i * WORD), self.words[grid.ramp(in_words(at))])
+
+        self._each(k, one)
 
     def store(self, to: Expr) -> None:
         """Vector stores."""
-        for i in range(self.count):
+        with grid.unrolled(self.count) as i:
             words = [self.held[i * WORD + word] for word in range(WORD)]
             at = grid.cast(to + self.place + i * self.apart, "uint32")
             intrinsics.store_shared_vector(at, words)
 
 
-class _Held:
-    """Words that wait in registers, `places` in the tile."""
-
-    def __init__(self, tile: Tile, count: int) -> None:
-        self.tile, self.count = tile, count
-        self.held = grid.slots(count, "int32")
-
-    def place(self, i: int) -> Expr:
-        """Where word i goes."""
-        raise NotImplementedError
-
-    def store(self, to: Expr) -> None:
-        """The words as they are."""
-        for i in range(self.count):
-            intrinsics.store_shared(grid.cast(to + self.place(i), "uint32"), self.held[i])
-
-
-class _Words(_Held):
+class _Words:
     """A thread brings one word of some rows: neighbours take neighbouring words of a row."""
 
     def __init__(self, tile: Tile) -> None:
         per_row = KS // WORD
-        super().__init__(tile, tile.rows * per_row // tile.threads)
+        self.tile, self.count = tile, tile.rows * per_row // tile.threads
         self.word = tirx.floormod(tile.thread, per_row)
         self.first, self.apart = tirx.floordiv(tile.thread, per_row), tile.threads // per_row
-        self.rows = [tile.row(self.first + i * self.apart) for i in range(self.count)]
-        self.words = tile.words
-
-    def place(self, i: int) -> Expr:
-        """In row i of the thread."""
-        return _word_place(self.first + i * self.apart, self.word)
+        self.rows = tile.parts(self.count, lambda i: tile.row(self.first + i * self.apart))
+        self.words, self.held = tile.words, grid.slots(self.count, "int32")
 
     def load(self, k: Expr, to: Expr) -> None:
         """A word of each row."""
-        step = self.tile.step(k + self.word * WORD)
-        for i, row in enumerate(self.rows):
-            at, there = self.tile.operand.at(row, step)
-            word = self.words[tirx.shift_right(at, grid.const(2, "int32"))]
+        step = self.tile.step(k + self.word * WORD).kept()
+        with grid.unrolled(self.count) as i:
+            at, there = self.tile.operand.at(self.rows[i], step)
+            word = self.words[in_words(at)]
             self.held.store(i, tirx.if_then_else(there, word, grid.zero("int32")))
 
+    def store(self, to: Expr) -> None:
+        """The words as they are."""
+        with grid.unrolled(self.count) as i:
+            at = to + word_place(self.first + i * self.apart, self.word)
+            intrinsics.store_shared(grid.cast(at, "uint32"), self.held[i])
 
-class _Bytes(_Held):
-    """A thread makes words of four bytes: neighbours take neighbouring rows where these lie side by
-    side, neighbouring words of a row otherwise."""
 
-    def __init__(self, tile: Tile) -> None:
-        per_row = KS // WORD
-        super().__init__(tile, tile.rows * per_row // tile.threads)
-        self.by_row = tile.operand.adjacent
-        if self.by_row:
-            self.row, self.apart = tirx.floormod(tile.thread, tile.rows), tile.threads // tile.rows
-            self.word = tirx.floordiv(tile.thread, tile.rows)
-            self.rows = [tile.row(self.row)] * self.count
-        else:
-            self.word, self.apart = tirx.floormod(tile.thread, per_row), tile.threads // per_row
-            self.row = tirx.floordiv(tile.thread, per_row)
-            self.rows = [tile.row(self.row + i * self.apart) for i in range(self.count)]
-
-    def place(self, i: int) -> Expr:
-        """In row or word i of the thread."""
-        if self.by_row:
-            return _word_place(self.row, self.word + i * self.apart)
-        return _word_place(self.row + i * self.apart, self.word)
+class _Bytes(_Words):
+    """A thread makes words of the bytes of some rows."""
 
     def load(self, k: Expr, to: Expr) -> None:
         """Four loads for each word."""
-        steps: list[Part] = []
-        for i, row in enumerate(self.rows):
-            if self.by_row or not i:
-                word = self.word + i * self.apart if self.by_row else self.word
-                steps = [self.tile.step(k + word * WORD + byte) for byte in range(WORD)]
-            parts = [self._byte(row, step, place) for place, step in enumerate(steps)]
-            first, second, third, fourth = parts
-            low, high = tirx.bitwise_or(first, second), tirx.bitwise_or(third, fourth)
-            self.held.store(i, tirx.bitwise_or(low, high))
+        first = k + self.word * WORD
+        steps = self.tile.parts(WORD, lambda byte: self.tile.step(first + byte))
+        with grid.unrolled(self.count) as i:
+            self.held.store(i, joined(self.tile.operand, self.rows[i], steps))
 
-    def _byte(self, row: Part, step: Part, place: int) -> Expr:
-        at, there = self.tile.operand.at(row, step)
-        value = grid.cast(self.tile.operand.array[at], "int32")
-        byte = tirx.bitwise_and(value, grid.const(255, "int32"))
-        read = tirx.if_then_else(there, byte, grid.zero("int32"))
-        return tirx.shift_left(read, grid.const(8 * place, "int32"))
+
+class _Columns:
+    """A thread makes words of the bytes of one row: neighbours take neighbouring rows."""
+
+    def __init__(self, tile: Tile) -> None:
+        self.tile, self.count = tile, tile.rows * (KS // WORD) // tile.threads
+        self.row, self.apart = tirx.floormod(tile.thread, tile.rows), tile.threads // tile.rows
+        self.word = tirx.floordiv(tile.thread, tile.rows)
+        self.rows = tile.parts(1, lambda _: tile.row(self.row))
+        self.held = grid.slots(self.count, "int32")
+
+    def load(self, k: Expr, to: Expr) -> None:
+        """Four loads for each word."""
+        with grid.unrolled(self.count) as i:
+            first = k + (self.word + i * self.apart) * WORD
+            steps = self.tile.parts(WORD, lambda byte: self.tile.step(first + byte))
+            self.held.store(i, joined(self.tile.operand, self.rows[0], steps))
+
+    def store(self, to: Expr) -> None:
+        """The words as they are."""
+        with grid.unrolled(self.count) as i:
+            at = to + word_place(self.row, self.word + i * self.apart)
+            intrinsics.store_shared(grid.cast(at, "uint32"), self.held[i])
+
+
+def joined(operand: Operand, row: Part, steps: Parts) -> Expr:
+    """The word of a row's elements at four steps."""
+    word = grid.slots(1, "int32")
+    word.store(0, grid.zero("int32"))
+    with grid.unrolled(WORD, "byte") as byte:
+        at, there = operand.at(row, steps[byte])
+        value = tirx.bitwise_and(grid.cast(operand.array[at], "int32"), grid.const(255, "int32"))
+        read = tirx.if_then_else(there, value, grid.zero("int32"))
+        moved = tirx.shift_left(grid.cast(read, "uint32"), grid.cast(byte * 8, "uint32"))
+        word.store(0, tirx.bitwise_or(word[0], grid.cast(moved, "int32")))
+    return word[0]
 
 
 class _Blocks:
@@ -244,25 +257,25 @@ class _Blocks:
         self.tile, self.count = tile, groups * (KS // WORD) // tile.threads
         self.first = tirx.floormod(tile.thread, groups) * WORD
         self.word, self.apart = tirx.floordiv(tile.thread, groups), tile.threads // groups
-        self.row = tile.row(self.first)
+        self.rows = tile.parts(1, lambda _: tile.row(self.first))
         self.words, self.held = tile.words, grid.slots(self.count * WORD, "int32")
 
     def load(self, k: Expr, to: Expr) -> None:
         """A word for each of four steps."""
-        for i in range(self.count):
-            first = k + (self.word + i * self.apart) * WORD
-            for j in range(WORD):
-                at, there = self.tile.operand.at(self.row, self.tile.step(first + j))
-                word = self.words[tirx.shift_right(at, grid.const(2, "int32"))]
-                self.held.store(i * WORD + j, tirx.if_then_else(there, word, grid.zero("int32")))
+        first = k + self.word * WORD
+        with grid.unrolled(self.count) as i, grid.unrolled(WORD, "step") as j:
+            step = self.tile.step(first + i * (self.apart * WORD) + j).kept()
+            at, there = self.tile.operand.at(self.rows[0], step)
+            word = self.words[in_words(at)]
+            self.held.store(i * WORD + j, tirx.if_then_else(there, word, grid.zero("int32")))
 
     def store(self, to: Expr) -> None:
         """A word for each of four rows."""
-        for i in range(self.count):
+        with grid.unrolled(self.count) as i:
             words = [self.held[i * WORD + j] for j in range(WORD)]
             for row, word in enumerate(transposed(words)):
-                at = _word_place(self.first + row, self.word + i * self.apart)
-                intrinsics.store_shared(grid.cast(to + at, "uint32"), word)
+                at = to + word_place(self.first + row, self.word + i * self.apart)
+                intrinsics.store_shared(grid.cast(at, "uint32"), word)
 
 
 def transposed(words: list[Expr]) -> list[Expr]:

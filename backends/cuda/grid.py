@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from sqcompile.backends.builder import (
@@ -68,6 +69,7 @@ __all__ = [
     "slots",
     "teams",
     "unravel",
+    "unrolled",
     "viewed",
     "when",
     "workspace",
@@ -176,6 +178,15 @@ def teams(count: int, width: int, emit: Callable[[Expr, Team], None]) -> None:
             emit(item, Team(lane, width, tirx.NE(owns, zero("uint8"))))
         else:
             emit(item, Team(lane, width, None))
+
+
+@contextmanager
+def unrolled(count: int, name: str = "u") -> Iterator[Expr]:
+    """A loop that NVRTC unrolls: what is read and written at its index may be in registers."""
+    kept = {"pragma_unroll_explicit": False}
+    with T.unroll(0, count, annotations=kept) as index:
+        IRBuilder.name(name, index)
+        yield index
 
 
 def slots(size: int, dtype: str) -> Array:

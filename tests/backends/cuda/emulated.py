@@ -20,15 +20,18 @@ ARCH = "sm_75"
 _FIRST_KERNEL = 'extern "C" __global__'
 
 
-def split_kernels(specs: Mapping[str, KernelSpec], arch: str = ARCH) -> dict[str, SplitKernel]:
-    """The kernel of every spec, split, by the names of `specs`."""
+def split_kernels(
+    specs: Mapping[str, KernelSpec], arch: str = ARCH, prefix: str = "k"
+) -> dict[str, SplitKernel]:
+    """The kernel of every spec, split, by the names of `specs`; functions are called `prefix` and
+    a number."""
     target = targets.get("cuda", arch=arch)
     found = {}
     with target.compiled_for() as on:
         for index, (name, spec) in enumerate(specs.items()):
             kernel = target.kernels[spec.op]
             function = kernel.generate(spec.without(kernel.run_time))
-            symbol = f"k{index}"
+            symbol = f"{prefix}{index}"
             found[name] = split(symbol, function.with_attr("global_symbol", symbol), on)
     return found
 
