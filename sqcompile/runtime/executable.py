@@ -182,8 +182,12 @@ class Function:
                 f"{list(tensor.shape)}"
             )
         if tensor.device.type != self._device or tensor.layout != torch.strided:
-            where = "the CPU" if self._device == "cpu" else self._device
-            raise InputError(f"{self.name}: argument {index} is not a dense tensor on {where}")
+            machines.require(self._device)
+            where = "the CPU" if self._device == "cpu" else "a GPU"
+            raise InputError(
+                f"{self.name}: argument {index} is on {tensor.device}, not a dense tensor on "
+                f"{where}; move the step and its inputs with .to('{self._device}')"
+            )
         tensor = tensor.detach().resolve_neg()
         return tensor.contiguous()
 

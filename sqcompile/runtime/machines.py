@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 class _Loader(NamedTuple):
-    """How a target's code is loaded: torch's name of the device, `machine(binary, index)`, and a
-    context in which kernels go to torch's current stream."""
+    """How a target's code is loaded: torch's name of the device, what raises without one,
+    `machine(binary, index)`, and a context in which kernels go to torch's current stream."""
 
     device: str
+    require: Callable[[], None]
     machine: "Callable[[Binary, int], Any]"
     on_current_stream: Callable[[int], AbstractContextManager[Any]]
 
@@ -26,6 +27,11 @@ class _Loader(NamedTuple):
 def device_type(target: str) -> str:
     """What torch calls the device of a target: "cpu", "cuda"."""
     return _LOADERS[target].device
+
+
+def require(device: str) -> None:
+    """Raise TargetUnavailableError, with what to do, when this machine has no such device."""
+    _LOADERS[device].require()
 
 
 def load(binary: "Binary", index: int) -> Any:
@@ -58,6 +64,10 @@ def _cpu(binary: "Binary", index: int) -> Any:
     return relax.VirtualMachine(module, tvm.cpu(index))
 
 
+def _require_cuda() -> None:
+    import_module("sqcompile.runtime.cuda").capability(0)
+
+
 def _cuda(binary: "Binary", index: int) -> Any:
     return import_module("sqcompile.runtime.cuda").machine(binary, index)
 
@@ -70,6 +80,6 @@ def _cuda_stream(index: int) -> AbstractContextManager[Any]:
 
 
 _LOADERS = {
-    "cpu": _Loader("cpu", _cpu, lambda _: nullcontext()),
-    "cuda": _Loader("cuda", _cuda, _cuda_stream),
+    "cpu": _Loader("cpu", lambda: None, _cpu, lambda _: nullcontext()),
+    "cuda": _Loader("cuda", _require_cuda, _cuda, _cuda_stream),
 }

@@ -62,7 +62,7 @@ def verify(
         rows = _forward_rows(variant, outputs, saved, values, expected)
         if variant.backward is not None:
             tangents = [
-                torch.randn(node.meta["val"].shape, generator=generator)
+                torch.randn(node.meta["val"].shape, generator=generator).to(_device(values))
                 for node in variant.backward.graph.find_nodes(op="placeholder")
                 if _is_tangent(node)
             ]
@@ -74,7 +74,12 @@ def verify(
 
 
 def _reference(graph: GraphModule, inputs: Sequence[Tensor]) -> list[Tensor]:
-    return list(graph(*inputs))
+    """The graph's results, on the CPU wherever its inputs are."""
+    return list(graph(*(value.cpu() for value in inputs)))
+
+
+def _device(values: Sequence[Tensor]) -> torch.device:
+    return values[0].device if values else torch.device("cpu")
 
 
 def _is_tangent(node: torch.fx.Node) -> bool:
@@ -112,7 +117,7 @@ def _rows(
 
 
 def _row(kind: str, name: str, actual: Tensor, expected: Tensor) -> Row:
-    expected = expected.contiguous()
+    actual, expected = actual.cpu(), expected.contiguous()
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return Row(kind, name, False, expected.numel(), float("inf"))
     different = _bits(actual) != _bits(expected)
