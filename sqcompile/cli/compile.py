@@ -192,10 +192,12 @@ def write_run(
 
 def tell(output: Output, report: dict[str, Any], folder: Path) -> None:
     """Print what a report says in short, and where the rest is."""
-    from sqcompile.report import text
+    from sqcompile.report import data, text
 
     for rule in report["unused_rules"]:
         output.warn(f"the recipe's rule '{rule}' matches no product of the model")
+    for fault in data.kernel_faults(report):
+        output.warn(fault)
     for line in text.summary(report):
         output.say(line)
     if report["timing"]:
@@ -205,7 +207,8 @@ def tell(output: Output, report: dict[str, Any], folder: Path) -> None:
 
 
 def refuse(report: dict[str, Any], verify: bool) -> None:
-    """With --verify, raise VerificationError for values that differ or products in float."""
+    """With --verify, raise VerificationError for values that differ, products in float, and
+    kernels whose code is not as it must be."""
     from sqcompile.report import data
 
     lines = [
@@ -224,3 +227,9 @@ def refuse(report: dict[str, Any], verify: bool) -> None:
     left = data.not_integer(report) if verify else []
     if left:
         raise VerificationError("products that are not in integers:\n  " + "\n  ".join(left))
+    faults = data.kernel_faults(report) if verify else []
+    if faults:
+        raise VerificationError(
+            "kernels whose code is not as it must be:\n  " + "\n  ".join(faults) + "\n"
+            "  this is a bug in sqcompile: report it with the model file."
+        )
