@@ -1,9 +1,8 @@
 """L1 batch norm: forward, alone and with what follows it, and its gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sqcompile.backends.cuda import grid
-from sqcompile.backends.cuda.absmax import maxima
 from sqcompile.backends.cuda.grid import Array, Expr
 from sqcompile.backends.cuda.norm import (
     Gradient,
@@ -16,10 +15,19 @@ from sqcompile.backends.cuda.norm import (
     product,
     real,
     saved,
-    store_saved,
+    saved_sink,
     unpacked,
 )
-from sqcompile.backends.cuda.pack import store_bits
+from sqcompile.backends.cuda.passes import (
+    Bits,
+    Largest,
+    Stored,
+    along,
+    lanes_for,
+    magnitude_of,
+    mapped,
+    threads_for,
+)
 from sqcompile.backends.cuda.philox import Philox
 from sqcompile.backends.cuda.quantize import nearest
 from sqcompile.backends.cuda.shift_quantize import quantize_pair
@@ -47,14 +55,14 @@ class _Forward:
 
         self.norm.measure(coefficient, statistics)
 
-    def y(self, index: Expr) -> Expr:
+    def y(self, index: Expr, xhat: Expr) -> Expr:
         """An element of the result."""
         f = self.f
-        return affine(self.norm.xhat(index), f.get("gamma"), f.get("beta"), self.x.shape, index)
+        return affine(xhat, f.get("gamma"), f.get("beta"), self.x.shape, index)
 
-    def k(self, index: Expr) -> Expr:
+    def k(self, xhat: Expr) -> Expr:
         """The integer that is saved."""
-        return saved(self.norm.xhat(index), self.spec["bits"], self.spec["step"])
+        return saved(xhat, self.spec["bits"], self.spec["step"])
 
 
 def _relu(value: Expr) -> Expr:
@@ -69,8 +77,12 @@ def l1_batch_norm(spec: KernelSpec) -> object:
         y, xhat, coefficient, mean, var = f.outputs
         forward = _Forward(spec, f)
         forward.measure(coefficient, mean, var)
-        grid.each(y.size, lambda i: y.store(i, forward.y(i)))
-        store_saved(xhat, y.size, forward.k)
+
+        def element(index: Expr, given: Sequence[Expr]) -> Sequence[Expr]:
+            value = forward.norm.xhat(index, given[0])
+            return [forward.y(index, value), forward.k(value)]
+
+        mapped(y.size, [along(forward.x)], [Stored(y), saved_sink(xhat)], element)
     return f.result
 
 
@@ -83,19 +95,18 @@ def l1_batch_norm_relu_quantize(spec: KernelSpec) -> object:
         forward.measure(coefficient, mean, var)
         kept = grid.workspace(q.size, "float32")
         y = Array(kept.buffer, TensorSpec(q.shape, "float32"))
-        _store_result(forward, y, spec["relu"], None)
 
-        def found(index: Expr, value: Expr) -> None:
+        def found(value: Expr) -> None:
             r.store(0, product(value, grid.literal(spec["share"])))
 
-        maxima(y, list(range(len(y.shape))), [], False, found)
-
-        def emit(i: Expr) -> None:
-            value = nearest(y[i], r[0], spec["out_bits"], spec["signed"])
-            q.store(i, grid.cast(value, q.dtype))
-
-        grid.each(q.size, emit)
-        _store_beside(forward, y, xhat, mask)
+        _store_result(forward, y, xhat, mask, found)
+        bits, signed = spec["out_bits"], spec["signed"]
+        mapped(
+            q.size,
+            [along(y)],
+            [Stored(q)],
+            lambda i, given: [nearest(given[0], r[0], bits, signed)],
+        )
     return f.result
 
 
@@ -106,36 +117,36 @@ def l1_batch_norm_add_relu(spec: KernelSpec) -> object:
         y, r, xhat, mask, coefficient, mean, var = f.outputs
         forward = _Forward(spec, f)
         forward.measure(coefficient, mean, var)
-        _store_result(forward, y, spec["relu"], f.get("residual"))
-        maxima(y, list(range(len(y.shape))), [], False, lambda index, value: r.store(0, value))
-        _store_beside(forward, y, xhat, mask)
+        _store_result(forward, y, xhat, mask, lambda value: r.store(0, value))
     return f.result
 
 
-def _store_result(forward: _Forward, y: Array, relu: bool, residual: Array | None) -> None:
-    """y, plus what is added, through ReLU."""
+def _store_result(
+    forward: _Forward, y: Array, xhat: Array, mask: Array, found: Callable[[Expr], None]
+) -> None:
+    """y, plus the residual, through ReLU; what backward keeps of it; found(its absmax)."""
+    residual, relu = forward.f.get("residual"), forward.spec["relu"]
+    sinks = [Stored(y), saved_sink(xhat), *([Bits(mask)] if mask.size else [])]
+    threads = threads_for(y.size, lanes_for(y.size, sinks))
+    loads = [along(forward.x), *([] if residual is None else [along(residual)])]
 
-    def emit(i: Expr) -> None:
-        value = forward.y(i)
+    def element(index: Expr, given: Sequence[Expr]) -> Sequence[Expr]:
+        normal = forward.norm.xhat(index, given[0])
+        value = forward.y(index, normal)
         if residual is not None:
-            value = grid.keep(value + residual[i])
-        y.store(i, _relu(value) if relu else value)
+            value = grid.keep(value + given[1])
+        value = _relu(value) if relu else value
+        kept = [value, forward.k(normal), *([value > real(0.0)] if mask.size else [])]
+        return [*kept, magnitude_of(value)]
 
-    grid.each(y.size, emit)
-
-
-def _store_beside(forward: _Forward, y: Array, xhat: Array, mask: Array) -> None:
-    """What backward keeps: the saved integers, and where y is positive if that is asked for."""
-    store_saved(xhat, y.size, forward.k)
-    if mask.size:
-        store_bits(mask, y.size, lambda i: y[i] > real(0.0))
+    mapped(y.size, loads, [*sinks, Largest(threads, found)], element)
 
 
 def _backward(spec: KernelSpec, f: grid.Function, dgamma: Array, dbeta: Array) -> Gradient:
     """The gradient of a batch norm, measured: dgamma and dbeta are written."""
     g, scale, coefficient, gamma = f["g"], f["g_scale"], f["coefficient"], f.get("gamma")
     packed = f.get("packed")
-    k = unpacked(f["xhat"] if packed is None else packed)
+    xhat = f["xhat"] if packed is None else packed
 
     def factor(channel: Expr) -> Expr:
         worth = scale[channel]
@@ -143,7 +154,7 @@ def _backward(spec: KernelSpec, f: grid.Function, dgamma: Array, dbeta: Array) -
             worth = product(gamma[channel], worth)
         return product(worth, coefficient[channel])
 
-    gradient = Gradient(g, k, list(range(len(g.shape) - 1)), spec["step"], factor)
+    gradient = Gradient(g, xhat, list(range(len(g.shape) - 1)), spec["step"], factor)
     gradient.measure(_affine_sums(scale, spec["step"], dgamma, dbeta))
     return gradient
 
@@ -165,7 +176,7 @@ def l1_batch_norm_backward(spec: KernelSpec) -> object:
     with grid.function(spec) as f:
         dx, dgamma, dbeta = f.outputs
         gradient = _backward(spec, f, dgamma, dbeta)
-        grid.each(dx.size, lambda i: dx.store(i, gradient.dx(i)))
+        gradient.store(dx)
     return f.result
 
 
@@ -177,7 +188,7 @@ def l1_batch_norm_backward_quantize(spec: KernelSpec) -> object:
         gradient = _backward(spec, f, dgamma, dbeta)
         g = f["g"]
         dx = Array(grid.workspace(g.size, "float32").buffer, TensorSpec(g.shape, "float32"))
-        grid.each(g.size, lambda i: dx.store(i, gradient.dx(i)))
+        gradient.store(dx)
         philox = Philox(f["rng"], f.scalars["stream"])
         quantize_pair(spec, dx, f.get("factor"), pair, philox)
     return f.result

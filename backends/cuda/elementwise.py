@@ -1,63 +1,69 @@
-"""Elementwise kernels, of one op or of a group: a thread for four elements in a row, or for one.
+"""Elementwise kernels, of one op or of a group: one pass over memory, see `passes`.
 
-Where no axis that an operand walks otherwise is cut by a vector, a thread loads four elements of
-every operand at once and stores four of every result.
+Operands that broadcast are read with the strides of the merged axes. Where no axis that one walks
+otherwise is cut by a thread's elements, these are loaded at once.
 """
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 from sqcompile.backends.activations import ELEMENTS
-from sqcompile.backends.cuda import grid
+from sqcompile.backends.cuda import grid, passes
 from sqcompile.backends.cuda.grid import VECTOR, Array, Expr
 from sqcompile.backends.cuda.pack import bit
+from sqcompile.backends.cuda.passes import Bits, Element, Largest, Load, Stored
 from sqcompile.backends.cuda.table import KERNELS
-from sqcompile.backends.elements import ENDINGS, UNPACK, Pass, Read, one_pass
+from sqcompile.backends.elements import ABSMAX, ENDINGS, PACK, UNPACK, Pass, Read, one_pass
 from sqcompile.backends.fusion import Member
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.backends.strides import contiguous, merge
 
-ELEMENT_THREADS = 128
-"""Threads of a block: each has four elements of every value of a group in registers."""
 
-
-def run(one: Pass, outputs: Sequence[Array]) -> None:
-    """All elements of a pass, in one launch."""
+def run(one: Pass, size: int, outputs: Sequence[Array]) -> None:
+    """All `size` elements of a pass, in one launch, and one more where something is measured."""
     walks = [contiguous(one.axes), *(read.strides for read in one.reads)]
     extents, (_, *steps) = merge(one.axes, walks)
-    inner, size = extents[-1], outputs[0].size
-    lanes = VECTOR if inner % VECTOR == 0 and all(s[-1] in (0, 1) for s in steps) else 1
+    inner = extents[-1]
+    straight = all(s[-1] in (0, 1) for s in steps)
+    packs = any(spec.op == PACK for spec in one.results)
+    lanes = next(
+        (n for n in ((passes.BYTES,) if packs else (VECTOR,)) if straight and inner % n == 0), 1
+    )
+    assert lanes > 1 or not packs
+    loads = [_load(read, extents, s) for read, s in zip(one.reads, steps, strict=True)]
+    sinks = [
+        _sink(spec, out, passes.threads_for(size, lanes))
+        for spec, out in zip(one.results, outputs, strict=True)
+    ]
 
-    def emit(item: Expr) -> None:
-        first, compute = item * lanes, one.start()
-        at = grid.unravel(first, extents)
-        loads = [
-            _load(read, grid.linear(at, s), s[-1], lanes, first)
-            for read, s in zip(one.reads, steps, strict=True)
-        ]
-        held = [grid.slots(lanes, out.dtype) for out in outputs]
-        for lane in range(lanes):
-            values = compute([load(lane) for load in loads], grid.keep)
-            for slot, value in zip(held, values, strict=True):
-                slot.store(lane, value)
-        for out, slot in zip(outputs, held, strict=True):
-            if lanes == 1:
-                out.store(first, slot[0])
-            else:
-                out.store(grid.ramp(first), slot[grid.ramp(0)])
+    def start() -> Element:
+        compute = one.start()
+        return lambda index, given: compute(given, grid.keep)
 
-    grid.each(size // lanes, emit, ELEMENT_THREADS)
+    passes.one_launch(size, lanes, loads, sinks, start)
 
 
-def _load(read: Read, place: Expr, step: int, lanes: int, first: Expr) -> Callable[[int], Expr]:
-    """The elements of an operand for one thread, by lane."""
-    if read.packed:
-        return lambda lane: bit(read.array, first + lane)
-    if lanes == 1 or not step:
-        held = grid.keep(read.array[place])
-        return lambda lane: held
-    vector = grid.slots(lanes, read.array.dtype)
-    vector.store(grid.ramp(0), read.array[grid.ramp(place)])
-    return lambda lane: vector[lane]
+def _sink(spec: KernelSpec, out: Array, threads: int) -> Stored:
+    if spec.op == PACK:
+        return Bits(out)
+    if spec.op == ABSMAX:
+        return Largest(threads, lambda value: out.store(0, value))
+    return Stored(out)
+
+
+def _load(read: Read, extents: Sequence[int], steps: Sequence[int]) -> Load:
+    """The elements of an operand for one thread."""
+
+    def load(first: Expr, lanes: int) -> Callable[[int], Expr]:
+        if read.packed:
+            return lambda lane: bit(read.array, first + lane)
+        place = grid.linear(grid.unravel(first, extents), steps)
+        if lanes == 1 or not steps[-1]:
+            held = grid.keep(read.array[place])
+            return lambda lane: held
+        return passes.along(read.array)(place, lanes)
+
+    return load
 
 
 def single(spec: KernelSpec) -> object:
@@ -65,7 +71,7 @@ def single(spec: KernelSpec) -> object:
     with grid.function(spec) as f:
         inputs = [f[name] for name, _ in spec.tensors()]
         one = one_pass([Member(spec, tuple(range(len(inputs))))], inputs, [len(inputs)])
-        run(one, f.outputs)
+        run(one, spec.outputs[0].size, f.outputs)
     return f.result
 
 
@@ -74,7 +80,8 @@ def group(spec: KernelSpec) -> object:
     """One pass over memory, whatever the number of ops."""
     with grid.function(spec) as f:
         inputs = [f[name] for name, _ in spec.tensors()]
-        run(one_pass(spec["members"], inputs, spec["results"]), f.outputs)
+        one = one_pass(spec["members"], inputs, spec["results"])
+        run(one, prod(one.axes), f.outputs)
     return f.result
 
 
@@ -82,4 +89,17 @@ for _op, _element in ELEMENTS.items():
     if _op not in ENDINGS | {UNPACK}:
         KERNELS.elementwise(_op, limit=_element.limit)(single)
 
+
+def _whole_bytes(shape: Sequence[int]) -> bool:
+    return bool(shape) and shape[-1] % passes.BYTES == 0 and prod(shape) > 0
+
+
+def _measures_all(spec: KernelSpec) -> bool:
+    x = spec.tensor("x")
+    return len(spec["axes"]) == len(x.shape) and x.size > 0 and spec.tensor("outer") is None
+
+
+# These have kernels of their own; in a group they save a pass over memory.
 KERNELS.joins(UNPACK, lambda spec: True)
+KERNELS.ends(PACK, lambda spec: _whole_bytes(spec.tensor("mask").shape))
+KERNELS.ends(ABSMAX, _measures_all)

@@ -11,9 +11,9 @@ from sqcompile.backends.cuda.norm import (
     affine,
     product,
     saved,
-    store_saved,
-    unpacked,
+    saved_sink,
 )
+from sqcompile.backends.cuda.passes import Stored, along, mapped
 from sqcompile.backends.cuda.philox import Philox
 from sqcompile.backends.cuda.quantize import at_shape, nearest, scaled_by
 from sqcompile.backends.cuda.stochastic import carry, into
@@ -37,8 +37,13 @@ def _forward(
     norm = Normalized(x, scale, axes, spec["eps"], spec["frac_bits"], centred)
     norm.measure(coefficient)
     gamma, beta = f.get("gamma"), f.get("beta")
-    grid.each(y.size, lambda i: y.store(i, affine(norm.xhat(i), gamma, beta, x.shape, i)))
-    store_saved(xhat, y.size, lambda i: saved(norm.xhat(i), spec["bits"], spec["step"]))
+
+    def element(index: Expr, given: Sequence[Expr]) -> Sequence[Expr]:
+        value = norm.xhat(index, given[0])
+        k = saved(value, spec["bits"], spec["step"])
+        return [affine(value, gamma, beta, x.shape, index), k]
+
+    mapped(y.size, [along(x)], [Stored(y), saved_sink(xhat)], element)
 
 
 @KERNELS.kernel("sq::l1_layer_norm")
@@ -71,10 +76,12 @@ def quantize_l1_layer_norm(spec: KernelSpec) -> object:
 
         maxima(x, [1], [], False, found)
 
-        def emit(i: Expr) -> None:
-            q.store(i, grid.cast(nearest(x[i], at_shape(r, x.shape, i), bits, True), "int8"))
-
-        grid.each(x.size, emit)
+        mapped(
+            x.size,
+            [along(x)],
+            [Stored(q)],
+            lambda i, given: [nearest(given[0], at_shape(r, x.shape, i), bits, True)],
+        )
         _forward(spec, f, q, scale, outputs, [1])
     return f.result
 
@@ -90,21 +97,21 @@ def _gradient(
     f: grid.Function,
     h: Array,
     scale: Array,
-    k: Array,
+    xhat: Array,
     axes: Sequence[int],
 ) -> None:
     """dx of integers h worth scale[set] each."""
     dx, coefficient = f.outputs[0], f["coefficient"]
     gradient = Gradient(
         h,
-        unpacked(k),
+        xhat,
         axes,
         spec["step"],
         lambda row: product(scale[row], coefficient[row]),
         bool(spec.get("centred", True)),
     )
     gradient.measure()
-    grid.each(dx.size, lambda i: dx.store(i, gradient.dx(i)))
+    gradient.store(dx)
 
 
 @KERNELS.kernel("sq::l1_layer_norm_backward", "sq::l1_layer_norm_packed_backward")

@@ -13,7 +13,8 @@ from tvm import tirx
 
 from sqcompile.backends.cuda import grid
 from sqcompile.backends.cuda.grid import Array, Expr
-from sqcompile.backends.cuda.pack import nibble, store_nibbles
+from sqcompile.backends.cuda.pack import nibble
+from sqcompile.backends.cuda.passes import Nibbles, Stored, along, mapped, saved_along
 from sqcompile.backends.cuda.quantize import at_shape
 from sqcompile.backends.cuda.reduce import TOTAL, Reduced, Store, folded
 from sqcompile.backends.kernels import TensorSpec
@@ -110,7 +111,7 @@ class Normalized:
         worth = real(SIGMA_OVER_DEVIATION * step / max(self.sets.count, 1))
 
         def deviation(index: Expr) -> Sequence[Expr]:
-            moved = grid.keep(self._moved(index))
+            moved = grid.keep(self._moved(index, self.x[index]))
             return [grid.select(moved < grid.zero("int64"), grid.zero("int64") - moved, moved)]
 
         def settle(result: Expr, values: Sequence[Expr]) -> None:
@@ -142,13 +143,13 @@ class Normalized:
             known = self.total
             grid.each(sets.results, lambda i: store(i, [grid.keep(known[i])]))
 
-    def _moved(self, index: Expr) -> Expr:
-        raised = tirx.shift_left(wide(self.x[index]), grid.const(self.frac_bits, "int64"))
+    def _moved(self, index: Expr, x: Expr) -> Expr:
+        raised = tirx.shift_left(wide(x), grid.const(self.frac_bits, "int64"))
         return raised - self.sets.of(self.mean, index)
 
-    def xhat(self, index: Expr) -> Expr:
-        """The normalised element, kept."""
-        moved = grid.cast(self._moved(index), "float32")
+    def xhat(self, index: Expr, x: Expr) -> Expr:
+        """The normalised element, of one of x; kept."""
+        moved = grid.cast(self._moved(index, x), "float32")
         return product(moved, self.sets.of(self.factor, index))
 
 
@@ -168,12 +169,9 @@ def saved(xhat: Expr, bits: int, step: float) -> Expr:
     return grid.cast(clamp(floor, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1), "int32")
 
 
-def store_saved(out: Array, size: int, k: Value) -> None:
-    """k(index) as int8, or two to a byte where the output is packed."""
-    if out.dtype == "uint8":
-        store_nibbles(out, size, k)
-    else:
-        grid.each(size, lambda i: out.store(i, grid.cast(k(i), "int8")))
+def saved_sink(out: Array) -> Stored:
+    """Where saved integers go: int8, or two to a byte where the output is packed."""
+    return Nibbles(out) if out.dtype == "uint8" else Stored(out)
 
 
 def unpacked(xhat: Array) -> Value:
@@ -184,28 +182,30 @@ def unpacked(xhat: Array) -> Value:
 
 
 class Gradient:
-    """The input gradient of an L1 norm from integers g and saved k: `factor(set)` is what a set's
-    gradient is multiplied by."""
+    """The input gradient of an L1 norm from integers g and saved ones (int8, or two to a byte):
+    `factor(set)` is what a set's gradient is multiplied by."""
 
     def __init__(
         self,
         g: Array,
-        k: Value,
+        xhat: Array,
         axes: Sequence[int],
         step: float,
         factor: Value,
         centred: bool = True,
     ) -> None:
-        self.g, self.k, self.step, self.factor, self.centred = g, k, step, factor, centred
+        self.g, self.xhat = g, xhat
+        self.step, self.factor, self.centred = step, factor, centred
         self.sets = Sets(g.shape, axes)
         self.above, self.below, self.factors = (self.sets.memory("float32") for _ in range(3))
 
     def measure(self, sums: Sums | None = None) -> None:
         """The sums of every set; sums(set, sum of g, sum of g * (2 k + 1)) takes two of them."""
         count = max(self.sets.count, 1)
+        k = unpacked(self.xhat)
 
         def settle(result: Expr, values: Sequence[Expr]) -> None:
-            total, total_xhat, total_sign = (grid.cast(one, "float32") for one in values)
+            total, total_xhat, total_sign = (grid.keep(grid.cast(one, "float32")) for one in values)
             slope = product(total_xhat, real(SIGMA_OVER_DEVIATION * self.step / (2 * count)))
             above, below = slope, product(slope, real(-1.0))
             if self.centred:
@@ -219,15 +219,20 @@ class Gradient:
             if sums is not None:
                 sums(result, total, total_xhat)
 
-        self.sets.sums(3, lambda index: norm_sums(self.g, self.k, index), settle)
+        self.sets.sums(3, lambda index: norm_sums(self.g, k, index), settle)
 
-    def dx(self, index: Expr) -> Expr:
-        """The gradient of an element, kept."""
+    def store(self, dx: Array) -> None:
+        """The gradient of every element."""
         sets = self.sets
-        positive = self.k(index) >= grid.zero("int32")
-        part = grid.select(positive, sets.of(self.above, index), sets.of(self.below, index))
-        moved = grid.keep(grid.cast(self.g[index], "float32") - grid.keep(part))
-        return product(moved, sets.of(self.factors, index))
+
+        def element(index: Expr, given: Sequence[Expr]) -> Sequence[Expr]:
+            g, k = given
+            positive = k >= grid.zero("int32")
+            part = grid.select(positive, sets.of(self.above, index), sets.of(self.below, index))
+            moved = grid.keep(grid.cast(g, "float32") - grid.keep(part))
+            return [product(moved, sets.of(self.factors, index))]
+
+        mapped(dx.size, [along(self.g), saved_along(self.xhat)], [Stored(dx)], element)
 
 
 def norm_sums(g: Array, k: Value, index: Expr) -> list[Expr]:

@@ -7,13 +7,13 @@ from tvm import tirx
 from sqcompile.backends.cuda import grid
 from sqcompile.backends.cuda.absmax import maxima
 from sqcompile.backends.cuda.grid import Array, Expr
+from sqcompile.backends.cuda.passes import Stored, along, mapped
 from sqcompile.backends.cuda.philox import Philox
 from sqcompile.backends.cuda.reduce import LARGEST, folded
 from sqcompile.backends.cuda.stochastic import Scaled, carry, into
 from sqcompile.backends.cuda.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.backends.rounding import (
-    cast,
     clamp,
     group_of,
     inverse,
@@ -45,15 +45,17 @@ def nearest(value: Expr, r: Expr, bits: int, signed: bool) -> Expr:
 
 @KERNELS.kernel("sq::quantize")
 def quantize(spec: KernelSpec) -> object:
-    """A thread for an element."""
+    """One pass."""
     with grid.function(spec) as f:
         x, r, (q,) = f["x"], f["r"], f.outputs
 
-        def emit(i: Expr) -> None:
-            value = nearest(x[i], at_shape(r, x.shape, i), spec["bits"], spec["signed"])
-            q.store(i, cast(value, q.dtype))
-
-        grid.each(x.size, emit)
+        bits, signed = spec["bits"], spec["signed"]
+        mapped(
+            x.size,
+            [along(x)],
+            [Stored(q)],
+            lambda i, given: [nearest(given[0], at_shape(r, x.shape, i), bits, signed)],
+        )
     return f.result
 
 
@@ -71,11 +73,12 @@ def quantize_rows(spec: KernelSpec) -> object:
 
         maxima(x, list(range(1, len(x.shape))), [], False, found)
 
-        def emit(i: Expr) -> None:
-            value = nearest(x[i], r[tirx.floordiv(i, max(row, 1))], bits, signed)
-            q.store(i, cast(value, q.dtype))
-
-        grid.each(x.size, emit)
+        mapped(
+            x.size,
+            [along(x)],
+            [Stored(q)],
+            lambda i, given: [nearest(given[0], r[tirx.floordiv(i, max(row, 1))], bits, signed)],
+        )
     return f.result
 
 

@@ -26,7 +26,7 @@ _BRANCHES = 1 << 30
 
 
 @dataclass
-class _Loaded:
+class Loaded:
     """A compiled kernel."""
 
     translation: Translation
@@ -60,7 +60,7 @@ class Module:
     symbols: dict[str, int] = field(default_factory=dict)
     counted: bool = False
     executed: Counter[str] = field(default_factory=Counter)
-    _loaded: dict[str, _Loaded] = field(default_factory=dict)
+    loaded: dict[str, Loaded] = field(default_factory=dict)
 
     @property
     def kernels(self) -> tuple[str, ...]:
@@ -76,14 +76,14 @@ class Module:
         """Translate and compile a kernel, which its first launch does otherwise."""
         return self._kernel(name).translation
 
-    def _kernel(self, name: str) -> _Loaded:
-        if name not in self._loaded:
+    def _kernel(self, name: str) -> Loaded:
+        if name not in self.loaded:
             if name not in self.program.kernels:
                 raise LaunchError(f"there is no kernel {name}; there are {', '.join(self.kernels)}")
             translation = translate(self.program, self.program.kernels[name], self.counted)
             library = compiler.build(translation.source, compiler.KERNEL_FLAGS)
-            self._loaded[name] = _Loaded(translation, compiler.open_library(library))
-        return self._loaded[name]
+            self.loaded[name] = Loaded(translation, compiler.open_library(library))
+        return self.loaded[name]
 
     def launch(
         self,
@@ -143,7 +143,7 @@ class Module:
     def _launch(
         self,
         name: str,
-        kernel: _Loaded,
+        kernel: Loaded,
         grid: Sizes,
         block: Sizes,
         params: ctypes.Array[ctypes.c_char],

@@ -1,0 +1,78 @@
+"""Kernels of many cases through NVRTC into one emulated module: each tool starts once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from sqcompile.backends import targets
+from sqcompile.backends.cuda import architectures
+from sqcompile.backends.cuda.emulator import Module, emulate
+from sqcompile.backends.cuda.emulator.batch import compile_together
+from sqcompile.backends.cuda.nvrtc import compile_source
+from sqcompile.backends.cuda.split import SplitKernel, split
+from sqcompile.backends.kernels import KernelSpec
+
+ARCH = "sm_75"
+"""The oldest architecture: what its PTX holds runs on all."""
+_FIRST_KERNEL = 'extern "C" __global__'
+
+
+def split_kernels(specs: Mapping[str, KernelSpec], arch: str = ARCH) -> dict[str, SplitKernel]:
+    """The kernel of every spec, split, by the names of `specs`."""
+    target = targets.get("cuda", arch=arch)
+    found = {}
+    with target.compiled_for() as on:
+        for index, (name, spec) in enumerate(specs.items()):
+            kernel = target.kernels[spec.op]
+            function = kernel.generate(spec.without(kernel.run_time))
+            symbol = f"k{index}"
+            found[name] = split(symbol, function.with_attr("global_symbol", symbol), on)
+    return found
+
+
+def joined(sources: Sequence[str]) -> str:
+    """One source of several: the longest of TVM's preambles serves all kernels."""
+    sources = [source for source in sources if source]
+    parts = [source.partition(_FIRST_KERNEL) for source in sources]
+    preamble = max((head for head, _, _ in parts), key=len, default="")
+    return "\n".join(
+        ["#include <math_constants.h>", preamble, *(mark + body for _, mark, body in parts)]
+    )
+
+
+@dataclass
+class Emulated:
+    """Kernels by name, and the module that has their device functions."""
+
+    kernels: dict[str, SplitKernel]
+    module: Module
+
+    def run(self, name: str, tensors: Sequence[torch.Tensor]) -> None:
+        """Call a kernel: inputs, then the outputs, which it writes."""
+        arrays = [one.numpy() for one in tensors]
+        kernel = self.kernels[name]
+        memory = self.module.memory
+        workspaces = [memory.alloc(size) for size in kernel.workspaces]
+        try:
+            for launch in kernel.launches:
+                given = [_argument(one, arrays, workspaces) for one in launch.arguments]
+                self.module.launch(launch.function, launch.grid, launch.block, given, launch.shared)
+        finally:
+            for address in workspaces:
+                memory.free(address)
+
+
+def _argument(place: int, arrays: Sequence[np.ndarray[Any, Any]], workspaces: Sequence[int]) -> Any:
+    return arrays[place] if place >= 0 else workspaces[-1 - place]
+
+
+def emulated(specs: Mapping[str, KernelSpec]) -> Emulated:
+    """Generate, compile and translate the kernels of all specs."""
+    kernels = split_kernels(specs)
+    source = joined([one.source for one in kernels.values()])
+    module = emulate(compile_source(source, architectures.get(ARCH)).ptx)
+    compile_together(module)
+    return Emulated(kernels, module)

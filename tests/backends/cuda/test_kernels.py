@@ -1,0 +1,101 @@
+"""Every CUDA kernel gives its reference's bits: compiled by NVRTC, run by the PTX emulator, on the
+cases of the CPU's kernels. The emulator also finds accesses out of bounds, races and reads of
+memory that nobody wrote."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from sqcompile.backends.cpu import KERNELS as CPU_KERNELS
+from sqcompile.backends.cuda import KERNELS
+from tests.backends.cases import Case, tensors
+from tests.backends.catalogue import all_cases
+from tests.backends.cuda.emulated import Emulated, emulated
+from tests.backends.test_kernels import bits
+from tests.conftest import require_tool
+
+CASES = [case for case in all_cases() if case.spec().op in KERNELS]
+WITHOUT_KERNEL = {
+    "sq::conv_dgrad",
+    "sq::conv_dgrad_dequantize",
+    "sq::conv_fprop",
+    "sq::conv_fprop_dequantize",
+    "sq::conv_fprop_sums",
+    "sq::conv_wgrad",
+    "sq::conv_wgrad_dequantize",
+    "sq::shift_matmul",
+    "sq::shift_matmul_dequantize",
+    "sq::shift_matmul_dequantize_absmax",
+}
+"""Ops that the CPU has a kernel for and CUDA has none yet."""
+FAST = 2
+"""Cases of each op that are not marked slow."""
+
+
+def _parameters() -> list[Any]:
+    seen: Counter[str] = Counter()
+    found = []
+    for case in CASES:
+        op = case.spec().op
+        seen[op] += 1
+        marks = [pytest.mark.slow] if seen[op] > FAST else []
+        found.append(pytest.param(case, id=case.name, marks=marks))
+    return found
+
+
+@pytest.fixture(scope="module")
+def kernels(request: pytest.FixtureRequest) -> Emulated:
+    """The kernels of the cases that this run selected."""
+    require_tool("g++")
+    chosen: dict[str, Case] = {}
+    for item in request.session.items:
+        values: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+        if item.path == request.path and isinstance(values.get("case"), Case):
+            chosen[values["case"].name] = values["case"]
+    return emulated({name: case.spec() for name, case in chosen.items()})
+
+
+def wrong(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
+    """Where bits differ; which NaN a NaN is differs between processors."""
+    differ = bits(got) != bits(want)
+    return differ & ~(got.isnan() & want.isnan()) if got.dtype == torch.float32 else differ
+
+
+@pytest.mark.parametrize("case", _parameters())
+def test_kernel_equals_reference(case: Case, kernels: Emulated) -> None:
+    arguments, spec = case.arguments(), case.spec()
+    wanted = case.expected(arguments)
+    # Rubbish in the outputs shows what a kernel forgets to write.
+    outputs = [torch.full(o.shape, 77).to(getattr(torch, o.dtype)) for o in spec.outputs]
+    run_time = KERNELS[spec.op].run_time
+    scalars = [torch.tensor([spec[name] for name in run_time])] if run_time else []
+    inputs = [one.clone() for one in tensors(arguments)]
+    kernels.run(case.name, [*inputs, *scalars, *outputs])
+    for got, want in zip(outputs, wanted, strict=True):
+        assert got.dtype == want.dtype
+        assert got.shape == want.shape
+        places = wrong(got, want).reshape(-1).nonzero().reshape(-1)
+        assert not len(places), (
+            f"{case.name}: {len(places)} of {got.numel()} differ, the first at {int(places[0])}: "
+            f"{got.reshape(-1)[places[0]]} instead of {want.reshape(-1)[places[0]]}"
+        )
+
+
+def test_ops_without_a_kernel_are_those_that_are_listed() -> None:
+    """The list only shrinks: a new op has a CUDA kernel from its first day."""
+    assert set(CPU_KERNELS) - set(KERNELS) == WITHOUT_KERNEL
+    assert set(KERNELS) <= set(CPU_KERNELS)
+
+
+def test_run_time_attributes_are_those_of_the_cpu() -> None:
+    """The same vector of scalars reaches the kernels of every target."""
+    assert {op: KERNELS[op].run_time for op in KERNELS} == {
+        op: CPU_KERNELS[op].run_time for op in KERNELS
+    }
+
+
+def test_no_float_operation_may_be_contracted(kernels: Emulated) -> None:
+    """Every product and every sum in the PTX names its rounding."""
+    assert kernels.module.contractible == []
