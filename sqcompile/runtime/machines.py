@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 class _Loader(NamedTuple):
     """How a target's code is loaded: torch's name of the device, what raises without one,
-    `machine(binary, index)`, and a context in which kernels go to torch's current stream."""
+    `machine(binary, index)`, and a context in which kernels go to torch's current stream, and the module with a `machine` for
+    computers that do not have the device."""
 
     device: str
     require: Callable[[], None]
     machine: "Callable[[Binary, int], Any]"
     on_current_stream: Callable[[int], AbstractContextManager[Any]]
+    emulator: str = ""
 
 
 def device_type(target: str) -> str:
@@ -40,6 +42,12 @@ def load(binary: "Binary", index: int) -> Any:
     Raises TargetUnavailableError when the device is not there.
     """
     return _LOADERS[binary.target].machine(binary, index)
+
+
+def load_emulated(binary: "Binary", part: str | None) -> Any:
+    """A virtual machine on the CPU in which an emulator runs the kernels, those of one
+    architecture where the binary has several."""
+    return import_module(_LOADERS[binary.target].emulator).machine(binary, part)
 
 
 def on_current_stream(device: str, index: int) -> AbstractContextManager[Any]:
@@ -81,5 +89,5 @@ def _cuda_stream(index: int) -> AbstractContextManager[Any]:
 
 _LOADERS = {
     "cpu": _Loader("cpu", lambda: None, _cpu, lambda _: nullcontext()),
-    "cuda": _Loader("cuda", _require_cuda, _cuda, _cuda_stream),
+    "cuda": _Loader("cuda", _require_cuda, _cuda, _cuda_stream, "sqcompile.backends.cuda.emulated"),
 }
