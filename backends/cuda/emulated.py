@@ -7,6 +7,7 @@ device.json lists them, go to the emulator one after the other.
 import ctypes
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from typing import Any
 
@@ -20,6 +21,7 @@ from sqcompile.errors import UsageError
 from sqcompile.runtime import machines
 from sqcompile.runtime.cuda import INDEX
 from sqcompile.runtime.executable import Binary
+from sqcompile.runtime.threads import get_num_threads
 
 Bytes = np.ndarray[Any, Any]
 
@@ -42,18 +44,30 @@ def machine(binary: Binary, architecture: str | None = None) -> Any:
     newest architecture.
 
     Raises UsageError for an architecture that the binary has no code for, PtxError for PTX that
-    the emulator does not know; TargetUnavailableError without a C++ compiler when it runs, and a
-    Fault for what a kernel does wrong.
+    the emulator does not know, TargetUnavailableError without a C++ compiler; the machine raises
+    a Fault for what a kernel does wrong.
     """
     index = _index(binary)
     name = architecture or list(index)[-1]
     if name not in index:
         raise UsageError(f"the code is for {', '.join(index)}, not for {name}")
-    kernels = {
-        kernel: _launcher(binary.images.get(f"{name}/{kernel}.ptx", b"").decode(), told)
+    texts = {
+        kernel: binary.images[f"{name}/{kernel}.ptx"].decode()
         for kernel, told in index[name].items()
+        if told["launches"]
     }
+    with ThreadPoolExecutor(get_num_threads()) as pool:
+        modules = dict(zip(texts, pool.map(_compiled, texts.values()), strict=True))
+    kernels = {kernel: _launcher(modules.get(kernel), told) for kernel, told in index[name].items()}
     return _linked(binary, kernels)
+
+
+def _compiled(ptx: str) -> Module:
+    """A module whose kernels are compiled: the work is another process's."""
+    module = emulate(ptx)
+    for kernel in module.kernels:
+        module.compile(kernel)
+    return module
 
 
 def _index(binary: Binary) -> dict[str, Any]:
@@ -77,16 +91,12 @@ def _linked(binary: Binary, kernels: dict[str, Callable[..., None]]) -> Any:
                 tvm_ffi.register_global_func(name, before)
 
 
-def _launcher(ptx: str, told: dict[str, Any]) -> Callable[..., None]:
+def _launcher(module: Module | None, told: dict[str, Any]) -> Callable[..., None]:
     """A function that runs a kernel's launches on the tensors that the machine gives it."""
-    modules: list[Module] = []
 
     def run(*tensors: Any) -> None:
-        if not told["launches"]:
-            return
-        if not modules:
-            modules.append(emulate(ptx))
-        _launch(modules[0], told, [_memory(tensor) for tensor in tensors])
+        if module is not None:
+            _launch(module, told, [_memory(tensor) for tensor in tensors])
 
     return run
 

@@ -46,7 +46,7 @@ _DIFFERENCES = 20
     "--verify",
     is_flag=True,
     help="Run the kernels and the eager reference graph: every output, running statistic and "
-    "gradient must have the same bits.",
+    "gradient must have the same bits. cuda without a GPU: in an emulator of its PTX.",
 )
 @click.option("--bench", is_flag=True, help="Time the step beside PyTorch in fp32.")
 @options.threads
@@ -99,13 +99,14 @@ def command(
         )
         if with_eval:
             prepare_eval(step, inputs)
-    results = _verified(output, step, inputs, with_eval) if verify else []
+    results, executed_by = _verified(output, step, inputs, with_eval) if verify else ([], None)
     timing = _timed(output, file, step, inputs) if bench else None
     report = data.report(
         step,
         eager_layers=saved.saved_by_layer(deepcopy(model), inputs),
         verification=results,
         timing=timing,
+        executed_by=executed_by,
     )
     write_run(step, file, report, path)
     tell(output, report, path)
@@ -143,19 +144,20 @@ def prepare_eval(step: "CompiledStep", inputs: tuple[Any, ...]) -> None:
 
 def _verified(
     output: Output, step: "CompiledStep", inputs: tuple[Any, ...], with_eval: bool
-) -> "list[VerifyResult]":
+) -> "tuple[list[VerifyResult], str]":
+    """The results, and what executed the kernels."""
     import torch
 
-    from sqcompile.runtime.verify import verify
+    from sqcompile.runtime.verify import verify_on_target
 
     with output.status("verifying against the eager reference"):
-        results = [verify(step, inputs)]
+        results, executed_by = verify_on_target(step, inputs)
         if with_eval:
             step.eval()
             with torch.no_grad():
-                results.append(verify(step, inputs))
+                results += verify_on_target(step, inputs)[0]
             step.train()
-    return results
+    return results, executed_by
 
 
 def _timed(

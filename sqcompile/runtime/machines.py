@@ -10,14 +10,16 @@ import tvm_ffi
 import tvm_ffi_orcjit
 from tvm import relax
 
+from sqcompile.errors import TargetUnavailableError
+
 if TYPE_CHECKING:
     from sqcompile.runtime.executable import Binary
 
 
 class _Loader(NamedTuple):
     """How a target's code is loaded: torch's name of the device, what raises without one,
-    `machine(binary, index)`, and a context in which kernels go to torch's current stream, and the module with a `machine` for
-    computers that do not have the device."""
+    `machine(binary, index)`, a context in which kernels go to torch's current stream, and the
+    module that has `machine` and `distinct_architectures` for computers without the device."""
 
     device: str
     require: Callable[[], None]
@@ -42,6 +44,23 @@ def load(binary: "Binary", index: int) -> Any:
     Raises TargetUnavailableError when the device is not there.
     """
     return _LOADERS[binary.target].machine(binary, index)
+
+
+def present(device: str) -> bool:
+    """Whether this machine has such a device."""
+    try:
+        require(device)
+    except TargetUnavailableError:
+        return False
+    return True
+
+
+def emulated_parts(binary: "Binary") -> list[str]:
+    """The architectures whose kernels an emulator has to run to have run all of them."""
+    found: list[str] = import_module(_LOADERS[binary.target].emulator).distinct_architectures(
+        binary
+    )
+    return found
 
 
 def load_emulated(binary: "Binary", part: str | None) -> Any:

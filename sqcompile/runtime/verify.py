@@ -1,7 +1,7 @@
 """Does the compiled step compute the bits that the eager reference graph computes?"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,8 +9,12 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from sqcompile.errors import UsageError
+from sqcompile.runtime import machines
 from sqcompile.runtime.step import CompiledStep
 from sqcompile.runtime.variant import Variant
+
+EMULATOR = "ptx-emulator"
+"""What `executed_by` says of kernels that ran without a GPU."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,29 @@ def verify(
             names = [port.name for port in variant.signature.gradients]
             rows += _rows("gradient", names, gradients, wanted)
     return VerifyResult(variant.mode, tuple(rows))
+
+
+def verify_on_target(
+    step: CompiledStep, args: Sequence[Any], *, seed: int = 0
+) -> tuple[list[VerifyResult], str]:
+    """`verify` on what the step's target names -> the results and what executed the kernels.
+
+    That is the CPU, or a GPU, to which the step is moved. On a machine without one the kernels of
+    every architecture run in the target's emulator, one result for each. Raises
+    TargetUnavailableError when the emulator cannot run.
+    """
+    device = machines.device_type(step.target)
+    if device == "cpu" or machines.present(device):
+        step.to(device)
+        moved = [arg.to(device) if isinstance(arg, Tensor) else arg for arg in args]
+        return [verify(step, moved, seed=seed)], device
+    executable = step.prepare(*args).executable
+    results = []
+    for part in machines.emulated_parts(executable.binary):
+        executable.emulate(part)
+        result = verify(step, args, seed=seed)
+        results.append(replace(result, mode=f"{result.mode}, {part}"))
+    return results, EMULATOR
 
 
 def _reference(graph: GraphModule, inputs: Sequence[Tensor]) -> list[Tensor]:
