@@ -10,12 +10,6 @@ from sqcompile.backends.cuda.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.backends.strides import contiguous, merge
 from sqcompile.backends.views import walked
-from sqcompile.walks import Walk
-
-
-def anywhere(walk: Walk) -> bool:
-    """A copy reads along any walk."""
-    return True
 
 
 def _axis(axis: int, rank: int) -> int:
@@ -40,7 +34,7 @@ def _read(
     "aten::t.default",
     "aten::slice.Tensor",
     "aten::select.int",
-    views={"self": anywhere},
+    views={"self": grid.anywhere},
 )
 def rearranged(spec: KernelSpec) -> object:
     """A chain of these ops is one copy."""
@@ -67,7 +61,7 @@ def flip(spec: KernelSpec) -> object:
     return f.result
 
 
-@KERNELS.kernel("aten::cat.default", views={"tensors": anywhere})
+@KERNELS.kernel("aten::cat.default", views={"tensors": grid.anywhere})
 def cat(spec: KernelSpec) -> object:
     """A launch for each input."""
     with grid.function(spec) as f:

@@ -40,6 +40,7 @@ from sqcompile.backends.builder import (
 )
 from sqcompile.backends.exact import fence, literal
 from sqcompile.backends.kernels import TensorSpec
+from sqcompile.walks import Walk
 
 __all__ = [
     "THREADS",
@@ -50,6 +51,8 @@ __all__ = [
     "Function",
     "Team",
     "all_of",
+    "anywhere",
+    "at",
     "bits_of",
     "cast",
     "const",
@@ -62,6 +65,7 @@ __all__ = [
     "linear",
     "literal",
     "loops",
+    "place",
     "ramp",
     "select",
     "serial",
@@ -194,6 +198,23 @@ def keep(value: Expr) -> Expr:
     held = slots(1, dtype)
     held.store(0, value)
     return held[0]
+
+
+def at(array: Array, index: Expr) -> Expr:
+    """The element at a row-major index of a tensor, which may lie along a walk in another."""
+    return array[place(array.walk, index)]
+
+
+def place(walk: Walk, index: Expr) -> Expr:
+    """Where the element at a row-major index lies."""
+    if walk.in_order:
+        return index + walk.begin if walk.begin else index
+    return linear(unravel(index, walk.extents), walk.strides, walk.begin)
+
+
+def anywhere(walk: Walk) -> bool:
+    """A thread reads an element along any walk."""
+    return True
 
 
 def workspace(size: int, dtype: str) -> Array:

@@ -16,6 +16,7 @@ from sqcompile.backends.cuda.grid import VECTOR, WARP, Array, Expr, Team
 from sqcompile.backends.cuda.pack import nibble, store_bits, store_nibbles
 from sqcompile.backends.cuda.reduce import LARGEST, folded
 from sqcompile.backends.rounding import magnitude
+from sqcompile.walks import Walk
 
 PASS_THREADS = 128
 """Threads of a block: each has some elements of every value in registers."""
@@ -156,16 +157,28 @@ def threads_for(size: int, lanes: int) -> int:
 def along(array: Array) -> Load:
     """An operand whose elements are those of the results, one for one."""
 
+    walk = array.walk
+
     def load(first: Expr, lanes: int) -> Callable[[int], Expr]:
         if lanes == 1:
-            held = grid.keep(array[first])
+            held = grid.keep(grid.at(array, first))
             return lambda lane: held
         vector = grid.slots(lanes, array.dtype)
-        for part in range(0, lanes, VECTOR):
-            vector.store(grid.ramp(part), array[grid.ramp(first + part)])
+        for part in range(0, lanes, VECTOR if in_vectors(walk) else 1):
+            if in_vectors(walk):
+                vector.store(grid.ramp(part), array[grid.ramp(grid.place(walk, first + part))])
+            else:
+                vector.store(part, grid.at(array, first + part))
         return lambda lane: vector[lane]
 
     return load
+
+
+def in_vectors(walk: Walk) -> bool:
+    """Whether a walk falls into aligned vectors."""
+    outer = [stride for _, stride in walk.axes[:-1]]
+    whole = walk.in_order or walk.run % VECTOR == 0
+    return whole and all(step % VECTOR == 0 for step in (*outer, walk.begin))
 
 
 def saved_along(xhat: Array) -> Load:

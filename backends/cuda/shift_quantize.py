@@ -14,7 +14,7 @@ from sqcompile.backends.kernels import KernelSpec
 from sqcompile.backends.rounding import group_of, inverse, power, step, steps_per_unit, unless_tiny
 
 
-@KERNELS.kernel("sq::shift_quantize", run_time=("stream",))
+@KERNELS.kernel("sq::shift_quantize", run_time=("stream",), views={"x": grid.anywhere})
 def shift_quantize(spec: KernelSpec) -> object:
     """Absmaxes, scales and exponents, then the integers."""
     with grid.function(spec, ("stream",)) as f:
@@ -26,7 +26,7 @@ def shift_quantize(spec: KernelSpec) -> object:
     return f.result
 
 
-@KERNELS.kernel("sq::shift_quantize_pair", run_time=("stream",))
+@KERNELS.kernel("sq::shift_quantize_pair", run_time=("stream",), views={"x": grid.anywhere})
 def shift_quantize_pair(spec: KernelSpec) -> object:
     """The absmaxes of both, then both integers in one walk with the same draws."""
     with grid.function(spec, ("stream",)) as f:
@@ -94,7 +94,7 @@ class Quantizer:
         found = Array(self.found.buffer, self.outer_scale.spec)
 
         def scaled(i: Expr) -> Expr:
-            value = self.x[i]
+            value = grid.at(self.x, i)
             if self.factor is not None:
                 value = grid.keep(value * at_shape(self.factor, shape, i))
             if self.outer:

@@ -108,8 +108,10 @@ def _mask(s: Source, count: int) -> Tensor:
     return s.grid(torch.uint8, count // 8)
 
 
-def _programs() -> dict[str, tuple[Build, list[Tensor]]]:
+def programs() -> dict[str, tuple[Build, list[Tensor]]]:
+    """Graphs and their inputs, for the groups of every target."""
     s = Source("fusion")
+    infinite = torch.full((5, 16), torch.inf)
     return {
         "residual": (residual, [s.edges(4, 8, 8, 16), s.edges(4, 8, 8, 16)]),
         "three-channels": (channels, [s.edges(5, 8, 8, 3), s.normal(1, 1, 1, 3), s.normal(3)]),
@@ -131,18 +133,17 @@ def _programs() -> dict[str, tuple[Build, list[Tensor]]]:
         "large-curve": (curve, [s.edges(4, 30, 200), s.normal(200)]),
         "masks": (masks, [s.normal(7, 31), s.mask(7, 31)]),
         "spread": (spread, [s.normal(4, 6), s.mask(4, 3, 5, 6)]),
+        "not-a-number": (channels, [infinite, torch.ones(16), torch.ones(16)]),
     }
 
 
 @pytest.mark.parametrize("mcpu", ["", *OLDER_CPUS], ids=["host", *OLDER_CPUS])
 def test_groups_give_the_bits_of_their_ops(mcpu: str) -> None:
     target = targets.get("cpu", mcpu=mcpu)
-    programs = _programs()
-    infinite = torch.full((5, 16), torch.inf)
-    programs["not-a-number"] = (channels, [infinite, torch.ones(16), torch.ones(16)])
-    graphs = {name: written(build_, *inputs) for name, (build_, inputs) in programs.items()}
+    found = programs()
+    graphs = {name: written(build_, *inputs) for name, (build_, inputs) in found.items()}
     executable = Executable(build(lower(graphs, target).module, target))
-    for name, (_, inputs) in programs.items():
+    for name, (_, inputs) in found.items():
         wanted = graphs[name](*inputs)
         for got, want in zip(executable.function(name)(*inputs), wanted, strict=True):
             assert got.dtype == want.dtype
@@ -153,7 +154,7 @@ def test_groups_give_the_bits_of_their_ops(mcpu: str) -> None:
 
 
 def test_no_group_rounds_a_product_and_a_sum_at_once() -> None:
-    graphs = {name: written(build_, *inputs) for name, (build_, inputs) in _programs().items()}
+    graphs = {name: written(build_, *inputs) for name, (build_, inputs) in programs().items()}
     for source in build(lower(graphs, CPU).module, CPU).sources.values():
         assert not FUSED.findall(assembly(source))
 
