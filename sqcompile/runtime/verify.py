@@ -77,9 +77,7 @@ def verify(
     return VerifyResult(variant.mode, tuple(rows))
 
 
-def verify_on_target(
-    step: CompiledStep, args: Sequence[Any], *, seed: int = 0
-) -> tuple[list[VerifyResult], str]:
+def verify_on_target(step: CompiledStep, args: Sequence[Any]) -> tuple[list[VerifyResult], str]:
     """`verify` on what the step's target names -> the results and what executed the kernels.
 
     That is the CPU, or a GPU, to which the step is moved. On a machine without one the kernels of
@@ -90,12 +88,12 @@ def verify_on_target(
     if device == "cpu" or machines.present(device):
         step.to(device)
         moved = [arg.to(device) if isinstance(arg, Tensor) else arg for arg in args]
-        return [verify(step, moved, seed=seed)], device
+        return [verify(step, moved)], device
     executable = step.prepare(*args).executable
     results = []
     for part in machines.emulated_parts(executable.binary):
         executable.emulate(part)
-        result = verify(step, args, seed=seed)
+        result = verify(step, args)
         results.append(replace(result, mode=f"{result.mode}, {part}"))
     return results, EMULATOR
 

@@ -1,7 +1,6 @@
 """Occupancy, against NVIDIA's own calculation compiled from cuda_occupancy.h."""
 
 import random
-import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 
 from sqcompile.backends.cuda.architectures import ARCHITECTURES, get
 from sqcompile.backends.cuda.occupancy import Occupancy, occupancy
+from tests.conftest import require_tool
 
 _PROGRAM = """#include <cstdio>
 #include <cuda_occupancy.h>
@@ -50,9 +50,9 @@ def _headers() -> Path | None:
 
 
 def test_blocks_are_those_of_nvidias_calculation(tmp_path: Path) -> None:
-    compiler, headers = shutil.which("g++"), _headers()
-    if compiler is None or headers is None:
-        pytest.skip("no g++, or no nvidia-cuda-runtime with its cuda_occupancy.h")
+    compiler, headers = require_tool("g++"), _headers()
+    if headers is None:
+        pytest.skip("no nvidia-cuda-runtime with its cuda_occupancy.h")
     (tmp_path / "blocks.cpp").write_text(_PROGRAM)
     program = tmp_path / "blocks"
     subprocess.run(
