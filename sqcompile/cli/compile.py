@@ -87,7 +87,10 @@ def command(
     from sqcompile import api, modelfile
     from sqcompile.recipe import Recipe
     from sqcompile.report import data, saved
+    from sqcompile.runtime import machines
 
+    if bench:
+        machines.require_timed(target.name)
     path = run_folder(folder, model_file)
     chosen = Recipe.load(recipe)
     options.use_threads(threads)

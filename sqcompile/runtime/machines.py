@@ -10,7 +10,7 @@ import tvm_ffi
 import tvm_ffi_orcjit
 from tvm import relax
 
-from sqcompile.errors import TargetUnavailableError
+from sqcompile.errors import TargetUnavailableError, UsageError
 
 if TYPE_CHECKING:
     from sqcompile.runtime.executable import Binary
@@ -44,6 +44,15 @@ def load(binary: "Binary", index: int) -> Any:
     Raises TargetUnavailableError when the device is not there.
     """
     return _LOADERS[binary.target].machine(binary, index)
+
+
+def require_timed(target: str) -> None:
+    """Raise for a target whose steps are not timed: TargetUnavailableError without its device,
+    UsageError with it, because what is timed is the CPU."""
+    device = device_type(target)
+    require(device)
+    if device != "cpu":
+        raise UsageError(f"steps for target {target} are not timed: a GPU runs on after a call")
 
 
 def present(device: str) -> bool:

@@ -80,15 +80,19 @@ def verify(
 def verify_on_target(step: CompiledStep, args: Sequence[Any]) -> tuple[list[VerifyResult], str]:
     """`verify` on what the step's target names -> the results and what executed the kernels.
 
-    That is the CPU, or a GPU, to which the step is moved. On a machine without one the kernels of
+    That is the CPU, or a GPU, to which the step is moved meanwhile. On a machine without one the kernels of
     every architecture run in the target's emulator, one result for each. Raises
     TargetUnavailableError when the emulator cannot run.
     """
     device = machines.device_type(step.target)
     if device == "cpu" or machines.present(device):
-        step.to(device)
         moved = [arg.to(device) if isinstance(arg, Tensor) else arg for arg in args]
-        return [verify(step, moved)], device
+        home = _device(list(step.parameters()))
+        step.to(device)
+        try:
+            return [verify(step, moved)], device
+        finally:
+            step.to(home)
     executable = step.prepare(*args).executable
     results = []
     for part in machines.emulated_parts(executable.binary):
