@@ -80,8 +80,8 @@ def verify(
 def verify_on_target(step: CompiledStep, args: Sequence[Any]) -> tuple[list[VerifyResult], str]:
     """`verify` on what the step's target names -> the results and what executed the kernels.
 
-    That is the CPU, or a GPU, to which the step is moved meanwhile. On a machine without one the kernels of
-    every architecture run in the target's emulator, one result for each. Raises
+    That is the CPU, or a GPU, to which the step is moved meanwhile. On a machine without one the
+    kernels of every architecture run in the target's emulator, one result for each. Raises
     TargetUnavailableError when the emulator cannot run.
     """
     device = machines.device_type(step.target)
