@@ -30,6 +30,7 @@ from sqcompile.backends.cuda.emulator.program import (
 )
 
 _LINKING = {".visible", ".extern", ".weak", ".common"}
+_CLOSING = {"{": "}", "(": ")"}
 _SPACES = {".global", ".const", ".shared", ".local"}
 
 
@@ -275,6 +276,8 @@ class _Parser(Cursor):
             self.registers(kernel)
         elif token.text in (".shared", ".local", ".global", ".const"):
             kernel.variables += self.variables(token.text[1:])
+        elif token.text == ".param":  # of a call, which has no entry
+            self.variables("param")
         elif token.text not in _LINKING:
             raise self.error(f"{token.text} in a kernel is not supported", token)
 
@@ -324,12 +327,8 @@ class _Parser(Cursor):
 
     def single(self) -> Operand:
         token = self.next
-        if self.accept("{"):
-            items = [self.operand()]
-            while self.accept(","):
-                items.append(self.operand())
-            self.take("}")
-            return Vector(tuple(items))
+        if token.text in _CLOSING:
+            return self.listed(_CLOSING[self.take().text])
         if self.accept("["):
             base = self.single()
             offset = self.offset()
@@ -351,6 +350,14 @@ class _Parser(Cursor):
         if token.text == "-" or token.text[0].isdecimal():
             return Integer(self.integer())
         return self.named()
+
+    def listed(self, end: str) -> Vector:
+        """{a, b} of registers; (a, b) of a call, which has no entry."""
+        items = []
+        while not self.accept(end):
+            items.append(self.operand())
+            self.accept(",")
+        return Vector(tuple(items))
 
     def offset(self) -> int:
         if self.accept("+"):
