@@ -17,6 +17,7 @@ import tvm_ffi
 from tvm import relax
 
 from sqcompile.backends.cuda.emulator import Module, emulate
+from sqcompile.backends.cuda.emulator.batch import compile_together
 from sqcompile.errors import UsageError
 from sqcompile.runtime import machines
 from sqcompile.runtime.cuda import INDEX
@@ -65,8 +66,7 @@ def machine(binary: Binary, architecture: str | None = None) -> Any:
 def _compiled(ptx: str) -> Module:
     """A module whose kernels are compiled: the work is another process's."""
     module = emulate(ptx)
-    for kernel in module.kernels:
-        module.compile(kernel)
+    compile_together(module)
     return module
 
 
