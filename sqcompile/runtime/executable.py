@@ -126,6 +126,14 @@ class Executable:
             self._machines[index] = machines.load(self.binary, index)
         return self._machines[index]
 
+    def emulate(self, part: str | None = None) -> None:
+        """Run on the CPU from now on, the kernels in the target's emulator: those of the
+        architecture `part`, or the newest."""
+        self._machines = {0: machines.load_emulated(self.binary, part)}
+        self.device = "cpu"
+        for function in self._functions.values():
+            function.reset()
+
     def instrument(self, hook: Any) -> None:
         """Call hook(function, symbol, before, result, *arguments) around every kernel and return
         its 0 to the VM; for this Executable's whole life, so profile one of your own."""
@@ -142,9 +150,13 @@ class Function:
     def __init__(self, executable: Executable, name: str, inputs: Sequence[Port]) -> None:
         self.name = name
         self._executable = executable
-        self._device = executable.device
-        self._run: dict[int, Any] = {}
+        self.reset()
         self._expected = [(torch.Size(shape), getattr(torch, dtype)) for shape, dtype in inputs]
+
+    def reset(self) -> None:
+        """Forget where it ran before: its executable runs elsewhere now."""
+        self._device = self._executable.device
+        self._run: dict[int, Any] = {}
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         """Run on tensors of the compiled shapes and dtypes; results are fresh tensors.
@@ -182,8 +194,12 @@ class Function:
                 f"{list(tensor.shape)}"
             )
         if tensor.device.type != self._device or tensor.layout != torch.strided:
-            where = "the CPU" if self._device == "cpu" else self._device
-            raise InputError(f"{self.name}: argument {index} is not a dense tensor on {where}")
+            machines.require(self._device)
+            where = "the CPU" if self._device == "cpu" else "a GPU"
+            raise InputError(
+                f"{self.name}: argument {index} is on {tensor.device}, not a dense tensor on "
+                f"{where}; move the step and its inputs with .to('{self._device}')"
+            )
         tensor = tensor.detach().resolve_neg()
         return tensor.contiguous()
 

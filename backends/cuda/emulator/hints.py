@@ -25,7 +25,7 @@ HINTS: dict[type[Fault], Hint] = {
     ),
     faults.Uninitialised: Hint(
         "{bytes} bytes are read at {where}, and not all of them have been written",
-        "Look at which threads fill this memory, and at tails.",
+        "Look at which threads fill this memory, at tails, and for a missing barrier before this.",
     ),
     faults.Race: Hint(
         "{bytes} bytes at {where}: the thread {text}, and no barrier is between",

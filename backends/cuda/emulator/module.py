@@ -227,7 +227,7 @@ def _as_bytes(variable: Variable, value: Any, number: int) -> bytes:
         data = value
     elif size != BYTES[kind]:
         raise LaunchError(f"argument {number} is a struct of {size} bytes: pass bytes")
-    elif isinstance(value, float | np.floating) and size in (4, 8) and kind[0] != "u":
+    elif isinstance(value, float | np.floating) and size in (4, 8) and kind[0] in "fb":
         data = np.dtype(f"f{size}").type(value).tobytes()
     elif isinstance(value, int | np.integer) and kind[0] != "f":
         data = (int(value) % (1 << 8 * size)).to_bytes(size, "little")

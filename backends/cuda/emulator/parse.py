@@ -30,6 +30,7 @@ from sqcompile.backends.cuda.emulator.program import (
 )
 
 _LINKING = {".visible", ".extern", ".weak", ".common"}
+_CLOSING = {"{": "}", "(": ")"}
 _SPACES = {".global", ".const", ".shared", ".local"}
 
 
@@ -46,6 +47,7 @@ class _Parser(Cursor):
         self.result = Program()
         self.scopes: list[dict[str, Register | str]] = []
         self.unique = 0
+        self.unknown: list[str] = []
 
     # The module
 
@@ -222,12 +224,12 @@ class _Parser(Cursor):
             token, after = self.tokens[at], self.tokens[at + 1]
             depth += {"{": 1, "}": -1}.get(token.text, 0)
             if depth == 0 and after.text == ":" and re.match(r"[$_A-Za-z]", token.text):
-                self.scopes[-1][token.text] = self.unique_name(token.text)
+                self.scopes[-1][token.text] = self.unique_name("l", token.text)
             at += 1
 
-    def unique_name(self, name: str) -> str:
+    def unique_name(self, kind: str, name: str) -> str:
         """A name for C++: v_ of a register, l_ of a label; those of inner scopes get a number."""
-        plain = ("v_" if name[0] == "%" else "l_") + re.sub(r"\W", "_", name.lstrip("%"))
+        plain = f"{kind}_" + re.sub(r"\W", "_", name.lstrip("%"))
         if len(self.scopes) == 1:
             return plain
         self.unique += 1
@@ -274,6 +276,8 @@ class _Parser(Cursor):
             self.registers(kernel)
         elif token.text in (".shared", ".local", ".global", ".const"):
             kernel.variables += self.variables(token.text[1:])
+        elif token.text == ".param":  # of a call, which has no entry
+            self.variables("param")
         elif token.text not in _LINKING:
             raise self.error(f"{token.text} in a kernel is not supported", token)
 
@@ -289,7 +293,7 @@ class _Parser(Cursor):
                 names = [f"{name}{n}" for n in range(self.integer())]
                 self.take(">")
             for one in names:
-                self.scopes[-1][one] = Register(self.unique_name(one), kind)
+                self.scopes[-1][one] = Register(self.unique_name("v", one), kind)
                 kernel.registers[self.scopes[-1][one].name] = kind  # type: ignore[union-attr]
             if not self.accept(","):
                 break
@@ -298,13 +302,14 @@ class _Parser(Cursor):
     # Instructions
 
     def instruction(self) -> Instruction:
-        first = self.next
+        first, self.unknown = self.next, []
         guard: Register | Negated | None = None
         if self.accept("@"):
             operand = self.operand()
-            if not isinstance(operand, Register | Negated):
+            if isinstance(operand, Register | Negated):
+                guard = operand
+            elif not self.unknown:
                 raise self.error("a guard is a predicate", first)
-            guard = operand
         opcode = self.take()
         operands: list[Operand] = []
         while self.next.text != ";":
@@ -313,7 +318,8 @@ class _Parser(Cursor):
                 break
         end = self.take(";")
         source = " ".join(self.text[first.start : end.start].split())
-        return Instruction(opcode.text, tuple(operands), guard, first.line, source)
+        unknown = tuple(self.unknown)
+        return Instruction(opcode.text, tuple(operands), guard, first.line, source, unknown)
 
     def operand(self) -> Operand:
         value = self.single()
@@ -321,19 +327,20 @@ class _Parser(Cursor):
 
     def single(self) -> Operand:
         token = self.next
-        if self.accept("{"):
-            items = [self.operand()]
-            while self.accept(","):
-                items.append(self.operand())
-            self.take("}")
-            return Vector(tuple(items))
+        if token.text in _CLOSING:
+            return self.listed(_CLOSING[self.take().text])
         if self.accept("["):
             base = self.single()
             offset = self.offset()
+            while self.accept(","):  # of textures, which have no entry
+                self.operand()
+                self.unknown.append("an address of several parts")
             self.take("]")
             return Address(base, offset)
         if self.accept("!"):
             register = self.single()
+            if self.unknown:
+                return register
             if not isinstance(register, Register):
                 raise self.error("! is followed by a predicate", token)
             return Negated(register)
@@ -343,6 +350,14 @@ class _Parser(Cursor):
         if token.text == "-" or token.text[0].isdecimal():
             return Integer(self.integer())
         return self.named()
+
+    def listed(self, end: str) -> Vector:
+        """{a, b} of registers; (a, b) of a call, which has no entry."""
+        items = []
+        while not self.accept(end):
+            items.append(self.operand())
+            self.accept(",")
+        return Vector(tuple(items))
 
     def offset(self) -> int:
         if self.accept("+"):
@@ -362,9 +377,12 @@ class _Parser(Cursor):
         if token.text == "WARP_SZ":
             return Integer(32)
         if token.text == "generic" and self.accept("("):
-            symbol = Symbol(self.take().text, self.offset())
+            name = self.take().text
             self.take(")")
-            return symbol
+            return Symbol(name, self.offset())
+        if token.text[0] == "%":
+            self.unknown.append(token.text)
+            return Nowhere()
         if not re.match(r"[$_A-Za-z]", token.text):
-            raise self.error(f"{token.text} is not declared or not supported", token)
+            raise self.error(f"an operand is expected, not {token.text!r}", token)
         return Symbol(token.text, self.offset())

@@ -103,13 +103,17 @@ Operand = (
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction: `@guard opcode operands;` on a line of the PTX text."""
+    """One instruction: `@guard opcode operands;` on a line of the PTX text.
+
+    unknown: operands that are not declared and no special register that has a value here.
+    """
 
     opcode: str
     operands: tuple[Operand, ...]
     guard: Register | Negated | None
     line: int
     text: str
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,10 @@ class _Translator:
             why = next(reasons, "no such instruction in the table")
             self.wrong.append(f"line {one.line}: {one.text}: {why}")
             return ""
+        if one.unknown:
+            what = ", ".join(one.unknown)
+            self.wrong.append(f"line {one.line}: {one.text}: {what}: not declared or no value here")
+            return ""
         try:
             body = entry[0].emit(self.code, one, entry[1])
             guard = f"if ({self.code.predicate(one.guard)}) " if one.guard else ""

@@ -44,7 +44,9 @@ std::string waiting(const Block& b) {
     u32 others = 0;
     for (u32 j = i; j < b.fibers.size(); j++) {
       const Fiber& g = b.fibers[j];
-      if (g.state == f.state && g.line == f.line && g.mask == f.mask) told[j] = true, others++;
+      bool same = g.state == f.state && g.line == f.line && g.mask == f.mask;
+      if (f.state == AT_BARRIER) same = same && g.barrier == f.barrier;
+      if (same) told[j] = true, others++;
     }
     char what[160];
     if (f.state == AT_BARRIER)

@@ -5,6 +5,8 @@
 // (Order::warps); a lane knows the same of the lanes of its warp (Order::lanes). An access at time
 // s by someone is ordered before one's own exactly when what one knows of them is above s.
 #pragma once
+#include <array>
+#include <unordered_map>
 #include <vector>
 
 #include "ptx.h"
@@ -64,6 +66,10 @@ struct Record {
 
 enum Verdict : u32 { FINE, NEVER_WRITTEN, READ_WRITE, WRITE_WRITE, WRITE_READ, IN_FLIGHT };
 
+// Atomic changes of a word since its last write: the last one, and the last of another thread.
+struct Change { u32 time, line, thread; };
+typedef std::array<Change, 2> Changes;
+
 struct Clash { u32 thread, line; };
 
 class Shadow {
@@ -78,6 +84,7 @@ class Shadow {
       split_.resize(words_.size());
     }
     std::fill(split_.begin(), split_.end(), 0);
+    changes_.clear();
   }
 
   // Checks and notes an access; `other` is set to what it clashes with. A word has one
@@ -92,11 +99,11 @@ class Shadow {
         split_[word] = 1;
       }
       if (!split_[word]) {
-        if (Verdict v = one(words_[word], access, thread, line, other)) return v;
+        if (Verdict v = one(words_[word], word, access, thread, line, other)) return v;
         continue;
       }
       for (u32 byte = from; byte < to; byte++)
-        if (Verdict v = one(bytes_[byte], access, thread, line, other)) return v;
+        if (Verdict v = one(bytes_[byte], word, access, thread, line, other)) return v;
       if (whole && access == WRITE) words_[word] = bytes_[word * 4], split_[word] = 0;
     }
     return FINE;
@@ -115,20 +122,35 @@ class Shadow {
  private:
   std::vector<Record> words_, bytes_;
   std::vector<u8> split_;
+  std::unordered_map<u32, Changes> changes_;  // of words
 
-  Verdict one(Record& r, u32 access, u32 me, u32 line, Clash* other) {
+  Verdict one(Record& r, u32 word, u32 access, u32 me, u32 line, Clash* other) {
     bool written = r.write_time >= order.start;
     *other = {r.writer, r.write_line};
     if (written && r.in_flight) return IN_FLIGHT;
-    bool both_atomic = access == ATOMIC_ACCESS && r.atomic;
-    if (written && r.writer != me && !both_atomic && !order.before(r.writer, r.write_time, me))
+    if (written && !order.before(r.writer, r.write_time, me))
       return access == READ ? WRITE_READ : WRITE_WRITE;
     if (!written && access != WRITE) return NEVER_WRITTEN;
+    if (written && r.atomic && access != ATOMIC_ACCESS)
+      for (const Change& c : changes_[word]) {
+        *other = {c.thread, c.line};
+        if (c.time >= order.start && !order.before(c.thread, c.time, me))
+          return access == READ ? WRITE_READ : WRITE_WRITE;
+      }
     if (access == READ) return note_read(r, me, line);
     if (Verdict v = against_readers(r, me, other)) return v;
-    r.write_time = order.time_of(me), r.writer = (u16)me, r.atomic = access == ATOMIC_ACCESS;
+    if (access == ATOMIC_ACCESS) {
+      note_change(changes_[word], me, line);
+      r.atomic = 1;
+      return FINE;
+    }
+    r.write_time = order.time_of(me), r.writer = (u16)me, r.atomic = 0;
     r.write_line = line, r.in_flight = 0, r.near_time = r.far_time = 0, r.near_lanes = 0;
     return FINE;
+  }
+  void note_change(Changes& changes, u32 me, u32 line) {
+    if (changes[0].thread != me) changes[1] = changes[0];
+    changes[0] = {order.time_of(me), line, me};
   }
   Verdict note_read(Record& r, u32 me, u32 line) {
     r.read_line = line;
