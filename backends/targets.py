@@ -51,7 +51,9 @@ class Target:
         identity(target): all of the options that decides code, as text;
         binary_key(modules, target): the name in the cache of what `cached_build` makes;
         cached_build(key, modules, target): a Binary of one lowered module per machine;
-        listings(binary): texts for readers, by file name, that are made when they are asked for.
+        listings(binary): texts for readers, by file name, that are made when they are asked for;
+        kernel_rows(binary, records, macs): rows of a report on every kernel, of what is known
+        without running it; each has "faults", which no kernel may have.
         """
         assert self.package is not None
         return import_module(f"{self.package}.build")

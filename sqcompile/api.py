@@ -1,6 +1,7 @@
 """compile and examine: from a model and its inputs to a step that trains in integers."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
 
 from sqcompile import support, variant_cache
 from sqcompile.backends import targets
@@ -23,6 +25,7 @@ from sqcompile.passes.pipeline import Stage, integer_training, run
 from sqcompile.passes.printing import text
 from sqcompile.recipe import Recipe
 from sqcompile.runtime.executable import Binary, Executable
+from sqcompile.runtime.machines import device_type
 from sqcompile.runtime.signature import CallKey, Signature
 from sqcompile.runtime.step import CompiledStep
 from sqcompile.runtime.variant import Graphs, Variant
@@ -50,7 +53,7 @@ def compile(  # noqa: A001 - the name that users of compilers look for
     """
     chosen = targets.get(target) if isinstance(target, str) else target
     rules = Recipe.load(recipe)
-    _check_model(model, example_inputs)
+    _check_model(model, example_inputs, chosen)
 
     compiler = partial(
         build,
@@ -64,7 +67,7 @@ def compile(  # noqa: A001 - the name that users of compilers look for
     return step
 
 
-def _check_model(model: object, example_inputs: object) -> None:
+def _check_model(model: object, example_inputs: object, target: Target) -> None:
     if not isinstance(model, nn.Module):
         raise UsageError(f"model is a {type(model).__name__}, not a torch.nn.Module")
     if not isinstance(example_inputs, (tuple, list)):
@@ -73,7 +76,8 @@ def _check_model(model: object, example_inputs: object) -> None:
             "(x,) for one"
         )
     for name, parameter in model.named_parameters():
-        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+        devices = {"cpu", device_type(target.name)}
+        if parameter.dtype != torch.float32 or parameter.device.type not in devices:
             raise UsageError(
                 f"parameter {name} is {parameter.dtype} on {parameter.device}; a compiled step "
                 "keeps float32 master weights on the cpu: call model.float().cpu()"
@@ -128,7 +132,7 @@ def examine(
     CaptureError when the model cannot be traced.
     """
     chosen = targets.get(target) if isinstance(target, str) else target
-    _check_model(model, example_inputs)
+    _check_model(model, example_inputs, chosen)
     parts = rewrite(model, example_inputs, {}, Recipe.load(recipe)).parts
     graphs = [graph for graph in (parts.forward, parts.backward) if graph is not None]
     return support.support(graphs, chosen)
@@ -146,7 +150,7 @@ def build(
 ) -> Variant:
     """Compile one variant of a step, or find it compiled by an earlier process; see `compile` for
     what is raised."""
-    traced = trace(model, args, kwargs)
+    traced = trace(*_on_cpu(model, args, kwargs))
     entry = variant_cache.entry_of(traced, key, target, recipe, check_finite)
 
     def prepare(call: Traced) -> _Prepared:
@@ -162,6 +166,20 @@ def build(
     name, binary = cached_build(prepared.modules, target)
     variant_cache.store(entry, prepared.signature, name)
     return Variant(key, prepared.signature, Executable(binary), prepared.graphs)
+
+
+def _on_cpu(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[nn.Module, Sequence[Any], Mapping[str, Any]]:
+    """A call as it is traced: on the CPU, through a copy of a model that is elsewhere."""
+
+    def moved(leaf: Any) -> Any:
+        return leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf
+
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        model = deepcopy(model).cpu()
+    return model, pytree.tree_map(moved, args), pytree.tree_map(moved, kwargs)
 
 
 def build_rewritten(

@@ -22,6 +22,7 @@ from sqcompile.capture import capture_graph
 from sqcompile.errors import UsageError
 from sqcompile.recipe import Recipe
 from sqcompile.runtime.graph import CompiledGraph
+from sqcompile.runtime.machines import device_type
 from sqcompile.runtime.signature import call_key
 from sqcompile.runtime.step import check_input
 
@@ -72,6 +73,11 @@ def torch_backend(
         raise UsageError("autocast is on; leave it off: products are integers, the rest is float32")
     chosen = Options.of(options or {})
     target = targets.get(chosen.target) if isinstance(chosen.target, str) else chosen.target
+    if device_type(target.name) != "cpu":
+        raise UsageError(
+            f"torch.compile with backend sqcompile runs on the CPU; for target {target.name} use "
+            "sqcompile.compile"
+        )
     recipe = Recipe.load(chosen.recipe)
     compat.specialize(graph)
     computed, outputs = separate_aliases(graph)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from sqcompile.errors import CaptureError, UsageError
 from sqcompile.modelfile import ModelFile
@@ -123,7 +124,9 @@ def _epoch(
     model.train()
     losses: list[float] = []
     right = Counted()
-    for inputs, target in shuffled(file, seed):
+    device = _device(model)
+    for batch in shuffled(file, seed):
+        inputs, target = _moved(batch, device)
         start = perf_counter()
         optimizer.zero_grad(set_to_none=True)
         output = model(*inputs)
@@ -144,6 +147,20 @@ def _epoch(
     return Epoch(sum(losses) / len(losses), right.share)
 
 
+def _device(model: nn.Module) -> torch.device:
+    """Where the model's parameters are; batches go there, too."""
+    return next((one.device for one in model.parameters()), torch.device("cpu"))
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    """A batch with its tensors on the device."""
+
+    def moved(leaf: Any) -> Any:
+        return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
+    return pytree.tree_map(moved, batch)
+
+
 def _scalar(file: ModelFile, loss: object) -> Tensor:
     if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
         return loss
@@ -159,7 +176,8 @@ def evaluate(model: nn.Module, file: ModelFile) -> float | None:
     model.eval()
     right = Counted()
     with torch.no_grad():
-        for inputs, target in file.batches("eval_data"):
+        for batch in file.batches("eval_data"):
+            inputs, target = _moved(batch, _device(model))
             right.add(file, model(*inputs), target)
     model.train()
     return right.share

@@ -5,7 +5,7 @@ Objects are position independent and need no C compiler to load: an in-process l
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from functools import partial
@@ -18,6 +18,7 @@ from tvm import tirx
 
 from sqcompile.backends import vm
 from sqcompile.backends.cpu.host import host_cpu
+from sqcompile.backends.lower import KernelRecord
 from sqcompile.backends.targets import Target
 from sqcompile.errors import UsageError
 from sqcompile.runtime import cache
@@ -113,6 +114,13 @@ def listings(binary: Binary) -> dict[str, str]:
             kept = {name: text.encode() for name, text in zip(names, texts, strict=True)}
         cache.store_files(key, kept)
     return {name: content.decode() for name, content in kept.items()}
+
+
+def kernel_rows(
+    binary: Binary, records: Sequence[KernelRecord], macs: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """None: what is to be known of a kernel for the CPU is its assembly and its time."""
+    return []
 
 
 def assembly(llvm_ir: str) -> str:

@@ -25,7 +25,7 @@ def maxima(
 
     def element(result: Expr, k: Expr) -> Sequence[Expr]:
         at, *others = walk.places(result, k)
-        value = x[at]
+        value = grid.at(x, at)
         for index, (factor, place) in enumerate(zip(factors, others, strict=True)):
             one = factor[place]
             last = index == len(factors) - 1
@@ -38,7 +38,7 @@ def maxima(
     folded(walk.results, walk.count, walk.columns, [LARGEST], element, put)
 
 
-@KERNELS.kernel("sq::absmax")
+@KERNELS.kernel("sq::absmax", views={"x": grid.anywhere})
 def absmax(spec: KernelSpec) -> object:
     """One read of x."""
     with grid.function(spec) as f:

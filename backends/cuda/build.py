@@ -23,12 +23,15 @@ from tvm.tirx.build import codegen_build
 from sqcompile.backends import vm
 from sqcompile.backends.cuda import architectures, sass
 from sqcompile.backends.cuda.nvrtc import Compiled, compile_all, nvrtc_version
+from sqcompile.backends.cuda.report import kernel_rows
 from sqcompile.backends.cuda.split import SplitKernel, split
 from sqcompile.backends.targets import Target
 from sqcompile.errors import SqError
 from sqcompile.runtime import cache
 from sqcompile.runtime.cuda import INDEX
 from sqcompile.runtime.executable import Binary
+
+__all__ = ["binary_key", "build", "cached_build", "identity", "kernel_rows", "listings", "machines"]
 
 
 def machines(target: Target) -> list[Target]:

@@ -16,6 +16,7 @@ from sqcompile.backends.cuda.grid import VECTOR, WARP, Array, Expr, Team
 from sqcompile.backends.cuda.pack import nibble, store_bits, store_nibbles
 from sqcompile.backends.cuda.reduce import LARGEST, folded
 from sqcompile.backends.rounding import magnitude
+from sqcompile.walks import Walk
 
 PASS_THREADS = 128
 """Threads of a block: each has some elements of every value in registers."""
@@ -46,7 +47,7 @@ class Stored:
             self.out.store(first, held[0])
             return
         for part in range(0, lanes, VECTOR):
-            self.out.store(grid.ramp(first + part), held[grid.ramp(part)])
+            grid.store(self.out, first + part, held, part)
 
     def leave(self, item: Expr) -> None:
         """After the elements, in every thread of the launch, of which this is number `item`."""
@@ -77,7 +78,7 @@ class Nibbles(Stored):
             both = tirx.bitwise_or(even, tirx.shift_left(odd, grid.const(4, "int32")))
             bytes_.store(place, grid.cast(both, "uint8"))
         at = tirx.floordiv(first, 2)
-        self.out.store(grid.ramp(at, lanes // 2), bytes_[grid.ramp(0, lanes // 2)])
+        grid.store(self.out, at, bytes_, 0, lanes // 2)
 
     def alone(self, size: int, value: Callable[[Expr], Expr]) -> None:
         """A thread for each byte."""
@@ -156,16 +157,28 @@ def threads_for(size: int, lanes: int) -> int:
 def along(array: Array) -> Load:
     """An operand whose elements are those of the results, one for one."""
 
+    walk = array.walk
+
     def load(first: Expr, lanes: int) -> Callable[[int], Expr]:
         if lanes == 1:
-            held = grid.keep(array[first])
+            held = grid.keep(grid.at(array, first))
             return lambda lane: held
         vector = grid.slots(lanes, array.dtype)
-        for part in range(0, lanes, VECTOR):
-            vector.store(grid.ramp(part), array[grid.ramp(first + part)])
+        for part in range(0, lanes, VECTOR if in_vectors(walk) else 1):
+            if in_vectors(walk):
+                grid.load(array, grid.place(walk, first + part), vector, part)
+            else:
+                vector.store(part, grid.at(array, first + part))
         return lambda lane: vector[lane]
 
     return load
+
+
+def in_vectors(walk: Walk) -> bool:
+    """Whether a walk falls into aligned vectors."""
+    outer = [stride for _, stride in walk.axes[:-1]]
+    whole = walk.in_order or walk.run % VECTOR == 0
+    return whole and all(step % VECTOR == 0 for step in (*outer, walk.begin))
 
 
 def saved_along(xhat: Array) -> Load:
@@ -184,7 +197,7 @@ def saved_along(xhat: Array) -> Load:
             return lambda lane: nibble(xhat, first, True)
         bytes_ = grid.slots(lanes // 2, "uint8")
         at = tirx.floordiv(first, 2)
-        bytes_.store(grid.ramp(0, lanes // 2), xhat[grid.ramp(at, lanes // 2)])
+        grid.load(xhat, at, bytes_, 0, lanes // 2)
         return lambda lane: nibble(bytes_, grid.const(lane, "int32"), True)
 
     return load

@@ -43,7 +43,7 @@ def nearest(value: Expr, r: Expr, bits: int, signed: bool) -> Expr:
     return rounded(grid.keep(clamp(grid.keep(value * units), low, high)))
 
 
-@KERNELS.kernel("sq::quantize")
+@KERNELS.kernel("sq::quantize", views={"x": grid.anywhere})
 def quantize(spec: KernelSpec) -> object:
     """One pass."""
     with grid.function(spec) as f:
@@ -93,7 +93,7 @@ def scaled_by(
     """t = ((x * factor) * (1 / outer)) * ((qmax / r) * 2^exponent), 0 where r is tiny."""
 
     def scaled(i: Expr) -> Expr:
-        value = x[i]
+        value = grid.at(x, i)
         if factor is not None:
             value = grid.keep(value * at_shape(factor, x.shape, i))
         if outer is not None:
@@ -107,7 +107,7 @@ def scaled_by(
     return scaled
 
 
-@KERNELS.kernel("sq::quantize_stochastic", run_time=("stream",))
+@KERNELS.kernel("sq::quantize_stochastic", run_time=("stream",), views={"x": grid.anywhere})
 def quantize_stochastic(spec: KernelSpec) -> object:
     """A thread for sixteen rows of a column."""
     with grid.function(spec, ("stream",)) as f:

@@ -63,9 +63,11 @@ def command(
       sqcompile bench runs/digits --threads 1,2
     """
     from sqcompile.report import text
+    from sqcompile.runtime import machines
     from sqcompile.runtime.artifact import load
 
     step = load(folder)
+    machines.require_timed(step.target)
     step.train()
     variant = next((v for v in step.variants if v.signature.gradients), None)
     if variant is None:

@@ -46,7 +46,7 @@ _DIFFERENCES = 20
     "--verify",
     is_flag=True,
     help="Run the kernels and the eager reference graph: every output, running statistic and "
-    "gradient must have the same bits.",
+    "gradient must have the same bits. cuda without a GPU: in an emulator of its PTX.",
 )
 @click.option("--bench", is_flag=True, help="Time the step beside PyTorch in fp32.")
 @options.threads
@@ -87,7 +87,10 @@ def command(
     from sqcompile import api, modelfile
     from sqcompile.recipe import Recipe
     from sqcompile.report import data, saved
+    from sqcompile.runtime import machines
 
+    if bench:
+        machines.require_timed(target.name)
     path = run_folder(folder, model_file)
     chosen = Recipe.load(recipe)
     options.use_threads(threads)
@@ -99,13 +102,14 @@ def command(
         )
         if with_eval:
             prepare_eval(step, inputs)
-    results = _verified(output, step, inputs, with_eval) if verify else []
+    results, executed_by = _verified(output, step, inputs, with_eval) if verify else ([], None)
     timing = _timed(output, file, step, inputs) if bench else None
     report = data.report(
         step,
         eager_layers=saved.saved_by_layer(deepcopy(model), inputs),
         verification=results,
         timing=timing,
+        executed_by=executed_by,
     )
     write_run(step, file, report, path)
     tell(output, report, path)
@@ -143,19 +147,20 @@ def prepare_eval(step: "CompiledStep", inputs: tuple[Any, ...]) -> None:
 
 def _verified(
     output: Output, step: "CompiledStep", inputs: tuple[Any, ...], with_eval: bool
-) -> "list[VerifyResult]":
+) -> "tuple[list[VerifyResult], str]":
+    """The results, and what executed the kernels."""
     import torch
 
-    from sqcompile.runtime.verify import verify
+    from sqcompile.runtime.verify import verify_on_target
 
     with output.status("verifying against the eager reference"):
-        results = [verify(step, inputs)]
+        results, executed_by = verify_on_target(step, inputs)
         if with_eval:
             step.eval()
             with torch.no_grad():
-                results.append(verify(step, inputs))
+                results += verify_on_target(step, inputs)[0]
             step.train()
-    return results
+    return results, executed_by
 
 
 def _timed(
@@ -192,10 +197,12 @@ def write_run(
 
 def tell(output: Output, report: dict[str, Any], folder: Path) -> None:
     """Print what a report says in short, and where the rest is."""
-    from sqcompile.report import text
+    from sqcompile.report import data, text
 
     for rule in report["unused_rules"]:
         output.warn(f"the recipe's rule '{rule}' matches no product of the model")
+    for fault in data.kernel_faults(report):
+        output.warn(fault)
     for line in text.summary(report):
         output.say(line)
     if report["timing"]:
@@ -205,7 +212,8 @@ def tell(output: Output, report: dict[str, Any], folder: Path) -> None:
 
 
 def refuse(report: dict[str, Any], verify: bool) -> None:
-    """With --verify, raise VerificationError for values that differ or products in float."""
+    """With --verify, raise VerificationError for values that differ, products in float, and
+    kernels whose code is not as it must be."""
     from sqcompile.report import data
 
     lines = [
@@ -224,3 +232,9 @@ def refuse(report: dict[str, Any], verify: bool) -> None:
     left = data.not_integer(report) if verify else []
     if left:
         raise VerificationError("products that are not in integers:\n  " + "\n  ".join(left))
+    faults = data.kernel_faults(report) if verify else []
+    if faults:
+        raise VerificationError(
+            "kernels whose code is not as it must be:\n  " + "\n  ".join(faults) + "\n"
+            "  this is a bug in sqcompile: report it with the model file."
+        )

@@ -1,6 +1,7 @@
 """sqcompile doctor: what works on this machine."""
 
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter
 from typing import Any
@@ -29,13 +30,15 @@ def command(output: Output) -> None:
     facts["threads"] = str(options.use_threads(None))
     for name, value in facts.items():
         output.say(f"{name:22}{value}")
+    for name, value in (cuda := _cuda()).items():
+        output.say(f"{'cuda: ' + name:22}{value}")
     targets = _targets()
     for name, state in targets.items():
         output.say(f"target {name:15}{state}")
     with output.status("compiling a small step"):
         check = _check()
     output.say(f"{'a small step':22}{check['message']}")
-    output.document({"facts": facts, "targets": targets, "check": check})
+    output.document({"facts": facts, "cuda": cuda, "targets": targets, "check": check})
     if not check["ok"]:
         click.get_current_context().exit(TargetUnavailableError.exit_code)
 
@@ -51,6 +54,29 @@ def _cpu() -> str:
     import tvm.target.codegen
 
     return str(tvm.target.codegen.llvm_get_system_cpu())
+
+
+def _cuda() -> dict[str, str]:
+    """What the CUDA target has here: compilers, which it cannot do without; a driver and a GPU to
+    run on, or a C++ compiler for the emulator."""
+    from sqcompile.backends.cuda.emulator.compiler import compiler
+    from sqcompile.runtime import cuda
+
+    return {
+        "nvrtc": _version("nvidia-cuda-nvrtc"),
+        "nvdisasm": _version("nvidia-cuda-nvdisasm"),
+        "runtime": _version("nvidia-cuda-runtime"),
+        "gpu": _first_line(cuda.described_device),
+        "c++ compiler": _first_line(compiler),
+    }
+
+
+def _first_line(told: Callable[[], str]) -> str:
+    """What a function tells, or the first line of why not."""
+    try:
+        return told()
+    except TargetUnavailableError as error:
+        return str(error).partition("\n")[0]
 
 
 def _targets() -> dict[str, str]:

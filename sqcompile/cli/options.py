@@ -50,7 +50,11 @@ def target(function: Command) -> Command:
     """--target and the options that belong to one target."""
     for option in (
         click.option("--hw", metavar="NAME|FILE", help="vta: the accelerator's configuration."),
-        click.option("--arch", metavar="sm_80,...", help="cuda: GPU architectures."),
+        click.option(
+            "--arch",
+            metavar="sm_80,...",
+            help="cuda: GPU architectures.  [default: sm_75,sm_80,sm_86,sm_89,sm_90]",
+        ),
         click.option(
             "--mcpu",
             metavar="NAME",
@@ -63,7 +67,8 @@ def target(function: Command) -> Command:
             metavar="cpu|cuda|vta",
             default="cpu",
             show_default=True,
-            help="Where the step runs. cuda and vta are not built yet: exit code 5.",
+            help="Where the step runs. cuda needs sqcompile[cuda]; vta is not built yet: "
+            "exit code 5.",
         ),
     ):
         function = option(function)

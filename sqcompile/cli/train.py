@@ -86,7 +86,10 @@ def command(
     from sqcompile.cli.compile import made, run_folder, tell, write_run
     from sqcompile.recipe import Recipe
     from sqcompile.report import data, saved, text
+    from sqcompile.runtime import machines
 
+    device = machines.device_type(target.name)
+    machines.require(device)
     path = run_folder(folder, model_file)
     chosen = Recipe.load(recipe)
     options.use_threads(threads)
@@ -99,6 +102,8 @@ def command(
             model, inputs, target=target, recipe=chosen, seed=seed, check_finite=check_finite
         )
     eager_layers = saved.saved_by_layer(reference, inputs)
+    for one in (step, reference):
+        one.to(device)
     settings = training.Settings(epochs, optimizer, lr, weight_decay, seed)
     models = {chosen.name: step} | ({"fp32": reference} if compare_fp32 else {})
     runs = {
@@ -109,6 +114,7 @@ def command(
         step,
         eager_layers=eager_layers,
         training={"epochs": epochs, "settings": vars(settings), "runs": runs},
+        executed_by=device,
     )
     write_run(step, file, report, path)
     output.show(text.training_table(report["training"]))

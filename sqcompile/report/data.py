@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqcompile import __version__
+from sqcompile.backends.targets import TARGETS
 from sqcompile.errors import UsageError
 from sqcompile.recipe import FIRST, LAST, Recipe
 from sqcompile.report.products import Product, products
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
     from sqcompile.runtime.variant import Variant
     from sqcompile.runtime.verify import VerifyResult
 
-FORMAT = 2
+FORMAT = 3
 REPORT = "report.json"
 EXECUTED_BY = {"cpu": "cpu"}
-"""What runs the code of a target."""
+"""What runs the code of a target on every machine."""
+NOT_EXECUTED = "nothing"
 _VERSIONS = ("torch", "apache-tvm", "apache-tvm-ffi", "numpy")
 
 
@@ -35,8 +37,11 @@ def report(
     verification: "Sequence[VerifyResult]" = (),
     training: dict[str, Any] | None = None,
     timing: dict[str, Any] | None = None,
+    executed_by: str | None = None,
 ) -> dict[str, Any]:
     """The content of report.json for a step that was compiled here.
+
+    executed_by: what ran the step's code ("cuda", an emulator), where the target does not tell.
 
     eager_layers: what fp32 PyTorch keeps for backward, by module (see `saved_by_layer`). `macs`
     are those of one training step: forward and backward of the first variant that has a backward.
@@ -55,7 +60,7 @@ def report(
         "python": platform.python_version(),
         "machine": platform.machine(),
         "target": step.target,
-        "executed_by": EXECUTED_BY[step.target],
+        "executed_by": executed_by or EXECUTED_BY.get(step.target, NOT_EXECUTED),
         "recipe": step.recipe.to_json(),
         "unused_rules": unused_rules(step.recipe, found),
         "seed": step.training_state()["seed"],
@@ -67,6 +72,7 @@ def report(
             {"name": stage.name, "milliseconds": stage.milliseconds, "nodes": stage.nodes}
             for stage in main.stages
         ],
+        "kernels": [row for variant in variants for row in _kernels(variant)],
         "variants": [_variant(variant) for variant in variants],
         "verification": [_verification(result) for result in verification],
         "training": training,
@@ -112,6 +118,24 @@ def _products(variant: "Variant") -> list[Product]:
     return found + (products(variant.backward, "backward") if variant.backward else [])
 
 
+def _kernels(variant: "Variant") -> list[dict[str, Any]]:
+    """What the target knows of the variant's kernels without running them."""
+    binary = variant.executable.binary
+    macs = {f"{one.pass_}/{one.node}": one.macs for one in _products(variant)}
+    rows = TARGETS[binary.target].builder.kernel_rows(binary, variant.kernels, macs)
+    return [{"mode": variant.mode, **row} for row in rows]
+
+
+def kernel_faults(data: Mapping[str, Any]) -> list[str]:
+    """One line for everything of a report's kernels that no kernel may have: spills, products
+    outside the tensor cores, float operations that are not rounded one by one."""
+    return [
+        f"{row['kernel']} for {row['architecture']}: {fault}"
+        for row in data["kernels"]
+        for fault in row["faults"]
+    ]
+
+
 def _saved(variant: "Variant", eager: Mapping[str, int] | None) -> dict[str, Any]:
     tensors = saved_tensors(variant) if variant.backward is not None else []
     return {
@@ -130,7 +154,8 @@ def _variant(variant: "Variant") -> dict[str, Any]:
         "inputs": list(variant.key.leaves),
         "macs": macs(_products(variant)),
         "kernels": len(variant.kernels),
-        "code_bytes": len(binary.vm) + sum(len(code) for code in binary.objects),
+        "code_bytes": len(binary.vm)
+        + sum(len(code) for code in (*binary.objects, *binary.images.values())),
     }
 
 

@@ -25,7 +25,22 @@ def summary(data: dict[str, Any]) -> list[str]:
         f"{share(macs['integer'], macs['total'])} in integers",
         f"saved      {saved_line(saved)}",
     ]
+    if data["kernels"]:
+        lines.append(f"kernels    {kernels_line(data['kernels'])}")
     return lines + [verification_line(result) for result in data["verification"]]
+
+
+def kernels_line(rows: list[dict[str, Any]]) -> str:
+    """`12 for sm_80, sm_90: 3 on tensor cores, at most 96 registers, no spills`."""
+    architectures = list(dict.fromkeys(row["architecture"] for row in rows))
+    functions = [one for row in rows for one in row["functions"]]
+    spilled = sum(one["spill_bytes"] > 0 for one in functions)
+    return (
+        f"{len({row['kernel'] for row in rows})} for {', '.join(architectures)}: "
+        f"{len({row['kernel'] for row in rows if row['tensor_cores']})} on tensor cores, "
+        f"at most {max(one['registers'] for one in functions)} registers, "
+        f"{f'{spilled} with' if spilled else 'no'} spills"
+    )
 
 
 def saved_line(saved: dict[str, Any]) -> str:

@@ -110,6 +110,15 @@ def capability(index: int) -> int:
     return int(str(device.compute_version).replace(".", ""))
 
 
+def described_device(index: int = 0) -> str:
+    """GPU number `index` in words: "NVIDIA A100-SXM4-40GB, sm_80".
+
+    Raises TargetUnavailableError when there is no such GPU, or no driver.
+    """
+    number = capability(index)
+    return f"{tvm.cuda(index).device_name}, sm_{number}"
+
+
 def machine(binary: Binary, index: int) -> Any:
     """A virtual machine with the binary's functions on GPU number `index`.
 

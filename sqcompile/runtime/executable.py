@@ -2,8 +2,9 @@
 
 TVM assumes, unchecked, that tensors are contiguous and of the shapes and dtypes compiled for. The
 guard here copies tensors that are not contiguous and refuses others, so that nothing a caller
-passes reaches a kernel unchecked. Kernels assume no alignment. How code becomes a virtual machine
-on a device is the target's (`sqcompile.runtime.machines`).
+passes reaches a kernel unchecked. The CPU's kernels assume no alignment; a GPU's load vectors, and
+get a copy of a tensor that begins inside of one. How code becomes a virtual machine on a device is
+the target's (`sqcompile.runtime.machines`).
 """
 
 import json
@@ -19,6 +20,8 @@ from torch import Tensor
 from sqcompile.errors import InputError
 from sqcompile.runtime import machines, threads
 
+_ALIGNMENT = {"cpu": 1, "cuda": 16}
+"""What the address of a tensor must be a multiple of, by torch's name of the device."""
 Port = tuple[tuple[int, ...], str]
 """Shape and dtype ("float32") of a tensor."""
 _OBJECT = re.compile(r"kernels_\d+\.o")
@@ -126,6 +129,14 @@ class Executable:
             self._machines[index] = machines.load(self.binary, index)
         return self._machines[index]
 
+    def emulate(self, part: str | None = None) -> None:
+        """Run on the CPU from now on, the kernels in the target's emulator: those of the
+        architecture `part`, or the newest."""
+        self._machines = {0: machines.load_emulated(self.binary, part)}
+        self.device = "cpu"
+        for function in self._functions.values():
+            function.reset()
+
     def instrument(self, hook: Any) -> None:
         """Call hook(function, symbol, before, result, *arguments) around every kernel and return
         its 0 to the VM; for this Executable's whole life, so profile one of your own."""
@@ -142,9 +153,13 @@ class Function:
     def __init__(self, executable: Executable, name: str, inputs: Sequence[Port]) -> None:
         self.name = name
         self._executable = executable
-        self._device = executable.device
-        self._run: dict[int, Any] = {}
+        self.reset()
         self._expected = [(torch.Size(shape), getattr(torch, dtype)) for shape, dtype in inputs]
+
+    def reset(self) -> None:
+        """Forget where it ran before: its executable runs elsewhere now."""
+        self._device = self._executable.device
+        self._run: dict[int, Any] = {}
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         """Run on tensors of the compiled shapes and dtypes; results are fresh tensors.
@@ -182,10 +197,18 @@ class Function:
                 f"{list(tensor.shape)}"
             )
         if tensor.device.type != self._device or tensor.layout != torch.strided:
-            where = "the CPU" if self._device == "cpu" else self._device
-            raise InputError(f"{self.name}: argument {index} is not a dense tensor on {where}")
-        tensor = tensor.detach().resolve_neg()
-        return tensor.contiguous()
+            machines.require(self._device)
+            where = "the CPU" if self._device == "cpu" else "a GPU"
+            raise InputError(
+                f"{self.name}: argument {index} is on {tensor.device}, not a dense tensor on "
+                f"{where}; move the step and its inputs with .to('{self._device}')"
+            )
+        return aligned(tensor.detach().resolve_neg().contiguous(), self._device)
+
+
+def aligned(tensor: Tensor, device: str) -> Tensor:
+    """A tensor as kernels on a device may read it: a copy of one that begins inside of a vector."""
+    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT[device] else tensor
 
 
 def _torch(value: Any) -> Tensor:

@@ -10,22 +10,32 @@ import tvm_ffi
 import tvm_ffi_orcjit
 from tvm import relax
 
+from sqcompile.errors import TargetUnavailableError, UsageError
+
 if TYPE_CHECKING:
     from sqcompile.runtime.executable import Binary
 
 
 class _Loader(NamedTuple):
-    """How a target's code is loaded: torch's name of the device, `machine(binary, index)`, and a
-    context in which kernels go to torch's current stream."""
+    """How a target's code is loaded: torch's name of the device, what raises without one,
+    `machine(binary, index)`, a context in which kernels go to torch's current stream, and the
+    module that has `machine` and `distinct_architectures` for computers without the device."""
 
     device: str
+    require: Callable[[], None]
     machine: "Callable[[Binary, int], Any]"
     on_current_stream: Callable[[int], AbstractContextManager[Any]]
+    emulator: str = ""
 
 
 def device_type(target: str) -> str:
     """What torch calls the device of a target: "cpu", "cuda"."""
     return _LOADERS[target].device
+
+
+def require(device: str) -> None:
+    """Raise TargetUnavailableError, with what to do, when this machine has no such device."""
+    _LOADERS[device].require()
 
 
 def load(binary: "Binary", index: int) -> Any:
@@ -34,6 +44,38 @@ def load(binary: "Binary", index: int) -> Any:
     Raises TargetUnavailableError when the device is not there.
     """
     return _LOADERS[binary.target].machine(binary, index)
+
+
+def require_timed(target: str) -> None:
+    """Raise for a target whose steps are not timed: TargetUnavailableError without its device,
+    UsageError with it, because what is timed is the CPU."""
+    device = device_type(target)
+    require(device)
+    if device != "cpu":
+        raise UsageError(f"steps for target {target} are not timed: a GPU runs on after a call")
+
+
+def present(device: str) -> bool:
+    """Whether this machine has such a device."""
+    try:
+        require(device)
+    except TargetUnavailableError:
+        return False
+    return True
+
+
+def emulated_parts(binary: "Binary") -> list[str]:
+    """The architectures whose kernels an emulator has to run to have run all of them."""
+    found: list[str] = import_module(_LOADERS[binary.target].emulator).distinct_architectures(
+        binary
+    )
+    return found
+
+
+def load_emulated(binary: "Binary", part: str | None) -> Any:
+    """A virtual machine on the CPU in which an emulator runs the kernels, those of one
+    architecture where the binary has several."""
+    return import_module(_LOADERS[binary.target].emulator).machine(binary, part)
 
 
 def on_current_stream(device: str, index: int) -> AbstractContextManager[Any]:
@@ -58,6 +100,10 @@ def _cpu(binary: "Binary", index: int) -> Any:
     return relax.VirtualMachine(module, tvm.cpu(index))
 
 
+def _require_cuda() -> None:
+    import_module("sqcompile.runtime.cuda").capability(0)
+
+
 def _cuda(binary: "Binary", index: int) -> Any:
     return import_module("sqcompile.runtime.cuda").machine(binary, index)
 
@@ -70,6 +116,6 @@ def _cuda_stream(index: int) -> AbstractContextManager[Any]:
 
 
 _LOADERS = {
-    "cpu": _Loader("cpu", _cpu, lambda _: nullcontext()),
-    "cuda": _Loader("cuda", _cuda, _cuda_stream),
+    "cpu": _Loader("cpu", lambda: None, _cpu, lambda _: nullcontext()),
+    "cuda": _Loader("cuda", _require_cuda, _cuda, _cuda_stream, "sqcompile.backends.cuda.emulated"),
 }

@@ -12,6 +12,7 @@ from sqcompile.errors import InputError
 from sqcompile.recipe import Recipe
 from sqcompile.runtime.binding import call
 from sqcompile.runtime.clock import Clock
+from sqcompile.runtime.machines import device_type
 from sqcompile.runtime.signature import CallKey, call_key
 from sqcompile.runtime.variant import Variant
 
@@ -127,7 +128,7 @@ class CompiledStep(nn.Module):
     def _key(self, leaves: Sequence[Any], spec: object) -> CallKey:
         for leaf in leaves:
             if isinstance(leaf, Tensor):
-                check_input(leaf)
+                check_input(leaf, self.target)
         gradients = torch.is_grad_enabled() or self.training
         frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
         return call_key("train" if self.training else "eval", gradients, leaves, spec, frozen)
@@ -156,12 +157,14 @@ class CompiledStep(nn.Module):
         return call(variant, values, rng, {("buffer", name): value for name, value in buffers})
 
 
-def check_input(tensor: Tensor) -> None:
-    """Raise InputError for an input that a compiled step cannot take."""
+def check_input(tensor: Tensor, target: str = "cpu") -> None:
+    """Raise InputError for an input that a compiled step cannot take. A step for another device
+    is compiled with inputs on the CPU, too: machines that compile may not have the device."""
     described = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-    if tensor.device.type != "cpu":
+    device = device_type(target)
+    if tensor.device.type not in ("cpu", device):
         raise InputError(
-            f"an input {described} is on {tensor.device}; target cpu takes cpu tensors"
+            f"an input {described} is on {tensor.device}; target {target} takes {device} tensors"
         )
     if tensor.numel() == 0:
         raise InputError(f"an input {described} is empty; leave out empty batches")

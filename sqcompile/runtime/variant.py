@@ -83,7 +83,7 @@ class Variant:
         table does not have, given or computed."""
         signature = self.signature
         check_given(signature.index_limits, signature.inputs, inputs)
-        results = self.executable.function("forward")(*inputs, rng)
+        results = self.executable.function("forward")(*inputs, _beside(rng, inputs))
         results, ranges = _split(results, len(results) - len(signature.range_limits))
         check_ranges(signature.range_limits, ranges)
         results = self._checked(results, signature.exposed_forward)
@@ -97,6 +97,7 @@ class Variant:
         self, saved: Sequence[Tensor], rng: Tensor, tangents: Sequence[Tensor]
     ) -> list[Tensor]:
         """The gradients, in the order of signature.gradients."""
+        rng = _beside(rng, [*saved, *tangents])
         results = self.executable.function("backward")(*saved, rng, *tangents)
         return self._checked(results, self.signature.exposed_backward)
 
@@ -111,6 +112,11 @@ class Variant:
                     "  look at the input, the learning rate and the loss of this step."
                 )
         return kept
+
+
+def _beside(rng: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """The state of the draws on the device of the tensors: the one transfer of a step."""
+    return rng.to(tensors[0].device, non_blocking=True) if tensors else rng
 
 
 def _split(values: list[Tensor], count: int) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,7 +1,7 @@
 """Does the compiled step compute the bits that the eager reference graph computes?"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,8 +9,12 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from sqcompile.errors import UsageError
+from sqcompile.runtime import machines
 from sqcompile.runtime.step import CompiledStep
 from sqcompile.runtime.variant import Variant
+
+EMULATOR = "ptx-emulator"
+"""What `executed_by` says of kernels that ran without a GPU."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def verify(
         rows = _forward_rows(variant, outputs, saved, values, expected)
         if variant.backward is not None:
             tangents = [
-                torch.randn(node.meta["val"].shape, generator=generator)
+                torch.randn(node.meta["val"].shape, generator=generator).to(_device(values))
                 for node in variant.backward.graph.find_nodes(op="placeholder")
                 if _is_tangent(node)
             ]
@@ -73,8 +77,38 @@ def verify(
     return VerifyResult(variant.mode, tuple(rows))
 
 
+def verify_on_target(step: CompiledStep, args: Sequence[Any]) -> tuple[list[VerifyResult], str]:
+    """`verify` on what the step's target names -> the results and what executed the kernels.
+
+    That is the CPU, or a GPU, to which the step is moved meanwhile. On a machine without one the
+    kernels of every architecture run in the target's emulator, one result for each. Raises
+    TargetUnavailableError when the emulator cannot run.
+    """
+    device = machines.device_type(step.target)
+    if device == "cpu" or machines.present(device):
+        moved = [arg.to(device) if isinstance(arg, Tensor) else arg for arg in args]
+        home = _device(list(step.parameters()))
+        step.to(device)
+        try:
+            return [verify(step, moved)], device
+        finally:
+            step.to(home)
+    executable = step.prepare(*args).executable
+    results = []
+    for part in machines.emulated_parts(executable.binary):
+        executable.emulate(part)
+        result = verify(step, args)
+        results.append(replace(result, mode=f"{result.mode}, {part}"))
+    return results, EMULATOR
+
+
 def _reference(graph: GraphModule, inputs: Sequence[Tensor]) -> list[Tensor]:
-    return list(graph(*inputs))
+    """The graph's results, on the CPU wherever its inputs are."""
+    return list(graph(*(value.cpu() for value in inputs)))
+
+
+def _device(values: Sequence[Tensor]) -> torch.device:
+    return values[0].device if values else torch.device("cpu")
 
 
 def _is_tangent(node: torch.fx.Node) -> bool:
@@ -112,7 +146,7 @@ def _rows(
 
 
 def _row(kind: str, name: str, actual: Tensor, expected: Tensor) -> Row:
-    expected = expected.contiguous()
+    actual, expected = actual.cpu(), expected.contiguous()
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return Row(kind, name, False, expected.numel(), float("inf"))
     different = _bits(actual) != _bits(expected)

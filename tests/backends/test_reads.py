@@ -108,7 +108,8 @@ def stuck(c: Call, x: fx.Node) -> list[fx.Node]:
     return [c(aten.permute.default, c(aten.reshape.default, turned, [-1, 5]), [1, 0])]
 
 
-def _programs() -> dict[str, tuple[Build, list[Tensor]]]:
+def programs() -> dict[str, tuple[Build, list[Tensor]]]:
+    """Graphs and their inputs, for the kernels of every target."""
     s = Source("reads")
     rng = torch.tensor([5, 1, 0, 0])
     return {
@@ -129,10 +130,10 @@ def _programs() -> dict[str, tuple[Build, list[Tensor]]]:
 @pytest.mark.parametrize("mcpu", ["", *OLDER_CPUS], ids=["host", *OLDER_CPUS])
 def test_readers_give_the_bits_of_copies(mcpu: str) -> None:
     target = targets.get("cpu", mcpu=mcpu)
-    programs = _programs()
-    graphs = {name: written(build_, *inputs) for name, (build_, inputs) in programs.items()}
+    found = programs()
+    graphs = {name: written(build_, *inputs) for name, (build_, inputs) in found.items()}
     executable = Executable(build(lower(graphs, target).module, target))
-    for name, (_, inputs) in programs.items():
+    for name, (_, inputs) in found.items():
         wanted = graphs[name](*inputs)
         for got, want in zip(executable.function(name)(*inputs), wanted, strict=True):
             assert got.dtype == want.dtype
@@ -140,10 +141,10 @@ def test_readers_give_the_bits_of_copies(mcpu: str) -> None:
 
 
 def test_what_quantisers_read_is_not_copied() -> None:
-    programs = _programs()
+    found = programs()
 
     def of(name: str) -> list[str]:
-        build_, inputs = programs[name]
+        build_, inputs = found[name]
         return steps(build_, *inputs)
 
     assert of("heads") == of("tails") == ["absmax", "quantize"] * 2

@@ -144,3 +144,5 @@ def test_doctor_compiles_a_small_step(call):
     assert result.code == 0
     assert "compiled and verified" in result.out
     assert "not built yet" in result.out
+    for name in ("cuda: nvrtc", "cuda: nvdisasm", "cuda: gpu", "cuda: c++ compiler"):
+        assert name in result.out, name

@@ -18,7 +18,7 @@ def rewritten(name, recipe="w4a4g4"):
     captured = capture(model, inputs, {})
     graph, stages = run(captured.graph, integer_training(recipe))
     parts = partition(graph, captured.outputs)
-    binary = SimpleNamespace(vm=b"vm", objects=[b"code"])
+    binary = SimpleNamespace(vm=b"vm", objects=[b"code"], images={}, target="cpu")
     variant = SimpleNamespace(
         key=SimpleNamespace(leaves=tuple(str(list(x.shape)) for x in inputs), gradients=True),
         mode="train",

@@ -213,3 +213,10 @@ def test_two_processes_that_remove_and_read_at_once_are_safe(own_cache: Path) ->
         assert writer.returncode == 0
     assert sum(f.stat().st_size for f in own_cache.rglob("*")) < 6_000_000 + 100_000
     assert not list(own_cache.glob(f"{cache._ASIDE}*"))
+
+
+def test_files_of_an_entry_may_be_in_folders() -> None:
+    images = {"sm_80/add.cubin": b"\x7fELF", "device.json": b"{}"}
+    binary = Binary(b"{}\nvm", [], {"sm_80/add.cu": "__global__"}, images)
+    cache.store("entry", binary)
+    assert cache.load("entry") == binary

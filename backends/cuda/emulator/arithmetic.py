@@ -55,10 +55,12 @@ for _pattern, _signature, _code in [
      "dp2a<{a16}, {b8}, 0, {sum}>"),
     ("dp2a.hi.{a:s32|u32}.{b:s32|u32}", "sum = b32 b32 sum",
      "dp2a<{a16}, {b8}, 2, {sum}>"),
-    ("{op:add|min|max}.{t:u16x2|s16x2}", "b32 = b32 b32", "halves_{op}<{half}>"),
-    ("vabsdiff4.u32.{t:u32|s32}.{same:u32|s32}", "b32 = b32 b32 b32", "differences<{byte}>"),
-    ("vabsdiff4.u32.{t:u32|s32}.{same:u32|s32}.add", "b32 = b32 b32 b32",
-     "sum_of_differences<{byte}>"),
+    *((f"{op}.{{t:u16x2|s16x2}}", "b32 = b32 b32", f"halves_{op}<{{half}}>")
+      for op in ("add", "min", "max")),
+    ("vabsdiff4.u32.{a:u32}.u32", "b32 = b32 b32 b32", "differences<{a8}>"),
+    ("vabsdiff4.u32.{a:s32}.s32", "b32 = b32 b32 b32", "differences<{a8}>"),
+    ("vabsdiff4.u32.{a:u32}.u32.add", "b32 = b32 b32 b32", "sum_of_differences<{a8}>"),
+    ("vabsdiff4.u32.{a:s32}.s32.add", "b32 = b32 b32 b32", "sum_of_differences<{a8}>"),
     # Floats
     (f"add{FLOAT_OPTIONS}.f32", "f32 = f32 f32", "rounded<Add, {R}, {ftz}, {sat}>"),
     (f"sub{FLOAT_OPTIONS}.f32", "f32 = f32 f32", "rounded<Sub, {R}, {ftz}, {sat}>"),

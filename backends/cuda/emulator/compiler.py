@@ -20,7 +20,7 @@ _RUNTIME = Path(__file__).parent / "runtime"
 _FLAGS = ["-std=c++17", "-w", "-fPIC", "-shared", "-ffp-contract=off", "-fwrapv"]
 _FLAGS += ["-fno-strict-aliasing", "-fno-exceptions", "-fvisibility=hidden"]
 KERNEL_FLAGS = [*_FLAGS, "-O1"]
-RUNTIME_FLAGS = [*[flag for flag in _FLAGS if flag != "-fno-exceptions"], "-O2", "-pthread"]
+RUNTIME_FLAGS = [*[flag for flag in _FLAGS if flag != "-fno-exceptions"], "-O3", "-pthread"]
 
 
 def compiler() -> str:

@@ -85,8 +85,9 @@ def find(opcode: str) -> tuple[Entry, Groups] | None:
     """The entry of an opcode with its groups; None when it is unsupported.
 
     Besides the pattern's own groups there are w, the type twice as wide as t, flags as "1" and
-    "0", R, the C++ name of a rounding mode r (the nearest when absent), and for products of
-    types a and b the types of their small factors and of their sum.
+    "0", R, the C++ name of a rounding mode r (the nearest when absent), half, the type of
+    the halves of t, and for products of types a and b the types of their small factors and of
+    their sum.
     """
     for entry in _ENTRIES.get(re.split(r"\.", opcode)[0], ()):
         if match := entry.regex.fullmatch(opcode):
@@ -105,6 +106,7 @@ def _derived(groups: Groups) -> Groups:
         "a8": f"{a[:1]}8",
         "a16": f"{a[:1]}16",
         "b8": f"{b[:1]}8",
+        "half": groups.get("t", "").removesuffix("x2"),
         "sum": "u32" if (a, b) == ("u32", "u32") else "s32",
     }
 

@@ -1,12 +1,13 @@
 """What the CUDA target's tests need: the packages of sqcompile[cuda], a stub driver, a GPU."""
 
 import ctypes
-import shutil
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import require_tool
 
 STUB = Path(__file__).parent / "stub_driver"
 _PACKAGES = {"cuda.bindings": "cuda-bindings", "nvidia.cu13": "nvidia-cuda-nvrtc"}
@@ -53,9 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def stub_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with stand-ins for libcuda.so.1 and libcudart.so.13; see stub_driver/."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++ to compile the stub driver with")
+    compiler = require_tool("g++")
     folder = tmp_path_factory.mktemp("stub_driver")
     common = [compiler, "-std=c++17", "-O1", "-Wall", "-Werror", "-shared", "-fPIC"]
     driver, runtime = folder / "libcuda.so.1", folder / "libcudart.so.13"

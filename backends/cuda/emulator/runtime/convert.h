@@ -23,13 +23,13 @@ template <Rounding R> inline f16 narrow(f64 x) {
   f64 size = fabs<false>(x);
   bool away = R == RP ? !sign : R == RM ? sign != 0 : false;
   if (size > 65504) {
-    bool infinite = std::isinf(size) || away || (R == RN && size >= 65520);
+    bool infinite = __builtin_isinf(size) || away || (R == RN && size >= 65520);
     return {(u16)(sign | (infinite ? 0x7c00 : 0x7bff))};
   }
-  int exponent = size < 0x1p-14 ? -14 : std::ilogb(size);
-  f64 scaled = std::ldexp(size, 10 - exponent);  // a multiple of 1 is a multiple of the last bit
-  f64 whole = std::floor(scaled), rest = scaled - whole;
-  bool odd = std::fmod(whole, 2) != 0;
+  int exponent = size < 0x1p-14 ? -14 : __builtin_ilogb(size);
+  f64 scaled = __builtin_ldexp(size, 10 - exponent);  // a multiple of 1 is a multiple of the last bit
+  f64 whole = __builtin_floor(scaled), rest = scaled - whole;
+  bool odd = __builtin_fmod(whole, 2) != 0;
   if (R == RN ? rest > 0.5 || (rest == 0.5 && odd) : away && rest > 0) whole += 1;
   u32 magnitude = (u32)whole + ((u32)(exponent + 14) << 10);  // a carry goes into the exponent
   return {(u16)(sign | magnitude)};
@@ -63,9 +63,9 @@ template <class D, class S> inline D clamp_to(S x) {
 template <class D, class S> PTX_CALL D int_in_mode(int mode, S a) {
   volatile S x = a;
   volatile D result;
-  std::fesetround(mode);
+  fesetround(mode);
   result = (D)x;
-  std::fesetround(FE_TONEAREST);
+  fesetround(FE_TONEAREST);
   return result;
 }
 

@@ -33,15 +33,28 @@ ptx_switch:
   popq %rbp
   ret
 .size ptx_switch, .-ptx_switch
+.local ptx_begin
+.type ptx_begin,@function
+ptx_begin:
+  movq %rbx, %rdi
+  callq *%r12
+  ud2
+.size ptx_begin, .-ptx_begin
 )");
+extern "C" void ptx_begin();
 
 struct Context {
   void* stack_pointer = nullptr;
-  void start(char* stack, size_t size, void (*entry)()) {
+  // The first switch to it calls entry(argument), which never returns.
+  void start(char* stack, size_t size, void (*entry)(void*), void* argument) {
     void** top = (void**)(((uintptr_t)stack + size) & ~(uintptr_t)15);
-    *--top = nullptr;  // where entry would return to; it never does
-    *--top = (void*)entry;
-    for (int i = 0; i < 6; i++) *--top = nullptr;
+    *--top = nullptr;
+    *--top = nullptr;
+    *--top = (void*)ptx_begin;
+    *--top = nullptr;       // rbp
+    *--top = argument;      // rbx
+    *--top = (void*)entry;  // r12
+    for (int i = 13; i <= 15; i++) *--top = nullptr;
     stack_pointer = top;
   }
   static void change(Context& from, Context& to) {
@@ -51,12 +64,20 @@ struct Context {
 #else
 struct Context {
   ucontext_t context;
-  void start(char* stack, size_t size, void (*entry)()) {
+  void (*entry)(void*);
+  void* argument;
+  static void begin(unsigned high, unsigned low) {
+    Context* self = (Context*)((uintptr_t)high << 32 | low);
+    self->entry(self->argument);
+  }
+  void start(char* stack, size_t size, void (*function)(void*), void* given) {
+    entry = function, argument = given;
     getcontext(&context);
     context.uc_stack.ss_sp = stack;
     context.uc_stack.ss_size = size;
     context.uc_link = nullptr;
-    makecontext(&context, entry, 0);
+    uintptr_t self = (uintptr_t)this;
+    makecontext(&context, (void (*)())begin, 2, (unsigned)(self >> 32), (unsigned)self);
   }
   static void change(Context& from, Context& to) { swapcontext(&from.context, &to.context); }
 };

@@ -1,7 +1,7 @@
 // Float arithmetic as PTX defines it: every operation is one IEEE rounding, NaN results of f32 are
 // 0x7fffffff, .ftz takes and gives zeros for subnormals, .sat clamps to [0, 1].
 #pragma once
-#include <cfenv>
+#include <fenv.h>
 
 namespace ptx {
 
@@ -40,9 +40,9 @@ struct Sqrt {
 // two changes of mode.
 template <class Op, class T> PTX_CALL T in_mode(int mode, T a, T b, T c) {
   volatile T x = a, y = b, z = c, result;
-  std::fesetround(mode);
+  fesetround(mode);
   result = Op::of((T)x, (T)y, (T)z);
-  std::fesetround(FE_TONEAREST);
+  fesetround(FE_TONEAREST);
   return result;
 }
 template <class Op, Rounding R, bool FTZ, bool SAT, class T>

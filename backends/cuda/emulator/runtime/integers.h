@@ -176,4 +176,26 @@ template <class A, class B, u32 first, class C> inline C dp2a(u32 a, u32 b, C c)
   return c;
 }
 
+// Two 16-bit values in a word, or four bytes.
+template <class T, class F> inline u32 by_halves(u32 a, u32 b, F f) {
+  u32 low = (u16)f((T)a, (T)b), high = (u16)f((T)(a >> 16), (T)(b >> 16));
+  return high << 16 | low;
+}
+template <class T> inline u32 halves_add(u32 a, u32 b) { return by_halves<T>(a, b, add<T>); }
+template <class T> inline u32 halves_min(u32 a, u32 b) { return by_halves<T>(a, b, min<T>); }
+template <class T> inline u32 halves_max(u32 a, u32 b) { return by_halves<T>(a, b, max<T>); }
+template <class T> inline u32 byte_difference(u32 a, u32 b, u32 i) {
+  s32 d = (s32)(T)(a >> 8 * i) - (s32)(T)(b >> 8 * i);
+  return (u32)(d < 0 ? -d : d);
+}
+template <class T> inline u32 differences(u32 a, u32 b, u32) {
+  u32 r = 0;
+  for (u32 i = 0; i < 4; i++) r |= byte_difference<T>(a, b, i) << 8 * i;
+  return r;
+}
+template <class T> inline u32 sum_of_differences(u32 a, u32 b, u32 c) {
+  for (u32 i = 0; i < 4; i++) c += byte_difference<T>(a, b, i);
+  return c;
+}
+
 }  // namespace ptx

@@ -4,10 +4,17 @@
 
 namespace ptx {
 
-// Elements of 4 or 8 bits, from a register; sign or zero above them.
-inline s32 element(u32 word, u32 index, u32 bits, bool is_signed) {
-  u32 raw = word >> (bits * index) & ((1u << bits) - 1);
-  return is_signed && raw >> (bits - 1) ? (s32)raw - (1 << bits) : (s32)raw;
+// The elements of a register, the lowest first.
+template <u32 BITS, bool SIGNED> inline void spread(u32 word, s16* to) {
+  for (u32 e = 0; e < 32 / BITS; e++) {
+    u32 up = word << (32 - BITS - BITS * e);
+    to[e] = (s16)(SIGNED ? (s32)up >> (32 - BITS) : (s32)(up >> (32 - BITS)));
+  }
+}
+typedef void (*Spread)(u32, s16*);
+inline Spread spread_of(u32 bits, u32 is_signed) {
+  if (bits == 8) return is_signed ? spread<8, true> : spread<8, false>;
+  return is_signed ? spread<4, true> : spread<4, false>;
 }
 
 // The fragments: with g = lane / 4, t = lane % 4 and e elements in a register, register r of A
@@ -25,28 +32,32 @@ struct Fragments {
   u32 b_row(u32 lane, u32 r) const { return lane % 4 * per + r * 4 * per; }
 };
 
-// in[lane]: the registers of A, then B, then C; out[lane]: those of D.
+// Both rows hold k values, a multiple of 16.
+inline s32 dot(const s16* a, const s16* b, u32 k) {
+  s32 sums[16] = {};
+  for (u32 i = 0; i < k; i += 16)
+    for (u32 j = 0; j < 16; j++) sums[j] += a[i + j] * b[i + j];
+  s32 sum = 0;
+  for (s32 one : sums) sum += one;
+  return sum;
+}
+
+// in[lane]: the registers of A, then B, then C; out[lane]: those of D. Sums wrap around.
 inline void multiply(const Collective& c, u32 (*in)[16], u32 (*out)[8]) {
   Fragments f(c);
-  static thread_local s32 a[16][64];
-  static thread_local s32 b[8][64];
+  alignas(32) s16 a[16][64], b[8][64];
+  Spread spread_a = spread_of(c.bits, c.signed_a), spread_b = spread_of(c.bits, c.signed_b);
+  u32 first_b = f.a_registers(), first_c = first_b + f.b_registers();
   for (u32 lane = 0; lane < 32; lane++) {
-    for (u32 r = 0; r < f.a_registers(); r++)
-      for (u32 e = 0; e < f.per; e++)
-        a[f.a_row(lane, r)][f.a_column(lane, r) + e] = element(in[lane][r], e, f.bits, c.signed_a);
+    for (u32 r = 0; r < first_b; r++)
+      spread_a(in[lane][r], &a[f.a_row(lane, r)][f.a_column(lane, r)]);
     for (u32 r = 0; r < f.b_registers(); r++)
-      for (u32 e = 0; e < f.per; e++)
-        b[lane / 4][f.b_row(lane, r) + e] =
-            element(in[lane][f.a_registers() + r], e, f.bits, c.signed_b);
+      spread_b(in[lane][first_b + r], &b[lane / 4][f.b_row(lane, r)]);
   }
-  u32 first_c = f.a_registers() + f.b_registers();
   for (u32 lane = 0; lane < 32; lane++)
     for (u32 r = 0; r < f.c_registers(); r++) {
-      const s32* row = a[lane / 4 + (r >= 2 ? 8 : 0)];
-      const s32* column = b[lane % 4 * 2 + r % 2];
-      s32 dot = 0;
-      for (u32 i = 0; i < f.k; i++) dot += row[i] * column[i];
-      out[lane][r] = in[lane][first_c + r] + (u32)dot;
+      const s16 *row = a[lane / 4 + (r >= 2 ? 8 : 0)], *column = b[lane % 4 * 2 + r % 2];
+      out[lane][r] = in[lane][first_c + r] + (u32)dot(row, column, c.k);
     }
 }
 

@@ -4,9 +4,8 @@
 // scheduler (runtime.cpp) at barriers and at warp instructions. Registers are local variables;
 // they hold bits, and every use says how it reads them.
 #pragma once
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include <stdint.h>
+#include <string.h>
 #include <limits>
 #include <type_traits>
 

@@ -9,9 +9,8 @@
 namespace ptx {
 namespace {
 
-thread_local Fiber* starting;
-void enter() {
-  Fiber& f = *starting;
+void enter(void* fiber) {
+  Fiber& f = *(Fiber*)fiber;
   f.block->launch->kernel(&f.thread, f.params);
   leave(f, EXITED);
 }
@@ -37,7 +36,7 @@ void prepare(Block& b, const Launch& l, u32 number) {
     t.local = nullptr, t.local_size = 0, t.lane = i % 32, t.warp = i / 32, t.warps = warps;
     t.tid = {i % l.block.x, i / l.block.x % l.block.y, i / (l.block.x * l.block.y)};
     t.ntid = l.block, t.ctaid = b.position, t.nctaid = l.grid;
-    f.context.start(b.stacks.of(i), b.stacks.size(), enter);
+    f.context.start(b.stacks.of(i), b.stacks.size(), enter, &f);
   }
 }
 
@@ -141,7 +140,6 @@ bool run_warp(Block& b, u32 number) {
       Fiber& f = w.lanes[l];
       if (f.state != READY) continue;
       happened = true;
-      starting = &f;
       Context::change(b.scheduler, f.context);
       if (b.failed) return true;
     }

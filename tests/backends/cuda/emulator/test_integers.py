@@ -321,6 +321,45 @@ def test_dot_products_of_bytes(a_kind, b_kind):
     expect(results, references, (a, b, c), dict.fromkeys(references, "u32"))
 
 
+def test_parts_of_words():
+    words = np.array([0, 0x80007FFF, 0x7FFF8000, 0xFFFF0001, 0x00FF80FF, 0x12345678], "u4")
+    a, b = crossed(words, words)
+    c = np.roll(a, 5)
+
+    def halves(function, kind):
+        def apply(a, b, c):
+            parts = [wrapped(x >> s & 0xFFFF, kind) for x in (a, b) for s in (0, 16)]
+            low, high = function(parts[0], parts[2]), function(parts[1], parts[3])
+            return (low & 0xFFFF) | (high & 0xFFFF) << 16
+
+        return apply
+
+    def differences(a, b, kind):
+        pairs = [[wrapped(x >> 8 * i & 255, kind) for x in (a, b)] for i in range(4)]
+        return [abs(first - second) for first, second in pairs]
+
+    functions = {"add": lambda a, b: a + b, "min": min, "max": max}
+    references = {
+        f"{name}.{kind}x2": halves(function, kind)
+        for name, function in functions.items()
+        for kind in ("u16", "s16")
+    }
+    for kind in "us":
+        name = f"vabsdiff4.u32.{kind}32.{kind}32"
+        references[name] = lambda a, b, c, kind=kind: sum(
+            d << 8 * i for i, d in enumerate(differences(a, b, f"{kind}8"))
+        )
+        references[f"{name}.add"] = lambda a, b, c, kind=kind: (
+            c + sum(differences(a, b, f"{kind}8"))
+        )
+    operations = {
+        name: (f"{name} %out, %a, %b{', %c' if name[0] == 'v' else ''};", np.uint32)
+        for name in references
+    }
+    results = evaluate(operations, a=a, b=b, c=c)
+    expect(results, references, (a, b, c), dict.fromkeys(references, "u32"))
+
+
 COMPARED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 UNSIGNED = {"lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
 
