@@ -61,9 +61,20 @@ class Parts:
 class Operand(Protocol):
     """One operand: its memory, how many rows and steps it has, and how they lie."""
 
-    array: Array
-    rows: int
-    steps: int
+    @property
+    def array(self) -> Array:
+        """The memory."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """Rows of it."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Steps of k."""
+        ...
 
     @property
     def along(self) -> int:

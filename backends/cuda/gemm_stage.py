@@ -162,7 +162,7 @@ class _Vectors(_Chunks):
             for word in range(WORD):
                 self.held.store(i * WORD + word, grid.zero("int32"))
             with grid.when(there):
-                self.held.store(grid.ramp(i * WORD), self.words[grid.ramp(in_words(at))])
+                grid.load(self.words, in_words(at), self.held, i * WORD)
 
         self._each(k, one)
 
@@ -282,6 +282,7 @@ def transposed(words: list[Expr]) -> list[Expr]:
     """Words whose byte j of word i was byte i of word j."""
     result = []
     for low, high in ((0x5140, 0x5410), (0x5140, 0x7632), (0x7362, 0x5410), (0x7362, 0x7632)):
-        pairs = [intrinsics.bytes_of(words[i], words[i + 1], low) for i in (0, 2)]
-        result.append(grid.keep(intrinsics.bytes_of(*pairs, high)))
+        first = intrinsics.bytes_of(words[0], words[1], low)
+        second = intrinsics.bytes_of(words[2], words[3], low)
+        result.append(grid.keep(intrinsics.bytes_of(first, second, high)))
     return result
