@@ -53,6 +53,7 @@ __all__ = [
     "all_of",
     "anywhere",
     "at",
+    "barrier",
     "bits_of",
     "cast",
     "const",
@@ -64,12 +65,14 @@ __all__ = [
     "launch",
     "linear",
     "literal",
+    "load",
     "loops",
     "place",
-    "ramp",
     "select",
     "serial",
+    "shared",
     "slots",
+    "store",
     "teams",
     "unravel",
     "viewed",
@@ -175,27 +178,35 @@ def teams(count: int, width: int, emit: Callable[[Expr, Team], None]) -> None:
         lane = tirx.floormod(thread, width)
         item = block * together + tirx.floordiv(thread, width)
         if count % together:
-            owns = keep(cast(item < count, "uint8"))
+            owns = keep(item < count)
             item = tirx.min(item, const(count - 1, "int32"))
-            emit(item, Team(lane, width, tirx.NE(owns, zero("uint8"))))
+            emit(item, Team(lane, width, owns))
         else:
             emit(item, Team(lane, width, None))
 
 
 def slots(size: int, dtype: str) -> Array:
-    """Uninitialised memory of one thread: registers where its indices are constants."""
-    buffer = T.alloc_buffer((max(size, 1),), dtype, scope="local")
-    return Array(buffer, TensorSpec((size,), dtype))
+    """Uninitialised memory of one thread: registers where its indices are constants. Of truth
+    values, bytes."""
+    buffer = T.alloc_buffer((max(size, 1),), "uint8" if dtype == "bool" else dtype, scope="local")
+    return Slots(buffer, TensorSpec((size,), dtype))
+
+
+class Slots(Array):
+    """Slots of a thread."""
+
+    def __getitem__(self, index: Expr) -> Expr:
+        value = self.buffer[index]
+        return tirx.NE(value, zero("uint8")) if self.dtype == "bool" else value
+
+    def store(self, index: Expr, value: Expr) -> None:
+        """Keep a value."""
+        super().store(index, cast(value, "uint8") if self.dtype == "bool" else value)
 
 
 def keep(value: Expr) -> Expr:
     """A value computed here, in a register; the result may stand anywhere after."""
-    dtype = dtype_of(value)
-    if dtype == "bool":
-        held = slots(1, "uint8")
-        held.store(0, cast(value, "uint8"))
-        return tirx.NE(held[0], zero("uint8"))
-    held = slots(1, dtype)
+    held = slots(1, dtype_of(value))
     held.store(0, value)
     return held[0]
 
@@ -217,14 +228,39 @@ def anywhere(walk: Walk) -> bool:
     return True
 
 
+def shared(size: int, dtype: str) -> Array:
+    """Uninitialised memory of a block. What one thread writes and another reads wants a `barrier`
+    between."""
+    return Array(T.alloc_buffer((size,), dtype, scope="shared"), TensorSpec((size,), dtype))
+
+
+def barrier() -> None:
+    """Every thread of a block comes here before one goes on; all must."""
+    T.evaluate(tirx.call_intrin("void", "tirx.tvm_storage_sync", "shared"))
+
+
 def workspace(size: int, dtype: str) -> Array:
     """Uninitialised memory of the device between the launches of one kernel."""
     return Array(T.alloc_buffer((max(size, 1),), dtype), TensorSpec((size,), dtype))
 
 
-def ramp(start: Expr, lanes: int = VECTOR) -> Expr:
-    """The indices start, start + 1, ... of a vector."""
-    return tirx.Ramp(start, 1, lanes)
+def _as_bytes(array: Array) -> Any:
+    """The buffer for vector accesses: TVM takes a vector of bool for one of 16-bit numbers."""
+    if array.dtype != "bool" or isinstance(array, Slots):
+        return array.buffer
+    shape = (max(array.buffer.shape[0], 1),)
+    return T.decl_buffer(shape, "uint8", data=array.buffer.data, align=1)
+
+
+def load(array: Array, index: Expr, into: Array, start: Expr, lanes: int = VECTOR) -> None:
+    """Read a vector, which begins at a multiple of its size, into slots from `start` on."""
+    value = _as_bytes(array)[tirx.Ramp(index, 1, lanes)]
+    T.buffer_store(_as_bytes(into), value, [tirx.Ramp(start, 1, lanes)])
+
+
+def store(array: Array, index: Expr, held: Array, start: int, lanes: int = VECTOR) -> None:
+    """Write a vector, which begins at a multiple of its size, from slots."""
+    load(held, start, array, index, lanes)
 
 
 def all_of(conditions: Sequence[Expr]) -> Expr:

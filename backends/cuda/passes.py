@@ -47,7 +47,7 @@ class Stored:
             self.out.store(first, held[0])
             return
         for part in range(0, lanes, VECTOR):
-            self.out.store(grid.ramp(first + part), held[grid.ramp(part)])
+            grid.store(self.out, first + part, held, part)
 
     def leave(self, item: Expr) -> None:
         """After the elements, in every thread of the launch, of which this is number `item`."""
@@ -78,7 +78,7 @@ class Nibbles(Stored):
             both = tirx.bitwise_or(even, tirx.shift_left(odd, grid.const(4, "int32")))
             bytes_.store(place, grid.cast(both, "uint8"))
         at = tirx.floordiv(first, 2)
-        self.out.store(grid.ramp(at, lanes // 2), bytes_[grid.ramp(0, lanes // 2)])
+        grid.store(self.out, at, bytes_, 0, lanes // 2)
 
     def alone(self, size: int, value: Callable[[Expr], Expr]) -> None:
         """A thread for each byte."""
@@ -166,7 +166,7 @@ def along(array: Array) -> Load:
         vector = grid.slots(lanes, array.dtype)
         for part in range(0, lanes, VECTOR if in_vectors(walk) else 1):
             if in_vectors(walk):
-                vector.store(grid.ramp(part), array[grid.ramp(grid.place(walk, first + part))])
+                grid.load(array, grid.place(walk, first + part), vector, part)
             else:
                 vector.store(part, grid.at(array, first + part))
         return lambda lane: vector[lane]
@@ -197,7 +197,7 @@ def saved_along(xhat: Array) -> Load:
             return lambda lane: nibble(xhat, first, True)
         bytes_ = grid.slots(lanes // 2, "uint8")
         at = tirx.floordiv(first, 2)
-        bytes_.store(grid.ramp(0, lanes // 2), xhat[grid.ramp(at, lanes // 2)])
+        grid.load(xhat, at, bytes_, 0, lanes // 2)
         return lambda lane: nibble(bytes_, grid.const(lane, "int32"), True)
 
     return load

@@ -3,6 +3,8 @@ kernel."""
 
 from collections.abc import Sequence
 
+from tvm import tirx
+
 from sqcompile.backends.cuda import grid
 from sqcompile.backends.cuda.absmax import maxima
 from sqcompile.backends.cuda.grid import Array, Expr
@@ -57,48 +59,59 @@ class Quantizer:
     ) -> None:
         self.x, self.factor, self.outer = x, factor, outer
         self.q, self.exponent, self.scale, self.outer_scale, self.r = outputs
-        self.found = grid.workspace(self.outer_scale.size, "float32")
+        found = grid.workspace(self.outer_scale.size, "float32")
+        self.found = Array(found.buffer, self.outer_scale.spec)
         self.channel = grid.workspace(self.exponent.size, "float32")
 
     def measure(self, bits: int, groups: int) -> None:
-        """All absmaxes, the scales and the exponents."""
-        folded = [] if self.factor is None else [self.factor]
-        found = Array(self.found.buffer, self.outer_scale.spec)
+        """All absmaxes, then the scales and the exponents in one launch."""
+        factors = [] if self.factor is None else [self.factor]
         if self.outer:
-            maxima(self.x, _gone(self.x, self.outer_scale), folded, False, self._outer)
-            folded.append(found)
-        else:
-            one = grid.const(1.0, "float32")
-            grid.each(1, lambda i: self.outer_scale.store(i, one))
-        gone = _gone(self.x, self.exponent)
-        maxima(self.x, gone, folded, self.outer, self.channel.store)
-        largest = largest_of(self.channel)
+            maxima(self.x, _gone(self.x, self.outer_scale), factors, False, self._outer)
+        largest = self._largest(factors)
+        one = grid.const(1.0, "float32")
 
         def settle(i: Expr) -> None:
-            self.r.store(i, largest[0])
-            self.scale.store(i, step(bits, True, groups, grid.keep(largest[0])))
+            found = grid.keep(largest[0])
+            self.exponent.store(i, group_of(self.channel[i], found, groups))
+            with grid.when(tirx.EQ(i, grid.zero("int32"))):
+                self.r.store(0, found)
+                self.scale.store(0, step(bits, True, groups, found))
+                if not self.outer:
+                    self.outer_scale.store(0, one)
 
-        grid.each(1, settle)
-        grid.each(
-            self.exponent.size,
-            lambda i: self.exponent.store(i, group_of(self.channel[i], largest[0], groups)),
-        )
+        grid.each(self.exponent.size, settle)
 
     def _outer(self, index: Expr, value: Expr) -> None:
         self.found.store(index, value)
         self.outer_scale.store(index, unless_tiny(value))
 
+    def _largest(self, factors: Sequence[Array]) -> Array:
+        """The absmaxes of the reduced indices, and their largest. Without groups that is the
+        largest of the outer ones, each divided: a product with a positive number rounds in
+        order."""
+        if self.exponent.size > 1:
+            divided = [*factors, self.found] if self.outer else factors
+            gone = _gone(self.x, self.exponent)
+            maxima(self.x, gone, divided, self.outer, self.channel.store)
+            return largest_of(self.channel)
+        if self.outer:
+            every = list(range(len(self.found.shape)))
+            maxima(self.found, every, [self.found], True, self.channel.store)
+        else:
+            maxima(self.x, list(range(len(self.x.shape))), factors, False, self.channel.store)
+        return self.channel
+
     def scaled(self, bits: int) -> Scaled:
         """t of an element."""
         shape = self.x.shape
-        found = Array(self.found.buffer, self.outer_scale.spec)
 
         def scaled(i: Expr) -> Expr:
             value = grid.at(self.x, i)
             if self.factor is not None:
                 value = grid.keep(value * at_shape(self.factor, shape, i))
             if self.outer:
-                value = grid.keep(value * inverse(grid.keep(at_shape(found, shape, i))))
+                value = grid.keep(value * inverse(grid.keep(at_shape(self.found, shape, i))))
             units = grid.keep(steps_per_unit(bits, True, grid.keep(self.r[0])))
             raised = power(grid.cast(at_shape(self.exponent, shape, i), "int32"))
             return value * grid.keep(units * raised)

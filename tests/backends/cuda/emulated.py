@@ -1,7 +1,9 @@
 """Kernels of many cases through NVRTC into one emulated module: each tool starts once."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from sqcompile.backends.kernels import KernelSpec
 
 ARCH = "sm_75"
 """The oldest architecture: what its PTX holds runs on all."""
+_PACKAGES = {"cuda.bindings": "cuda-bindings", "nvidia.cu13": "nvidia-cuda-nvrtc"}
 _FIRST_KERNEL = 'extern "C" __global__'
 
 
@@ -41,6 +44,18 @@ def joined(sources: Sequence[str]) -> str:
     return "\n".join(
         ["#include <math_constants.h>", preamble, *(mark + body for _, mark, body in parts)]
     )
+
+
+def missing() -> str:
+    """What keeps kernels from being compiled and emulated here, or nothing."""
+    for module, package in _PACKAGES.items():
+        try:
+            there = find_spec(module) is not None
+        except ModuleNotFoundError:
+            there = False
+        if not there:
+            return f"{package} is not installed"
+    return "" if shutil.which("g++") else "g++ is not installed"
 
 
 @dataclass
