@@ -82,8 +82,10 @@ class Machine:
             self._failures.clear()
             try:
                 return function(*tensors)
-            except RuntimeError as error:
-                raise (self._failures or [error])[0] from None
+            except RuntimeError:
+                if self._failures:
+                    raise self._failures[0] from None
+                raise
 
         return run
 
