@@ -1,5 +1,8 @@
 """Philox4x32-10, a counter a thread: 32 x 32 -> 64 bit products are two instructions of a GPU."""
 
+from collections.abc import Callable
+from math import prod
+
 from tvm import tirx
 
 from sqcompile.backends.cuda import grid
@@ -64,51 +67,44 @@ class Philox:
         return grid.keep(grid.cast(half, "int32"))
 
 
+def each_draw(philox: Philox, count: int, store: Callable[[Expr, Expr], None]) -> None:
+    """A launch with a thread for each block, which gives eight of the first `count` draws:
+    store(number, draw as int32)."""
+    group = LANES * DRAWS_PER_BLOCK
+
+    def emit(block: Expr) -> None:
+        first = tirx.floordiv(block, LANES) * group + tirx.floormod(block, LANES)
+        words = philox.words(block)
+        for number in range(DRAWS_PER_BLOCK):
+            half = tirx.shift_right(words[number // 2], grid.const(number % 2 * 16, "uint32"))
+            draw = tirx.bitwise_and(half, grid.const(0xFFFF, "uint32"))
+            at = first + number * LANES
+            with grid.when(at < count):
+                store(at, grid.cast(draw, "int32"))
+
+    grid.each(-(-count // group) * LANES, emit)
+
+
 @KERNELS.kernel("sq::draws", run_time=("stream",))
 def draws(spec: KernelSpec) -> object:
-    """A thread for each block, which gives eight draws."""
+    """A thread for eight draws."""
     with grid.function(spec, ("stream",)) as f:
         (out,) = f.outputs
-        philox = Philox(f["rng"], f.scalars["stream"])
-        groups = -(-out.size // (LANES * DRAWS_PER_BLOCK))
-
-        def emit(block: Expr) -> None:
-            group, lane = tirx.floordiv(block, LANES), tirx.floormod(block, LANES)
-            words = philox.words(block)
-            for number in range(DRAWS_PER_BLOCK):
-                at = group * (LANES * DRAWS_PER_BLOCK) + number * LANES + lane
-                shift = grid.const(number % 2 * 16, "uint32")
-                half = tirx.shift_right(words[number // 2], shift)
-                value = tirx.bitwise_and(half, grid.const(0xFFFF, "uint32"))
-                with grid.when(at < out.size):
-                    out.store(at, grid.cast(value, "int32"))
-
-        grid.each(groups * LANES, emit)
+        each_draw(Philox(f["rng"], f.scalars["stream"]), out.size, out.store)
     return f.result
 
 
 @KERNELS.kernel("sq::dropout_mask", run_time=("stream",))
 def dropout_mask(spec: KernelSpec) -> object:
-    """A thread for each block, whose eight draws are bytes of a workspace, then one for each byte
-    of the mask."""
-    count, least = 1, grid.const(spec["least"], "int32")
-    for size in spec["shape"]:
-        count *= size
+    """What eight draws keep are bytes of a workspace; then a thread for each byte of the mask."""
+    count, least = prod(spec["shape"]), grid.const(spec["least"], "int32")
     with grid.function(spec, ("stream",)) as f:
         (out,) = f.outputs
-        philox = Philox(f["rng"], f.scalars["stream"])
-        groups = -(-count // (LANES * DRAWS_PER_BLOCK))
-        kept = grid.workspace(groups * LANES * DRAWS_PER_BLOCK, "uint8")
-
-        def emit(block: Expr) -> None:
-            group, lane = tirx.floordiv(block, LANES), tirx.floormod(block, LANES)
-            words = philox.words(block)
-            for number in range(DRAWS_PER_BLOCK):
-                at = group * (LANES * DRAWS_PER_BLOCK) + number * LANES + lane
-                half = tirx.shift_right(words[number // 2], grid.const(number % 2 * 16, "uint32"))
-                value = tirx.bitwise_and(half, grid.const(0xFFFF, "uint32"))
-                kept.store(at, grid.cast(grid.cast(value, "int32") >= least, "uint8"))
-
-        grid.each(groups * LANES, emit)
+        kept = grid.workspace(count, "uint8")
+        each_draw(
+            Philox(f["rng"], f.scalars["stream"]),
+            count,
+            lambda at, draw: kept.store(at, grid.cast(draw >= least, "uint8")),
+        )
         store_bits(out, count, lambda i: tirx.NE(kept[i], grid.zero("uint8")))
     return f.result

@@ -11,7 +11,7 @@ which are a team of 16 threads, or 16 registers of one.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import isqrt, prod
 
 from tvm import tirx
 
@@ -110,9 +110,7 @@ def folded(
     """Reduce in one launch, or in two where the results are few."""
     if not results:
         return
-    threads = results * (1 if columns else WARP)
-    steps = count if columns else -(-count // WARP)
-    slices = max(1, min(-(-ENOUGH_THREADS // threads), steps // LEAST_STEPS))
+    slices = _slices(results, count, columns)
     run = _by_thread if columns else _by_team
     if slices == 1:
         run(results, 1, count, folds, element, store)
@@ -131,6 +129,15 @@ def folded(
 
     run(results, slices, count, folds, element, put)
     run(results, 1, slices, folds, again, store)
+
+
+def _slices(results: int, count: int, columns: bool) -> int:
+    """Parts of a result that have threads of their own. One thread brings those of a column
+    together, so that there are no more of them than each has elements."""
+    width = 1 if columns else WARP
+    steps = -(-count // width)
+    most = min(steps // LEAST_STEPS, isqrt(steps)) if columns else steps // LEAST_STEPS
+    return max(1, min(-(-ENOUGH_THREADS // (results * width)), most))
 
 
 def _by_thread(

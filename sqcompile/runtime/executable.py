@@ -2,8 +2,9 @@
 
 TVM assumes, unchecked, that tensors are contiguous and of the shapes and dtypes compiled for. The
 guard here copies tensors that are not contiguous and refuses others, so that nothing a caller
-passes reaches a kernel unchecked. Kernels assume no alignment. How code becomes a virtual machine
-on a device is the target's (`sqcompile.runtime.machines`).
+passes reaches a kernel unchecked. The CPU's kernels assume no alignment; a GPU's load vectors, and
+get a copy of a tensor that begins inside of one. How code becomes a virtual machine on a device is
+the target's (`sqcompile.runtime.machines`).
 """
 
 import json
@@ -19,6 +20,8 @@ from torch import Tensor
 from sqcompile.errors import InputError
 from sqcompile.runtime import machines, threads
 
+_ALIGNMENT = {"cpu": 1, "cuda": 16}
+"""What the address of a tensor must be a multiple of, by torch's name of the device."""
 Port = tuple[tuple[int, ...], str]
 """Shape and dtype ("float32") of a tensor."""
 _OBJECT = re.compile(r"kernels_\d+\.o")
@@ -200,8 +203,12 @@ class Function:
                 f"{self.name}: argument {index} is on {tensor.device}, not a dense tensor on "
                 f"{where}; move the step and its inputs with .to('{self._device}')"
             )
-        tensor = tensor.detach().resolve_neg()
-        return tensor.contiguous()
+        return aligned(tensor.detach().resolve_neg().contiguous(), self._device)
+
+
+def aligned(tensor: Tensor, device: str) -> Tensor:
+    """A tensor as kernels on a device may read it: a copy of one that begins inside of a vector."""
+    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT[device] else tensor
 
 
 def _torch(value: Any) -> Tensor:

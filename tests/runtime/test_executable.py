@@ -12,7 +12,7 @@ from sqcompile.backends import targets
 from sqcompile.backends.cpu.build import build
 from sqcompile.backends.lower import lower
 from sqcompile.errors import InputError
-from sqcompile.runtime.executable import Binary, Executable, Function
+from sqcompile.runtime.executable import Binary, Executable, Function, aligned
 from tests.backends.graphs import Writer
 
 LOAD = """
@@ -43,6 +43,16 @@ def test_misaligned_and_non_contiguous_tensors_are_taken(triple: Function) -> No
         assert torch.equal(triple(x)[0], x * 3)
     for x in (torch.randn(5, 3).t(), torch.randn(3, 10)[:, ::2], torch.randn(1).expand(3, 5)):
         assert torch.equal(triple(x)[0], x * 3)
+
+
+def test_a_tensor_that_begins_inside_of_a_vector_is_copied_for_a_gpu() -> None:
+    whole = torch.arange(9.0)
+    inside = whole[1:]
+    assert aligned(inside, "cpu") is inside
+    assert aligned(whole, "cuda") is whole
+    copy = aligned(inside, "cuda")
+    assert copy.data_ptr() % 16 == 0
+    assert torch.equal(copy, inside)
 
 
 @pytest.mark.parametrize(
