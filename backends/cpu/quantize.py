@@ -12,6 +12,7 @@ from sqcompile.backends.cpu.rounding import (
     floor_to,
     group_of,
     inverse,
+    is_tiny,
     power,
     rounded,
     step,
@@ -28,20 +29,32 @@ from sqcompile.ops.quantize import limits
 __all__ = ["clamp", "floor_to"]
 
 
-@KERNELS.kernel("sq::quantize", views={"x": in_runs})
+def _one_range(spec: KernelSpec) -> str:
+    grouped = spec.tensor("exponent") is not None and spec.tensor("r").size != 1
+    return "group exponents go with one absmax" if grouped else ""
+
+
+@KERNELS.kernel("sq::quantize", views={"x": in_runs}, limit=_one_range)
 def quantize(spec: KernelSpec) -> object:
-    """Elementwise over x, qmax / r once per element of r."""
+    """Elementwise over x, (qmax / r) * 2^exponent once per element of r or exponent."""
     bits, signed = spec["bits"], spec["signed"]
     low, high = limits(bits, signed)
     with nest.function(spec) as f:
-        x, r, (q,) = f["x"], f["r"], f.outputs
-        units = Factor.of(r.size, [], lambda i: steps_per_unit(bits, signed, r[i]))
+        x, r, exponent, (q,) = f["x"], f["r"], f.get("exponent"), f.outputs
+
+        def unit(i: Expr) -> Expr:
+            if exponent is None:
+                return steps_per_unit(bits, signed, r[i])
+            return steps_per_unit(bits, signed, r[0]) * _power(exponent[i])
+
+        scaled_by = r if exponent is None else exponent
+        units = Factor.of(scaled_by.size, [], unit)
 
         def one(at: list[Expr]) -> None:
             value = rounded(clamp(x[x.walk.begin + at[0]] * units[at[1]], low, high))
             q.store(at[2], cast(value, q.dtype))
 
-        sweep(*refined(x, r.shape, q.shape), one)
+        sweep(*refined(x, scaled_by.shape, q.shape), one)
     return f.result
 
 
@@ -71,6 +84,21 @@ def quant_scale(spec: KernelSpec) -> object:
     with nest.function(spec) as f:
         r, (scale,) = f["r"], f.outputs
         sweep([r.size], [[1]], lambda at: scale.store(at[0], step(bits, signed, groups, r[at[0]])))
+    return f.result
+
+
+@KERNELS.kernel("sq::group_scale", limit=_one_range)
+def group_scale(spec: KernelSpec) -> object:
+    """Elementwise over the exponents."""
+    bits, signed = spec["bits"], spec["signed"]
+    with nest.function(spec) as f:
+        r, exponent, (scale,) = f["r"], f["exponent"], f.outputs
+
+        def one(at: list[Expr]) -> None:
+            halved = step(bits, signed, 1, r[0]) * power(-cast(exponent[at[0]], "int32"))
+            scale.store(at[0], nest.select(is_tiny(r[0]), nest.const(1.0, "float32"), halved))
+
+        sweep([exponent.size], [[1]], one)
     return f.result
 
 
