@@ -46,19 +46,19 @@ def test_json_gives_back_the_same_recipe(recipe):
 
 
 @pytest.mark.parametrize(
-    ("name", "bits", "groups", "clip", "outer", "saved_bits", "saved_step"),
+    ("name", "bits", "groups", "activations", "outer", "saved_bits", "saved_step"),
     [
-        ("w4a4g4", 4, 4, 0.6, True, 4, 0.3352),
-        ("w6a6g6", 6, 3, 1.0, True, 6, 0.1041),
-        ("w8a8g8", 8, 1, 1.0, True, 8, 0.0308),
-        ("paper-4bit", 4, 4, 1.0, False, 4, 0.3352),
-        ("naive-4bit", 4, 1, 1.0, False, 4, 0.3352),
+        ("w4a4g4", 4, 4, (0.7, 3), True, 4, 0.3352),
+        ("w6a6g6", 6, 3, (1.0, 1), True, 6, 0.1041),
+        ("w8a8g8", 8, 1, (1.0, 1), True, 8, 0.0308),
+        ("paper-4bit", 4, 4, (1.0, 1), False, 4, 0.3352),
+        ("naive-4bit", 4, 1, (1.0, 1), False, 4, 0.3352),
     ],
 )
-def test_named_recipes(name, bits, groups, clip, outer, saved_bits, saved_step):
+def test_named_recipes(name, bits, groups, activations, outer, saved_bits, saved_step):
     recipe = Recipe.load(name)
     assert recipe.name == name
-    expected = Precision(bits, bits, bits, groups, clip)
+    expected = Precision(bits, bits, bits, groups, *activations)
     assert recipe.precision("blocks.0", False, False) == expected
     assert recipe.outer_scales is outer
     assert (recipe.norm_saved_bits, recipe.norm_saved_step) == (saved_bits, saved_step)
