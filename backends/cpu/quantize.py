@@ -1,6 +1,9 @@
 """Quantisers: nearest and stochastic rounding, scales, group exponents."""
 
+from collections.abc import Callable
 from functools import partial
+
+from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.absmax import Block, widest
@@ -25,8 +28,12 @@ from sqcompile.backends.cpu.sweep import in_runs, in_whole_vectors, refined, swe
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.quantize import limits
+from sqcompile.walks import Walk
 
 __all__ = ["clamp", "floor_to"]
+
+LINE = 1024
+"""Elements that rows with a factor a column are gathered to, about."""
 
 
 def _one_range(spec: KernelSpec) -> str:
@@ -50,12 +57,34 @@ def quantize(spec: KernelSpec) -> object:
         scaled_by = r if exponent is None else exponent
         units = Factor.of(scaled_by.size, [], unit)
 
-        def one(at: list[Expr]) -> None:
-            value = rounded(clamp(x[x.walk.begin + at[0]] * units[at[1]], low, high))
-            q.store(at[2], cast(value, q.dtype))
+        def one(source: Expr, by: Expr, place: Expr) -> None:
+            value = rounded(clamp(x[x.walk.begin + source] * by, low, high))
+            q.store(place, cast(value, q.dtype))
 
-        sweep(*refined(x, scaled_by.shape, q.shape), one)
+        columns = (scaled_by.size,) == x.shape[-1:] == scaled_by.shape[-1:]
+        if columns and scaled_by.size > 1 and x.walk == Walk.whole(x.shape):
+            _by_rows(x.size, units, lambda i, by: one(i, by, i))
+        else:
+            extents, strides = refined(x, scaled_by.shape, q.shape)
+            sweep(extents, strides, lambda at: one(at[0], units[at[1]], at[2]))
     return f.result
+
+
+def _by_rows(size: int, units: Factor, one: Callable[[Expr, Expr], None]) -> None:
+    """one(index, factor) for rows that have a factor a column: short rows are taken several at a
+    time, so that loops are long. The last rows may overlap the ones before."""
+    columns = units.size
+    rows = size // columns
+    fold = min(rows, max(1, LINE // columns))
+    if not fold:
+        return
+    line = Factor.of(fold * columns, [], lambda i: units[tirx.floormod(i, columns)])
+    with nest.parallel(-(-rows // fold), size, "rows") as block:
+        first = block * fold
+        if rows % fold:
+            first = tirx.min(first, rows - fold)
+        with nest.serial(line.size, "e") as e:
+            one(first * columns + e, line[e])
 
 
 @KERNELS.kernel("sq::quantize_stochastic", run_time=("stream",), views={"x": in_whole_vectors})
