@@ -256,7 +256,10 @@ def _check_names(data: Mapping[str, Any], kind: type, what: str) -> None:
             raise UsageError(f"{what} has no field '{name}'; {hint}")
 
 
-_W4 = Recipe(name="w4a4g4", activation_clip=0.6)
+_W4 = Recipe(name="w4a4g4", activation_clip=0.7, activation_groups=3)
+_PAPER = replace(
+    _W4, name="paper-4bit", outer_scales=False, activation_clip=1.0, activation_groups=1
+)
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -264,7 +267,7 @@ RECIPES: dict[str, Recipe] = {
         _W4,
         Recipe("w6a6g6", 6, 6, 6, groups=3, norm_saved_bits=6),
         Recipe("w8a8g8", 8, 8, 8, groups=1, norm_saved_bits=8),
-        replace(_W4, name="paper-4bit", outer_scales=False, activation_clip=1.0),
+        _PAPER,
         Recipe(
             "naive-4bit",
             groups=1,
