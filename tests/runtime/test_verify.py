@@ -10,11 +10,18 @@ from torch import nn
 import sqcompile
 from sqcompile.backends import targets
 from sqcompile.backends.cpu.build import assembly
+from sqcompile.ops.conv import conv_fprop, conv_fprop_dequantize, conv_fprop_sums
+from sqcompile.ops.product import shift_matmul, shift_matmul_dequantize
 from sqcompile.passes.contraction import FLOAT_PRODUCTS
-from sqcompile.passes.editing import calls
+from sqcompile.passes.editing import arguments, calls
+from sqcompile.recipe import Recipe
 from tests.models import make
 
 CPUS = ["", "x86-64-v3", "x86-64"]
+FORWARD = (
+    *(conv_fprop, conv_fprop_dequantize, conv_fprop_sums),
+    *(shift_matmul, shift_matmul_dequantize),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +52,19 @@ def test_every_recipe_is_bit_exact(recipe):
     model, inputs = make("resnet")
     step = sqcompile.compile(model, inputs, recipe=recipe)
     assert sqcompile.verify(step, inputs).equal
+
+
+@pytest.mark.parametrize("mcpu", ["", "x86-64"], ids=["host", "sse2"])
+@pytest.mark.parametrize("name", ["resnet", "odd", "attention"])
+def test_groups_of_activations_are_bit_exact(name, mcpu):
+    recipe = Recipe(name="grouped", activation_clip=0.7, activation_groups=4, rules=())
+    model, inputs = make(name)
+    target = targets.get("cpu", mcpu=mcpu)
+    step = sqcompile.compile(model, inputs, recipe=recipe, target=target)
+    result = sqcompile.verify(step, inputs)
+    assert result.equal, [row for row in result.rows if not row.equal]
+    given = [arguments(node) for graph in step.variants for node in calls(graph.forward, *FORWARD)]
+    assert any(one.get("shift_groups", one.get("groups")) == 4 for one in given)
 
 
 MASKS = {
