@@ -12,6 +12,7 @@ from sqcompile.backends import targets
 from sqcompile.backends.cpu.build import assembly
 from sqcompile.passes.contraction import FLOAT_PRODUCTS
 from sqcompile.passes.editing import calls
+from sqcompile.recipe import Recipe
 from tests.models import make
 
 CPUS = ["", "x86-64-v3", "x86-64"]
@@ -43,6 +44,14 @@ def test_every_bit_of_a_step_is_the_references(name, mcpu):
 @pytest.mark.parametrize("recipe", ["w6a6g6", "w8a8g8", "paper-4bit", "naive-4bit"])
 def test_every_recipe_is_bit_exact(recipe):
     model, inputs = make("resnet")
+    step = sqcompile.compile(model, inputs, recipe=recipe)
+    assert sqcompile.verify(step, inputs).equal
+
+
+@pytest.mark.parametrize("name", ["odd", "rms"])
+def test_most_groups_of_activations_are_bit_exact(name):
+    model, inputs = make(name)
+    recipe = Recipe(activation_groups=5, activation_clip=0.5, check_finite=True)
     step = sqcompile.compile(model, inputs, recipe=recipe)
     assert sqcompile.verify(step, inputs).equal
 
