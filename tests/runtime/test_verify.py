@@ -67,6 +67,14 @@ def test_groups_of_activations_are_bit_exact(name, mcpu):
     assert any(one.get("shift_groups", one.get("groups")) == 4 for one in given)
 
 
+@pytest.mark.parametrize("name", ["odd", "rms"])
+def test_most_groups_of_activations_are_bit_exact(name):
+    model, inputs = make(name)
+    recipe = Recipe(activation_groups=5, activation_clip=0.5, check_finite=True)
+    step = sqcompile.compile(model, inputs, recipe=recipe)
+    assert sqcompile.verify(step, inputs).equal
+
+
 MASKS = {
     "bool": torch.ones(5, 5, dtype=torch.bool).tril(),
     "all-masked-row": torch.arange(5) > torch.arange(5)[:, None],
