@@ -277,7 +277,7 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         _W4,
-        Recipe("w6a6g6", 6, 6, 6, groups=3, norm_saved_bits=8),
+        Recipe("w6a6g6", 6, 6, 6, groups=3, activation_groups=3, norm_saved_bits=8),
         Recipe("w8a8g8", 8, 8, 8, groups=1, norm_saved_bits=8),
         _PAPER,
         Recipe(

@@ -50,7 +50,7 @@ def test_json_gives_back_the_same_recipe(recipe):
     ("name", "bits", "groups", "activations", "outer", "saved_bits", "saved_step"),
     [
         ("w4a4g4", 4, 4, (0.7, 3), True, 4, 0.3352),
-        ("w6a6g6", 6, 3, (1.0, 1), True, 8, 0.0308),
+        ("w6a6g6", 6, 3, (1.0, 3), True, 8, 0.0308),
         ("w8a8g8", 8, 1, (1.0, 1), True, 8, 0.0308),
         ("paper-4bit", 4, 4, (1.0, 1), False, 4, 0.3352),
         ("naive-4bit", 4, 1, (1.0, 1), False, 4, 0.3352),
