@@ -30,7 +30,8 @@ class Operand:
 
     kind: "weight", "activation" or "gradient"; axes: those that keep a scale of their own;
     folded: the scale is in the other operand already; clip: the grid's range as a share of the
-    absmax.
+    absmax; groups: ShiftQuant groups of an activation, with an exponent for every index of
+    group_axis, which the forward product reduces.
     """
 
     kind: str
@@ -39,6 +40,8 @@ class Operand:
     axes: tuple[int, ...] = ()
     folded: bool = False
     clip: float = 1.0
+    groups: int = 1
+    group_axis: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,18 @@ def _forward_operand(
         return Operand("weight", precision.weight_bits, True, kept)
     batch = (0,) if is_call(node, product_float.matmul) and len(axes) == 2 else ()
     unsigned = recipe.unsigned_activations and nonnegative(source)
-    clip = precision.activation_clip
-    return Operand("activation", precision.activation_bits, not unsigned, batch, clip=clip)
+    # products shift their first operand; groups of a batch would need a range for each
+    grouped = precision.activation_groups > 1 and position == 0 and not batch
+    grouped = grouped and node.args[1] in weights
+    return Operand(
+        "activation",
+        precision.activation_bits,
+        not unsigned,
+        batch,
+        clip=precision.activation_clip,
+        groups=precision.activation_groups if grouped else 1,
+        group_axis=contraction(node, position).inner[0] if grouped else 0,
+    )
 
 
 def _backward(

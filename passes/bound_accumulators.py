@@ -48,9 +48,16 @@ def largest_accumulator(node: Node) -> int:
     return length * _largest(first, node.meta["sq"]) * _largest(second, node.meta["sq"])
 
 
+def shift_of(operand: Operand, spec: ProductSpec) -> int:
+    """The bits by which a product shifts an operand at most: wgrad takes activations as they are
+    stored."""
+    if operand.kind == "gradient":
+        return spec.groups - 1
+    return operand.groups - 1 if spec.role == "fprop" else 0
+
+
 def _largest(operand: Operand, spec: ProductSpec) -> int:
-    shift = spec.groups - 1 if operand.kind == "gradient" else 0
-    return limits(operand.bits, operand.signed)[1] << shift
+    return limits(operand.bits, operand.signed)[1] << shift_of(operand, spec)
 
 
 def _stored_product(spec: ProductSpec) -> int:

@@ -89,20 +89,25 @@ def arguments(node: Node) -> dict[str, Any]:
     return result
 
 
-def set_arguments(node: Node, values: Mapping[str, Any]) -> None:
-    """Replace all arguments of an operator call, positionally in schema order; the last ones that
-    have their default are left out."""
-    target = node.target
+def in_order(op: object, values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Arguments by name as the positional ones of `op`; the last ones that have their default are
+    left out."""
+    target = target_of(op)
     assert isinstance(target, torch._ops.OpOverload)
     schema = list(target._schema.arguments)
     while schema and schema[-1].has_default_value() and _is_default(schema[-1], values):
         schema.pop()
-    node.args = tuple(values[argument.name] for argument in schema)
+    return tuple(values[argument.name] for argument in schema)
+
+
+def set_arguments(node: Node, values: Mapping[str, Any]) -> None:
+    """Replace all arguments of an operator call, by name."""
+    node.args = in_order(node.target, values)
     node.kwargs = {}
 
 
 def _is_default(argument: Any, values: Mapping[str, Any]) -> bool:
-    given = values[argument.name]
+    given = values.get(argument.name, argument.default_value)
     return not isinstance(given, Node) and given == argument.default_value
 
 

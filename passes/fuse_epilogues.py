@@ -7,9 +7,11 @@ from sqcompile.ops import conv, product, quantize
 from sqcompile.passes.collapse_layouts import LAYOUTS, multiplier
 from sqcompile.passes.editing import (
     Editor,
+    arguments,
     calls,
     copy_graph,
     finish,
+    in_order,
     is_call,
     replace,
     shape,
@@ -48,13 +50,12 @@ def fuse_epilogues(module: GraphModule) -> GraphModule:
             continue
         relu = _only_relu(node)
         last = relu or node
+        op = FUSED[acc.target]
+        epilogue = {"scales": scales, "bias": bias, "relu": relu is not None}
         with editor.before(last):
             fused = editor.call(
-                FUSED[acc.target],
-                *acc.args,
-                scales,
-                bias,
-                relu is not None,
+                op,
+                *in_order(op, {**arguments(acc), **epilogue}),
                 like=acc,
                 sq=acc.meta["sq"],
                 name=acc.meta["sq"].role,

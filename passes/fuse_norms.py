@@ -56,13 +56,22 @@ def fuse_norms(module: GraphModule) -> GraphModule:
     return finish(graph)
 
 
+@dataclass(frozen=True)
+class _Range:
+    """What quantisers of a value read as its range, which share it is of the value's absmax, and,
+    with groups, the exponent of every channel."""
+
+    r: Node
+    share: float
+    exponent: Node | None
+
+
 @dataclass
 class _Readers:
     """What reads y of a batch norm, and what reads its xhat."""
 
     relu: bool
-    range: Node
-    share: float
+    range: "_Range"
     quantizer: Node
     masks: list[Node]
     items: dict[int, Node]
@@ -99,27 +108,58 @@ def _quantized_only(node: Node) -> _Readers | None:
     absmaxes = [user for user in users if is_call(user, quantize.absmax)]
     quantizers = [user for user in users if is_call(user, quantize.quantize)]
     value = relus[0] if relu else y
-    ranges = [_range(one) for one in absmaxes]
+    found = _range(absmaxes[0], value) if len(absmaxes) == 1 else None
     if (
         len(relus) > 1
-        or len(absmaxes) != 1
+        or found is None
         or len(quantizers) != 1
         or len(masks) + 2 != len(users)
         or (masks and not relu)
         or any(mask.args[1] != 0 for mask in masks)
         or not all(is_call(reader, pack.pack_mask) for reader in packs)
-        or list(absmaxes[0].args) != [value, None, list(range(len(shape(value))))]
-        or list(quantizers[0].args[:2]) != [value, ranges[0]]
+        or not _quantizes(quantizers[0], value, found)
     ):
         return None
-    share = 1.0 if ranges[0] is absmaxes[0] else arguments(ranges[0])["share"]
-    return _Readers(relu, ranges[0], share, quantizers[0], packs, items, xhats)
+    return _Readers(relu, found, quantizers[0], packs, items, xhats)
 
 
-def _range(absmax: Node) -> Node:
-    """What a quantiser reads of an absmax: itself, or the share of it that alone reads it."""
-    users = list(absmax.users)
-    return users[0] if len(users) == 1 and is_call(users[0], quantize.clip_range) else absmax
+def _quantizes(quantizer: Node, value: Node, by: _Range) -> bool:
+    given = arguments(quantizer)
+    return [given[name] for name in ("x", "r", "exponent")] == [value, by.r, by.exponent]
+
+
+def _range(absmax: Node, value: Node) -> _Range | None:
+    """The range of a value from its only absmax: of all of it, or of every channel. Where one
+    share of an absmax alone reads it, quantisers read that."""
+    every = list(range(len(shape(value))))
+    whole, exponent = absmax, None
+    if list(absmax.args) == [value, None, every[:-1]]:
+        found = by_channel(absmax)
+        if found is None:
+            return None
+        whole, exponent = found
+    elif list(absmax.args) != [value, None, every]:
+        return None
+    users = list(whole.users)
+    if len(users) == 1 and is_call(users[0], quantize.clip_range):
+        return _Range(users[0], arguments(users[0])["share"], exponent)
+    return _Range(whole, 1.0, exponent)
+
+
+def by_channel(absmax: Node) -> tuple[Node, Node] | None:
+    """(absmax of the whole, group exponents) where they alone read the absmax of every channel."""
+    every = list(range(len(shape(absmax))))
+    wholes = [
+        u for u in absmax.users if is_call(u, quantize.absmax) and u.args[1:] == (None, every)
+    ]
+    exponents = [user for user in absmax.users if is_call(user, quantize.group_exponent)]
+    alone = len(wholes) == len(exponents) == 1 and len(absmax.users) == 2
+    return (wholes[0], exponents[0]) if alone else None
+
+
+def groups_of(exponent: Node | None) -> int:
+    """The number of groups that an exponent is of, 1 where there is none."""
+    return 1 if exponent is None else arguments(exponent)["groups"]
 
 
 def stand_for(editor: Editor, old: Node, call: Node, index: int) -> None:
@@ -131,15 +171,18 @@ def stand_for(editor: Editor, old: Node, call: Node, index: int) -> None:
 
 
 def _fuse_batch_norm(editor: Editor, node: Node, readers: _Readers) -> None:
-    _, _, bits, signed = readers.quantizer.args
+    bits, signed = (arguments(readers.quantizer)[name] for name in ("bits", "signed"))
+    by = readers.range
     with editor.before(node):
         op = norm_fused.l1_batch_norm_relu_quantize
         *given, sums = arguments(node).values()
         assert sums is None, "sums are gathered after this pass"
-        args = [*given, readers.relu, bits, signed, None, readers.share]
+        args = [*given, readers.relu, bits, signed, None, by.share, groups_of(by.exponent)]
         fused = editor.call(op, *args, like=node, name=node.name)
         stand_for(editor, readers.quantizer, fused, 0)
-        stand_for(editor, readers.range, fused, 1)
+        stand_for(editor, by.r, fused, 1)
+        if by.exponent is not None:
+            stand_for(editor, by.exponent, fused, 7)
         for reader in readers.xhats:
             stand_for(editor, reader, fused, 2)
         for reader in readers.masks:
@@ -157,9 +200,10 @@ def _fuse_layer_norm(editor: Editor, node: Node) -> None:
         return
     if not is_call(q, quantize.quantize) or not is_call(scale, quantize.quant_scale):
         return
-    x, r, bits, signed = q.args
+    x, r, bits, signed, exponent = arguments(q).values()
     if (
         not signed
+        or exponent is not None
         or not is_call(r, quantize.absmax)
         or list(r.args) != [x, None, [1]]
         or list(scale.args) != [r, bits, True, 1]

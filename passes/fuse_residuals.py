@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Node
 
 from sqcompile.ops import norm, norm_residual, pack, quantize
 from sqcompile.passes.editing import Editor, arguments, calls, copy_graph, finish, is_call, shape
-from sqcompile.passes.fuse_norms import outputs_of, packed_readers, stand_for
+from sqcompile.passes.fuse_norms import by_channel, groups_of, outputs_of, packed_readers, stand_for
 
 aten = torch.ops.aten
 
@@ -15,8 +15,8 @@ aten = torch.ops.aten
 def fuse_residuals(module: GraphModule) -> GraphModule:
     """After this pass (it needs what fuse_norms leaves) a batch norm whose result only a sum with a
     tensor of its shape reads, or a ReLU, or both in this order, is one op with them, the absmax of
-    the whole result, and the packing of xhat and mask. Of two norms that are added, the later one
-    adds. Values do not change."""
+    the whole result and the group exponents of its channels, and the packing of xhat and mask. Of
+    two norms that are added, the later one adds. Values do not change."""
     graph = copy_graph(module)
     editor = Editor(graph)
     for node in calls(graph, norm.l1_batch_norm):
@@ -68,20 +68,24 @@ def _only_reader(node: Node, target: object) -> Node | None:
 def _fuse(editor: Editor, node: Node, chain: _Chain) -> None:
     outputs, end = outputs_of(node), chain.end
     every = list(range(len(shape(end))))
-    maxima = [u for u in end.users if is_call(u, quantize.absmax) and u.args[1:] == (None, every)]
+    absmaxes = [user for user in end.users if is_call(user, quantize.absmax)]
+    maxima = [one for one in absmaxes if one.args[1:] == (None, every)]
+    channel = next((one for one in absmaxes if one.args[1:] == (None, every[:-1])), None)
+    whole, exponent = (channel and by_channel(channel)) or (None, None)
     signs = [u for u in end.users if is_call(u, aten.gt.Scalar) and u.args[1] == 0]
     masks = [packed for sign in signs if chain.relu for packed in _packs(sign)]
     with editor.before(node):
         *given, sums = arguments(node).values()
         assert sums is None, "sums are gathered after this pass"
-        args = [*given, chain.residual, chain.relu]
+        args = [*given, chain.residual, chain.relu, None, groups_of(exponent)]
         op = norm_residual.l1_batch_norm_add_relu
         fused = editor.call(op, *args, like=node, name=node.name)
         for old, index in (
-            *((one, 1) for one in maxima),
+            *((one, 1) for one in (*maxima, whole) if one is not None),
             *((one, 2) for one in chain.xhats),
             *((one, 3) for one in masks),
             *((outputs[i], i + 2) for i in (2, 3, 4) if i in outputs),
+            *((one, 7) for one in (exponent,) if one is not None),
             (end, 0),
         ):
             stand_for(editor, old, fused, index)

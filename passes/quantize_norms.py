@@ -101,7 +101,7 @@ class _Norms:
             given["eps"],
             norm.fraction_bits(shape(x)[1], largest) if given["centred"] else 0,
             self.recipe.norm_saved_bits,
-            self.recipe.norm_saved_step,
+            self.recipe.row_norm_saved_step,
             given["centred"],
             like=node,
         )
@@ -125,7 +125,7 @@ class _Norms:
             given["eps"],
             norm.fraction_bits(pixels * channels, largest),
             self.recipe.norm_saved_bits,
-            self.recipe.norm_saved_step,
+            self.recipe.row_norm_saved_step,
             like=node,
         )
         self._replace_outputs(node, new, shape(given["x"]))
@@ -154,7 +154,7 @@ class _Norms:
         users: dict[Any, Node] = {item.args[1]: item for item in node.users}
         if 0 in users:
             q, scale = self._stochastic(self._times(g, gamma, node), [1], "h", node)
-            args = (q, scale, xhat, given["coefficient"], self.recipe.norm_saved_step)
+            args = (q, scale, xhat, given["coefficient"], self.recipe.row_norm_saved_step)
             op = norm.l1_layer_norm_backward
             replace(users[0], self.editor.call(op, *args, given["centred"], like=node))
         self._affine_gradients(users, g, xhat, node)
@@ -170,7 +170,7 @@ class _Norms:
             gamma = None if gamma is None else self._view(gamma, grouped[2:], node)
             h = self._times(g, gamma, node)
             q, scale = self._stochastic(h, norm.GROUP_AXES, "h", node, grouped)
-            args = (q, scale, xhat, given["coefficient"], self.recipe.norm_saved_step)
+            args = (q, scale, xhat, given["coefficient"], self.recipe.row_norm_saved_step)
             dx = self.editor.call(norm.l1_group_norm_backward, *args, like=node)
             replace(users[0], self._view(dx, shape(given["g"]), node))
         rows = [prod(grouped) // channels, channels]
@@ -190,7 +190,7 @@ class _Norms:
         if 1 not in users and 2 not in users:
             return
         q, scale = self._stochastic(g, [0], "g", node)
-        args = (q, scale, xhat, self.recipe.norm_saved_step)
+        args = (q, scale, xhat, self.recipe.row_norm_saved_step)
         both = self.editor.call(norm.l1_layer_norm_affine_backward, *args, like=node)
         for index in (1, 2):
             if index in users:

@@ -1,6 +1,7 @@
 """Replace every float product by quantisers, an integer product and a dequantise."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -13,6 +14,7 @@ from sqcompile.ops.quantize import (
     absmax,
     clip_range,
     group_exponent,
+    group_scale,
     outer_scale,
     quant_scale,
     quantize,
@@ -26,6 +28,7 @@ from sqcompile.passes.editing import (
     calls,
     copy_graph,
     finish,
+    is_call,
     replace,
     shape,
     target_of,
@@ -39,9 +42,10 @@ aten = torch.ops.aten
 def quantize_operands(module: GraphModule) -> GraphModule:
     """After this pass every product reads integers and yields int32 accumulators, followed by
     sq.dequantize. Weights and activations round to nearest even, but for what is integers times a
-    scale already (softmax); gradients round stochastically
-    with an outer scale on the free axes and a group exponent on the reduced axis (ShiftQuant).
-    Every quantised value has its bits and sign in meta["bits"] and meta["signed"]."""
+    scale already (softmax); gradients round stochastically with an outer scale on the free axes and
+    a group exponent on the reduced axis (ShiftQuant). With groups an activation has a group
+    exponent on the axis that its forward product reduces. Every quantised value has its bits and
+    sign in meta["bits"] and meta["signed"]."""
     graph = copy_graph(module)
     editor = Editor(graph)
     rng = next(n for n in graph.graph.find_nodes(op="placeholder") if n.name == "rng")
@@ -56,18 +60,21 @@ def _integer_product(editor: Editor, node: Node, rng: Node) -> Node:
     sources = [node.args[0], node.args[1]]
     integers: list[Node] = []
     scales: list[Node] = []
-    exponent: Node | None = None
+    shifts = _NO_SHIFTS
     for position, (source, operand) in enumerate(zip(sources, spec.operands, strict=True)):
         assert isinstance(source, Node)
         axes = contraction(node, position)
-        rank = len(shape(node))
         if operand.kind == "gradient":
-            q, exponent, found = _quantize_gradient(editor, source, spec, axes, rng, node)
+            found = _quantize_gradient(editor, source, spec, axes, rng, node)
+        elif operand.groups > 1:
+            found = _quantize_grouped(editor, source, operand, spec, node)
         else:
-            q, found = _quantize_nearest(editor, source, operand, node)
-        integers.append(q)
-        scales += [_onto_result(editor, scale, axes, rank, node) for scale in found]
-    call = _PRODUCTS[node.target](node, integers, exponent, spec)
+            found = _quantize_nearest(editor, source, operand, node)
+        if found.shifts is not _NO_SHIFTS:
+            shifts = found.shifts
+        integers.append(found.q)
+        scales += [_onto_result(editor, scale, axes, node) for scale in found.scales]
+    call = _PRODUCTS[node.target](node, integers, shifts)
     acc = editor.call(*call, like=node, sq=spec, name=f"{spec.role}_acc")
     bias = _bias(editor, node)
     return editor.call(
@@ -75,35 +82,85 @@ def _integer_product(editor: Editor, node: Node, rng: Node) -> Node:
     )
 
 
-def _quantize_nearest(
-    editor: Editor, source: Node, operand: Operand, node: Node
-) -> tuple[Node, list[Node]]:
+@dataclass(frozen=True)
+class _Shifts:
+    """The exponents by which a product shifts its first operand, and their number of groups."""
+
+    exponent: Node | None
+    groups: int
+
+
+_NO_SHIFTS = _Shifts(None, 1)
+
+
+@dataclass(frozen=True)
+class _Integers:
+    """A quantised operand: its integers, its scales, the shifts that the product gives it."""
+
+    q: Node
+    scales: list[Node]
+    shifts: _Shifts = _NO_SHIFTS
+
+
+def _quantize_nearest(editor: Editor, source: Node, operand: Operand, node: Node) -> _Integers:
     ready = integers_of(source)
     if ready is not None:
-        return ready[0], [] if operand.folded else [ready[1]]
+        return _Integers(ready[0], [] if operand.folded else [ready[1]])
     reduced = [axis for axis in range(len(shape(source))) if axis not in operand.axes]
-    r = editor.call(absmax, source, None, reduced, like=node)
-    if operand.clip != 1.0:
-        r = editor.call(clip_range, r, operand.clip, like=node)
-    q = editor.call(
+    r = _clipped(editor, editor.call(absmax, source, None, reduced, like=node), operand, node)
+    q = _nearest(editor, source, operand, node, r)
+    if operand.folded:
+        return _Integers(q, [])
+    grid = (operand.bits, operand.signed)
+    return _Integers(q, [editor.call(quant_scale, r, *grid, 1, like=node)])
+
+
+def _quantize_grouped(
+    editor: Editor, source: Node, operand: Operand, spec: ProductSpec, node: Node
+) -> _Integers:
+    """ShiftQuant of an activation. fprop reduces the grouped axis and shifts; wgrad has it free,
+    and reads the same integers with a scale for every channel."""
+    every = list(range(len(shape(source))))
+    free = [axis for axis in every if axis != operand.group_axis]
+    per_channel = editor.call(absmax, source, None, free, like=node)
+    whole = editor.call(absmax, per_channel, None, every, like=node)
+    exponent = editor.call(group_exponent, per_channel, operand.groups, like=node)
+    r = _clipped(editor, whole, operand, node)
+    q = _nearest(editor, source, operand, node, r, exponent)
+    grid = (operand.bits, operand.signed)
+    if spec.role == "fprop":
+        scale = editor.call(quant_scale, r, *grid, operand.groups, like=node)
+        return _Integers(q, [scale], _Shifts(exponent, operand.groups))
+    return _Integers(q, [editor.call(group_scale, r, exponent, *grid, like=node)])
+
+
+def _clipped(editor: Editor, r: Node, operand: Operand, node: Node) -> Node:
+    if operand.clip == 1.0:
+        return r
+    return editor.call(clip_range, r, operand.clip, like=node)
+
+
+def _nearest(
+    editor: Editor, source: Node, operand: Operand, node: Node, *range_and_groups: Node
+) -> Node:
+    r, *exponent = range_and_groups
+    return editor.call(
         quantize,
         source,
         r,
         operand.bits,
         operand.signed,
+        *exponent,
         like=node,
         name=f"{_short(source)}_q",
         bits=operand.bits,
         signed=operand.signed,
     )
-    if operand.folded:
-        return q, []
-    return q, [editor.call(quant_scale, r, operand.bits, operand.signed, 1, like=node)]
 
 
 def _quantize_gradient(
     editor: Editor, g: Node, spec: ProductSpec, axes: Contraction, rng: Node, node: Node
-) -> tuple[Node, Node | None, list[Node]]:
+) -> _Integers:
     every = list(range(len(shape(g))))
     bits, groups = spec.operands[0].bits, spec.groups
     outer = None
@@ -136,7 +193,7 @@ def _quantize_gradient(
     scales = [editor.call(quant_scale, r, bits, True, groups, like=node)]
     if outer is not None:
         scales.append(editor.call(outer_scale, outer, like=node))
-    return q, exponent, scales
+    return _Integers(q, scales, _NO_SHIFTS if exponent is None else _Shifts(exponent, groups))
 
 
 def _stream(spec: ProductSpec) -> int:
@@ -155,15 +212,30 @@ def _short(node: Node) -> str:
     return node.name.removesuffix("_q")
 
 
-def _onto_result(editor: Editor, scale: Node, axes: Contraction, rank: int, like: Node) -> Node:
+def _onto_result(editor: Editor, scale: Node, axes: Contraction, node: Node) -> Node:
     """Reshape a scale kept on an operand's axes so that it broadcasts to the product."""
     sizes = shape(scale)
-    layout = [1] * rank
+    if is_call(node, product_float.conv_weight_grad) and not axes.outer and prod(sizes) > 1:
+        return _onto_weight(editor, scale, node)
+    layout = [1] * len(shape(node))
     for axis, result in axes.outer:
         layout[result] = sizes[axis]
     if layout == sizes:
         return scale
-    return editor.call(aten.view.default, scale, layout, like=like)
+    return editor.call(aten.view.default, scale, layout, like=node)
+
+
+def _onto_weight(editor: Editor, scale: Node, node: Node) -> Node:
+    """A scale of every input channel, (1, 1, 1, C), in the layout of a weight's gradient
+    (O, C / groups, KH, KW): outputs of a channel group have the channels of that group."""
+    outputs, width = shape(node)[:2]
+    groups = arguments(node)["groups"]
+    each = outputs // groups
+    if groups > 1 and each > 1:
+        scale = editor.call(aten.view.default, scale, [groups, 1, width], like=node)
+        scale = editor.call(aten.expand.default, scale, [groups, each, width], like=node)
+        return editor.call(aten.reshape.default, scale, [outputs, width, 1, 1], like=node)
+    return editor.call(aten.view.default, scale, [groups, width, 1, 1], like=node)
 
 
 def combined(editor: Editor, scales: Sequence[Node], like: Node) -> list[Node]:
@@ -192,11 +264,10 @@ def _bias(editor: Editor, node: Node) -> Node | None:
 Call = tuple[Any, ...]
 
 
-def _matmul(node: Node, q: list[Node], exponent: Node | None, spec: ProductSpec) -> Call:
+def _matmul(node: Node, q: list[Node], shifts: _Shifts) -> Call:
     given = arguments(node)
-    groups = spec.groups if exponent is not None else 1
     transposes = (given["transpose_a"], given["transpose_b"])
-    return (product.shift_matmul, *q, exponent, groups, *transposes, 0)
+    return (product.shift_matmul, *q, shifts.exponent, shifts.groups, *transposes, 0)
 
 
 def _geometry(node: Node) -> tuple[Any, ...]:
@@ -204,21 +275,22 @@ def _geometry(node: Node) -> tuple[Any, ...]:
     return tuple(given[name] for name in ("stride", "padding", "dilation", "groups"))
 
 
-def _fprop(node: Node, q: list[Node], exponent: Node | None, spec: ProductSpec) -> Call:
-    return (conv.conv_fprop, *q, *_geometry(node), 0)
+def _fprop(node: Node, q: list[Node], shifts: _Shifts) -> Call:
+    given = () if shifts is _NO_SHIFTS else (shifts.exponent, shifts.groups)
+    return (conv.conv_fprop, *q, *_geometry(node), 0, *given)
 
 
-def _dgrad(node: Node, q: list[Node], exponent: Node | None, spec: ProductSpec) -> Call:
-    groups = spec.groups if exponent is not None else 1
-    return (conv.conv_dgrad, *q, exponent, groups, shape(node), *_geometry(node), 0)
+def _dgrad(node: Node, q: list[Node], shifts: _Shifts) -> Call:
+    rest = (shape(node), *_geometry(node), 0)
+    return (conv.conv_dgrad, *q, shifts.exponent, shifts.groups, *rest)
 
 
-def _wgrad(node: Node, q: list[Node], exponent: Node | None, spec: ProductSpec) -> Call:
-    groups = spec.groups if exponent is not None else 1
-    return (conv.conv_wgrad, *q, exponent, groups, shape(node), *_geometry(node), 0)
+def _wgrad(node: Node, q: list[Node], shifts: _Shifts) -> Call:
+    rest = (shape(node), *_geometry(node), 0)
+    return (conv.conv_wgrad, *q, shifts.exponent, shifts.groups, *rest)
 
 
-_PRODUCTS: dict[object, Callable[[Node, list[Node], Node | None, ProductSpec], Call]] = {
+_PRODUCTS: dict[object, Callable[[Node, list[Node], _Shifts], Call]] = {
     target_of(product_float.matmul): _matmul,
     target_of(product_float.conv): _fprop,
     target_of(product_float.conv_input_grad): _dgrad,

@@ -124,7 +124,7 @@ class _Softmax:
         for node, position in _readers(source):
             spec: ProductSpec = node.meta["sq"]
             operands = list(spec.operands)
-            own = operands[position] = replace(operands[position], axes=rows)
+            own = operands[position] = replace(operands[position], axes=rows, groups=1)
             node.meta["sq"] = replace(spec, operands=(operands[0], operands[1]))
             q, scale = self.quantized((tuple(shape(source)), own.bits, own.signed))
             late: dict[str, Any] = {"backward": True} if node in self.backward else {}

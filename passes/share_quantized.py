@@ -18,6 +18,7 @@ _SHAPING = {
     operator.getitem,
 }
 _FROM_SCALES = {aten.mul.Tensor}
+_SCALES = (quantize.quant_scale, quantize.outer_scale, quantize.group_scale)
 _PURE = {
     entry.target
     for entry in (
@@ -28,6 +29,7 @@ _PURE = {
         quantize.quant_scale,
         quantize.outer_scale,
         quantize.group_exponent,
+        quantize.group_scale,
     )
 }
 
@@ -60,4 +62,4 @@ def _is_scale(argument: object) -> bool:
     if not isinstance(argument, Node):
         return False
     entry = find(argument.target)
-    return entry in (quantize.quant_scale, quantize.outer_scale) or argument.target in _SHAPING
+    return entry in _SCALES or argument.target in _SHAPING

@@ -8,11 +8,14 @@ from torch.fx import GraphModule, Node
 from sqcompile.errors import SqError
 from sqcompile.ops import norm_float, norm_gradient, quantize, quantize_pair
 from sqcompile.ops.table import find
-from sqcompile.passes.bound_accumulators import INT32_LIMIT
+from sqcompile.passes.bound_accumulators import INT32_LIMIT, shift_of
 from sqcompile.passes.contraction import FLOAT_PRODUCTS, REDUCTIONS
 from sqcompile.passes.editing import arguments, calls
+from sqcompile.recipe import WIDEST_ACTIVATION
 
 INTEGER = (torch.int8, torch.uint8)
+_WIDEST = {"weight": 8, "activation": WIDEST_ACTIVATION, "gradient": 32}
+"""Bits of a product's first operand with its shift, by kind."""
 
 
 class BrokenInvariant(SqError):
@@ -83,10 +86,13 @@ def _reads_integers(node: Node) -> None:
             _fail(node, f"reads {source.name}, which is {dtype}")
         if source.meta.get("bits") != operand.bits or source.meta.get("signed") != operand.signed:
             _fail(node, f"expects {source.name} in {operand.bits} bits, signed {operand.signed}")
-    shifts = spec.groups - 1
-    gradient = spec.operands[0]
-    if gradient.kind == "gradient" and gradient.bits - 1 + shifts > 31:
-        _fail(node, f"shifts {gradient.bits} bits by {shifts}")
+    first = spec.operands[0]
+    shift, given = shift_of(first, spec), arguments(node)
+    done = given["shift_groups" if "shift_groups" in given else "groups"] - 1
+    if done != shift or (given["exponent"] is None) != (shift == 0):
+        _fail(node, f"shifts by {done} bits at most, its operand by {shift}")
+    if first.bits + shift > _WIDEST[first.kind]:
+        _fail(node, f"shifts {first.bits} bits by {shift}")
 
 
 def _no_float_norm(module: GraphModule) -> None:

@@ -18,18 +18,25 @@ RULES = st.builds(
     activation_bits=st.none() | BITS,
     gradient_bits=st.none() | BITS,
     groups=st.none() | st.integers(1, 8),
+    activation_groups=st.none() | st.integers(1, 8),
+)
+ACTIVATIONS = st.integers(2, 8).flatmap(
+    lambda bits: st.tuples(st.just(bits), st.integers(1, 9 - bits))
 )
 ANY_RECIPE = st.builds(
-    Recipe,
+    lambda activations, **rest: Recipe(
+        activation_bits=activations[0], activation_groups=activations[1], **rest
+    ),
+    activations=ACTIVATIONS,
     name=st.text(min_size=1),
     weight_bits=BITS,
-    activation_bits=BITS,
     gradient_bits=BITS,
     groups=st.integers(1, 8),
     outer_scales=st.booleans(),
     weight_granularity=st.sampled_from(["channel", "tensor"]),
     norm_saved_bits=BITS,
     norm_saved_step=st.none() | st.floats(1e-3, 1.0),
+    row_norm_saved_step=st.none() | st.floats(1e-3, 1.0),
     rules=st.lists(RULES, max_size=4).map(tuple),
 )
 
@@ -40,19 +47,19 @@ def test_json_gives_back_the_same_recipe(recipe):
 
 
 @pytest.mark.parametrize(
-    ("name", "bits", "groups", "clip", "outer", "saved_bits", "saved_step"),
+    ("name", "bits", "groups", "activations", "outer", "saved_bits", "saved_step"),
     [
-        ("w4a4g4", 4, 4, 0.6, True, 4, 0.3352),
-        ("w6a6g6", 6, 3, 1.0, True, 6, 0.1041),
-        ("w8a8g8", 8, 1, 1.0, True, 8, 0.0308),
-        ("paper-4bit", 4, 4, 1.0, False, 4, 0.3352),
-        ("naive-4bit", 4, 1, 1.0, False, 4, 0.3352),
+        ("w4a4g4", 4, 4, (0.7, 3), True, 4, 0.3352),
+        ("w6a6g6", 6, 3, (1.0, 3), True, 8, 0.0308),
+        ("w8a8g8", 8, 1, (1.0, 1), True, 8, 0.0308),
+        ("paper-4bit", 4, 4, (1.0, 1), False, 4, 0.3352),
+        ("naive-4bit", 4, 1, (1.0, 1), False, 4, 0.3352),
     ],
 )
-def test_named_recipes(name, bits, groups, clip, outer, saved_bits, saved_step):
+def test_named_recipes(name, bits, groups, activations, outer, saved_bits, saved_step):
     recipe = Recipe.load(name)
     assert recipe.name == name
-    expected = Precision(bits, bits, bits, groups, clip)
+    expected = Precision(bits, bits, bits, groups, *activations)
     assert recipe.precision("blocks.0", False, False) == expected
     assert recipe.outer_scales is outer
     assert (recipe.norm_saved_bits, recipe.norm_saved_step) == (saved_bits, saved_step)
@@ -83,6 +90,17 @@ def test_later_rules_win_and_leave_what_they_do_not_name():
     assert recipe.precision("stem", False, False) == Precision(4, 4, 4, 4)
 
 
+def test_an_activation_and_its_shift_have_eight_bits_at_most_in_every_product():
+    wide = Rule("head", activation_bits=8)
+    recipe = Recipe(activation_groups=5, rules=(wide, Rule("*.deep", activation_groups=2)))
+    assert recipe.precision("blocks.0", False, False).activation_groups == 5
+    assert recipe.precision("blocks.deep", False, False).activation_groups == 2
+    with pytest.raises(UsageError, match="product of 'head': activation_bits is 8 and .* 12 bits"):
+        recipe.precision("head", False, True)
+    later = replace(recipe, rules=(wide, Rule("head", activation_groups=1)))
+    assert later.precision("head", False, True).activation_groups == 1
+
+
 def test_paths_match_with_case():
     recipe = Recipe(rules=(Rule("Head", weight_bits=8),))
     assert recipe.precision("head", False, False).weight_bits == 4
@@ -98,6 +116,9 @@ def test_bits_are_whole_numbers_from_2_to_8(bits):
     ("fields", "message"),
     [
         ({"groups": 0}, "groups is 0; it is a whole number from 1 to 8"),
+        ({"activation_groups": 9}, "activation_groups is 9; it is a whole number from 1 to 8"),
+        ({"activation_bits": 6, "activation_groups": 4}, "an activation has 9 bits"),
+        ({"rules": [{"path": "head", "activation_groups": 0}]}, "rule head: activation_groups is"),
         ({"outer_scales": "yes"}, "outer_scales is 'yes'; it is true or false"),
         ({"weight_granularity": "row"}, "weight_granularity is 'row'; it is 'channel' or"),
         ({"activation_clip": 0}, "activation_clip is 0; it is above 0, at most 1"),

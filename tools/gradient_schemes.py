@@ -139,7 +139,7 @@ def free_of(g: Tensor, kept: list[int]) -> list[int]:
 
 def operands(layer: Layer, role: str, precision: Precision) -> tuple[Tensor, Tensor]:
     """(gradient, other operand), float32, as the integer graph has them: in dX the weight's
-    scales are in the gradient."""
+    scales are in the gradient, in dW an activation's groups are a scale for every channel."""
     if role == "dX":
         reduced = list(range(1, layer.w.dim()))
         r = absmax(layer.w, None, reduced)
@@ -147,8 +147,11 @@ def operands(layer: Layer, role: str, precision: Precision) -> tuple[Tensor, Ten
         integers = quantize(layer.w, r, precision.weight_bits, True)
         return layer.g * scale.view(-1), integers.float()
     signed, every = bool((layer.x < 0).any()), list(range(layer.x.dim()))
-    r = clip_range(absmax(layer.x, None, every), precision.activation_clip)
-    return layer.g, quantize(layer.x, r, precision.activation_bits, signed).float()
+    channel = absmax(layer.x, None, every[:-1])
+    exponent = group_exponent(channel, precision.activation_groups)
+    r = clip_range(absmax(channel, None, every), precision.activation_clip)
+    integers = quantize(layer.x, r, precision.activation_bits, signed, exponent)
+    return layer.g, integers.float() * 2.0 ** -exponent.float()
 
 
 def measure(layer: Layer, role: str, precision: Precision, draws: int) -> Row | None:

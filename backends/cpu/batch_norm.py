@@ -6,7 +6,7 @@ which give the deviation without 64-bit arithmetic (`norm.deviation`); and the e
 The first pass that there is also finds the extremes of every channel where asked.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -91,8 +91,11 @@ class Statistics:
 class Normalizer:
     """Statistics of every channel of x, and its elements."""
 
-    def __init__(self, spec: KernelSpec, f: nest.Function, extremes: bool) -> None:
-        self.spec, self.x, self.f = spec, f["x"], f
+    def __init__(
+        self, spec: KernelSpec, f: nest.Function, extremes: bool, statistics: Sequence[Array]
+    ) -> None:
+        """statistics: the outputs coefficient, mean and variance."""
+        self.spec, self.x, self.f, self.statistics = spec, f["x"], f, statistics
         self.periods = Periods.of(self.x.shape)
         self.compared = _compared(self.x.dtype)
         self.count = prod(self.x.shape[:-1])
@@ -185,7 +188,7 @@ class Normalizer:
     def _finish(self, total: Array, above: Array, number: Array) -> None:
         """Factor of every channel; writes coefficient, mean and variance."""
         spec, scale, bias = self.spec, self.f["scale"], self.f.get("bias")
-        coefficient, mean, var = self.f.outputs[-3:]
+        coefficient, mean, var = self.statistics
         with nest.serial(self.periods.channels, "c") as c:
             m = held(self.mean[c], "int64")
             d = deviation(m, total[c], above[c], number[c], self.count, spec["frac_bits"])
@@ -280,8 +283,8 @@ class Forms:
 def l1_batch_norm(spec: KernelSpec) -> object:
     """y and xhat as they are."""
     with nest.function(spec) as f:
-        normal = Normalizer(spec, f, extremes=f["x"].dtype == "int32")
-        y, xhat = f.outputs[:2]
+        y, xhat, *statistics = f.outputs
+        normal = Normalizer(spec, f, f["x"].dtype == "int32", statistics)
         forms = Forms(normal)
 
         def one(elements: Elements, i: Expr, arrays: list[Array | None], c: Expr) -> None:

@@ -10,10 +10,9 @@ from sqcompile.backends.conv_geometry import Geometry, backward, forward
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.channel_sums import sums_of
 from sqcompile.backends.cpu.conv_correlate import Block, Correlation, blocks
-from sqcompile.backends.cpu.conv_dgrad import shifts
 from sqcompile.backends.cpu.conv_image import Image
 from sqcompile.backends.cpu.conv_operands import Range, Stored
-from sqcompile.backends.cpu.conv_vectors import at, filled, pick, shift_of
+from sqcompile.backends.cpu.conv_vectors import at, filled, pick, shift_of, shifts
 from sqcompile.backends.cpu.epilogue import Epilogue
 from sqcompile.backends.cpu.machine import machine
 from sqcompile.backends.cpu.nest import Array, Expr
@@ -40,10 +39,11 @@ def fprop(spec: KernelSpec) -> object:
     """Tasks of some rows or images, every channel."""
     with nest.function(spec) as f:
         g = Geometry.of(spec, f["x"].shape, f["w"].shape, spec.outputs[0].shape)
-        form = _words(*spec.ranges("x", "w"), 0)
+        groups, shift = shifts(spec, f)
+        form = _words(*spec.ranges("x", "w"), groups - 1)
         rows, columns = forward(g.rows, skip=True), forward(g.columns, skip=False)
         c = Correlation(g.images, g.groups, 1, 1, rows, columns, form)
-        _correlate(c, f, spec, (f["x"], f["w"], g), None)
+        _correlate(c, f, spec, (f["x"], f["w"], g), shift)
     return f.result
 
 

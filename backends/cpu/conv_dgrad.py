@@ -1,25 +1,13 @@
 """dgrad: the correlation of the gradient with the flipped weights, a phase for each residue of
 the stride."""
 
-from collections.abc import Callable
-from functools import partial
-
 from sqcompile.backends.conv_geometry import Geometry, backward
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.conv_correlate import Correlation, correlate
 from sqcompile.backends.cpu.conv_operands import store
-from sqcompile.backends.cpu.conv_vectors import shift_of
+from sqcompile.backends.cpu.conv_vectors import shifts
 from sqcompile.backends.cpu.conv_weights import Reading
-from sqcompile.backends.cpu.nest import Expr
 from sqcompile.backends.kernels import KernelSpec
-
-
-def shifts(spec: KernelSpec, f: nest.Function) -> tuple[int, Callable[[Expr], Expr] | None]:
-    """The number of groups, and the shift of an output channel where there are several."""
-    exponent, groups = f.get("exponent"), spec["shift_groups"]
-    if exponent is None or groups == 1:
-        return 1, None
-    return groups, partial(shift_of, exponent, groups)
 
 
 def dgrad(spec: KernelSpec) -> object:

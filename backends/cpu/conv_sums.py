@@ -1,6 +1,7 @@
 """Sums of wgrad on their way from vectors of (column tap, channel) pairs to weights OIHW."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from typing import TYPE_CHECKING
 
 from tvm import tirx
@@ -9,7 +10,8 @@ from sqcompile.backends.conv_geometry import Geometry
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.epilogue import Epilogue
 from sqcompile.backends.cpu.nest import Array, Expr
-from sqcompile.backends.kernels import KernelSpec
+from sqcompile.backends.cpu.sweep import broadcast
+from sqcompile.backends.kernels import KernelSpec, TensorSpec
 
 if TYPE_CHECKING:
     from sqcompile.backends.cpu.conv_wgrad import Slices
@@ -20,20 +22,42 @@ FEW_TAPS = 16
 
 
 class Rows(Epilogue):
-    """An epilogue that sees weights (O, C, KH, KW) as rows (O, C * KH * KW)."""
+    """An epilogue that sees weights (O, C, KH, KW) as rows (O, C * KH * KW). Scales of input
+    channels are written out for a row."""
 
     def __init__(self, spec: KernelSpec, f: nest.Function) -> None:
         super().__init__(spec, f)
+        self.taps = prod(self.shape[2:])
+        self.wide: list[Array] = []
+        self.scales = [self._written_out(one) for one in self.scales]
         self.shape = (self.shape[0], self.out.size // self.shape[0])
 
+    def _written_out(self, scale: Array) -> Array:
+        _, channel, *_ = super().steps(scale)
+        if not channel:
+            return scale
+        wide = nest.scratch(scale.size * self.taps, "float32")
+        with nest.loops([scale.size, self.taps], "s") as (c, tap):
+            wide.store(c * self.taps + tap, scale[c])
+        self.wide.append(wide)
+        return wide
+
     @staticmethod
-    def fits(epilogue: Epilogue) -> bool:
-        """Whether scales and bias vary along O alone."""
-        operands = [*epilogue.scales, *([epilogue.bias] if epilogue.bias else [])]
-        return all(not any(epilogue.steps(operand)[1:]) for operand in operands)
+    def fits(shape: Sequence[int], operands: Iterable[tuple[str, TensorSpec]]) -> bool:
+        """Whether scales and bias of weights of `shape` vary along O alone, or scales along C
+        alone."""
+        kept = {
+            name: {axis for axis, step in enumerate(broadcast(shape, one.shape)) if step}
+            for name, one in operands
+            if name.startswith(("scales", "bias"))
+        }
+        return all(axes <= {0} or (axes == {1} and name != "bias") for name, axes in kept.items())
 
     def steps(self, operand: Array) -> list[int]:
-        """The strides with which a scale is read as rows: one value a row, or one for all."""
+        """The strides with which a scale is read as rows: one value a row, one for all, or one a
+        column."""
+        if any(operand is one for one in self.wide):
+            return [0, 1]
         return [int(operand.size > 1), 0]
 
 
@@ -51,7 +75,8 @@ class Sums:
     ) -> None:
         self.g, self.slices, self.kind = g, slices, kind
         self.epilogue = Epilogue(spec, f)
-        self.rows = Rows(spec, f) if Rows.fits(self.epilogue) else None
+        fits = Rows.fits(self.epilogue.shape, spec.tensors())
+        self.rows = Rows(spec, f) if fits else None
         self.channels = -(-g.outputs // tile) * tile
         self.each = g.rows.kernel * slices.vectors * slices.lanes
         self.size = self.channels * self.each

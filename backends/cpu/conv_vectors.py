@@ -3,12 +3,14 @@ words of `depth` values, powers of two."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.machine import Dot
 from sqcompile.backends.cpu.nest import Array, Expr
+from sqcompile.backends.kernels import KernelSpec
 
 COPIED = 64
 """Elements that a copy moves at a time."""
@@ -93,6 +95,14 @@ def shift_of(exponent: Array, groups: int, index: Expr) -> Expr:
     """groups - 1 - exponent[index] as int32; an exponent of one element serves every index."""
     value = exponent[index if exponent.size > 1 else 0]
     return nest.const(groups - 1, "int32") - nest.cast(value, "int32")
+
+
+def shifts(spec: KernelSpec, f: nest.Function) -> tuple[int, Callable[[Expr], Expr] | None]:
+    """The number of groups, and the shift of a reduced channel where there are several."""
+    exponent, groups = f.get("exponent"), spec["shift_groups"]
+    if exponent is None or groups == 1:
+        return 1, None
+    return groups, partial(shift_of, exponent, groups)
 
 
 def at_most(shift: Callable[[Expr], Expr] | None, room: int) -> Callable[[Expr], Expr] | None:

@@ -230,11 +230,10 @@ class Panels:
             if across:
                 self._words_across(w, source, reading, shift, channel, made)
             else:
-                assert shift is None
+                factors = self._factors(shift, channel, chunk)
                 with nest.serial(dot.lanes, "lane") as lane:
-                    self._words_along(
-                        w, source + lane * reading.result, size, taps, raw, made, lane
-                    )
+                    first = source + lane * reading.result
+                    self._words_along(w, first, size, taps, raw, made, lane, factors)
             with nest.serial(chunk, "word") as word:
                 across_taps = pick(where.column, [p.taps for p in self.columns.phases])
                 sizes = [self.row_taps(where.row), across_taps, dot.lanes]
@@ -270,6 +269,18 @@ class Panels:
                 value = scaled(value, factors, lanes, dot)
             made.store(nest.ramp(piece * dot.depth, lanes * dot.depth), value)
 
+    def _factors(
+        self, shift: Callable[[Expr], Expr] | None, channel: Expr, words: int
+    ) -> Array | None:
+        """The power of two of each channel of `words` words from `channel` on."""
+        if shift is None:
+            return None
+        factors = nest.scratch(words * self.stored.dot.depth, "int32")
+        with nest.serial(factors.size, "c") as c:
+            one = nest.const(1, "int32")
+            factors.store(c, tirx.shift_left(one, shift(channel + c)))
+        return factors
+
     def _words_along(
         self,
         w: Array,
@@ -279,6 +290,7 @@ class Panels:
         raw: Array,
         made: Array,
         lane: Expr,
+        factors: Array | None,
     ) -> None:
         """[word][tap] of one result: its reduced channels lie together in w."""
         dot = self.stored.dot
@@ -291,7 +303,11 @@ class Panels:
         with nest.serial(size // (taps * dot.depth), "word") as word:
             start = word * taps * dot.depth
             value = nest.cast(raw[nest.ramp(start, wide)], dot.right, wide)
-            made.store(nest.ramp(lane * size + start, wide), tirx.Shuffle([value], places))
+            value = tirx.Shuffle([value], places)
+            if factors is not None:
+                own = [factors[word * dot.depth + d] for d in range(dot.depth)]
+                value = scaled(value, own, FEW_TAPS, dot)
+            made.store(nest.ramp(lane * size + start, wide), value)
 
     def _offsets(self, out: Array, offset: Array, where: "_Panel", index: Expr) -> None:
         dot, lanes = self.stored.dot, nest.ramp(0, self.stored.dot.lanes)

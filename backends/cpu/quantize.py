@@ -1,6 +1,9 @@
 """Quantisers: nearest and stochastic rounding, scales, group exponents."""
 
+from collections.abc import Callable
 from functools import partial
+
+from tvm import tirx
 
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.absmax import Block, widest
@@ -12,6 +15,7 @@ from sqcompile.backends.cpu.rounding import (
     floor_to,
     group_of,
     inverse,
+    is_tiny,
     power,
     rounded,
     step,
@@ -24,25 +28,63 @@ from sqcompile.backends.cpu.sweep import in_runs, in_whole_vectors, refined, swe
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.ops.quantize import limits
+from sqcompile.walks import Walk
 
 __all__ = ["clamp", "floor_to"]
 
+LINE = 1024
+"""Elements that rows with a factor a column are gathered to, about."""
 
-@KERNELS.kernel("sq::quantize", views={"x": in_runs})
+
+def _one_range(spec: KernelSpec) -> str:
+    grouped = spec.tensor("exponent") is not None and spec.tensor("r").size != 1
+    return "group exponents go with one absmax" if grouped else ""
+
+
+@KERNELS.kernel("sq::quantize", views={"x": in_runs}, limit=_one_range)
 def quantize(spec: KernelSpec) -> object:
-    """Elementwise over x, qmax / r once per element of r."""
+    """Elementwise over x, (qmax / r) * 2^exponent once per element of r or exponent."""
     bits, signed = spec["bits"], spec["signed"]
     low, high = limits(bits, signed)
     with nest.function(spec) as f:
-        x, r, (q,) = f["x"], f["r"], f.outputs
-        units = Factor.of(r.size, [], lambda i: steps_per_unit(bits, signed, r[i]))
+        x, r, exponent, (q,) = f["x"], f["r"], f.get("exponent"), f.outputs
 
-        def one(at: list[Expr]) -> None:
-            value = rounded(clamp(x[x.walk.begin + at[0]] * units[at[1]], low, high))
-            q.store(at[2], cast(value, q.dtype))
+        def unit(i: Expr) -> Expr:
+            if exponent is None:
+                return steps_per_unit(bits, signed, r[i])
+            return steps_per_unit(bits, signed, r[0]) * _power(exponent[i])
 
-        sweep(*refined(x, r.shape, q.shape), one)
+        scaled_by = r if exponent is None else exponent
+        units = Factor.of(scaled_by.size, [], unit)
+
+        def one(source: Expr, by: Expr, place: Expr) -> None:
+            value = rounded(clamp(x[x.walk.begin + source] * by, low, high))
+            q.store(place, cast(value, q.dtype))
+
+        columns = (scaled_by.size,) == x.shape[-1:] == scaled_by.shape[-1:]
+        if columns and scaled_by.size > 1 and x.walk == Walk.whole(x.shape):
+            _by_rows(x.size, units, lambda i, by: one(i, by, i))
+        else:
+            extents, strides = refined(x, scaled_by.shape, q.shape)
+            sweep(extents, strides, lambda at: one(at[0], units[at[1]], at[2]))
     return f.result
+
+
+def _by_rows(size: int, units: Factor, one: Callable[[Expr, Expr], None]) -> None:
+    """one(index, factor) for rows that have a factor a column: short rows are taken several at a
+    time, so that loops are long. The last rows may overlap the ones before."""
+    columns = units.size
+    rows = size // columns
+    fold = min(rows, max(1, LINE // columns))
+    if not fold:
+        return
+    line = Factor.of(fold * columns, [], lambda i: units[tirx.floormod(i, columns)])
+    with nest.parallel(-(-rows // fold), size, "rows") as block:
+        first = block * fold
+        if rows % fold:
+            first = tirx.min(first, rows - fold)
+        with nest.serial(line.size, "e") as e:
+            one(first * columns + e, line[e])
 
 
 @KERNELS.kernel("sq::quantize_stochastic", run_time=("stream",), views={"x": in_whole_vectors})
@@ -71,6 +113,21 @@ def quant_scale(spec: KernelSpec) -> object:
     with nest.function(spec) as f:
         r, (scale,) = f["r"], f.outputs
         sweep([r.size], [[1]], lambda at: scale.store(at[0], step(bits, signed, groups, r[at[0]])))
+    return f.result
+
+
+@KERNELS.kernel("sq::group_scale", limit=_one_range)
+def group_scale(spec: KernelSpec) -> object:
+    """Elementwise over the exponents."""
+    bits, signed = spec["bits"], spec["signed"]
+    with nest.function(spec) as f:
+        r, exponent, (scale,) = f["r"], f["exponent"], f.outputs
+
+        def one(at: list[Expr]) -> None:
+            halved = step(bits, signed, 1, r[0]) * power(-cast(exponent[at[0]], "int32"))
+            scale.store(at[0], nest.select(is_tiny(r[0]), nest.const(1.0, "float32"), halved))
+
+        sweep([exponent.size], [[1]], one)
     return f.result
 
 

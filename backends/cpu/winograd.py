@@ -1,7 +1,7 @@
 """3x3 convolutions with stride 1 in 16 products a tile instead of 36: Winograd's F(2x2, 3x3).
 
 Exact on integers: see winograd_ranges.py. fprop and dgrad, which is the same on the gradient with
-the weights turned around; the group shifts of dgrad are shared between inputs and weights.
+the weights turned around; the group shifts of both are shared between inputs and weights.
 Transformed inputs and weights are packed as bytes for vpdpbusd. With 16-bit operands there is no
 Winograd.
 """
@@ -159,7 +159,7 @@ def generate(spec: KernelSpec) -> object:
     assert made is not None
     with nest.function(spec) as f:
         source = f["x"] if "x" in f.tensors else f["g"]
-        groups = spec.get("shift_groups", 1)
+        groups = spec["shift_groups"]
         shifts = Shifts(f.get("exponent"), groups, made.image.channels, made.split)
         steps = nest.scratch(OPAQUE, "int32")
         steps.store(0, made.filters.steps)

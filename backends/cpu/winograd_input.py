@@ -104,16 +104,17 @@ class Shifts:
             value = value + tirx.bitwise_and(value, mask)
         return value
 
-    def weight(self, value: Expr, channel: Expr, lanes: int) -> Expr:
-        """`lanes` times the weights of four reduced channels, shifted by what inputs leave."""
+    def weights(self, taps: list[Expr], channel: Expr, lanes: int) -> list[Expr]:
+        """Of each tap `lanes` times the weights of four reduced channels, shifted by what inputs
+        leave."""
         if self.masks[1] is None:
-            return value
+            return taps
         for bit in range(self.counts[1]):
             masks = self.masks[1][nest.ramp(bit * self.size + channel, 4)]
-            masks = repeated(tirx.reinterpret("uint32", masks), lanes)
-            (value,) = nest.kept([value], "uint8", 4 * lanes)
-            value = value + tirx.bitwise_and(value, masks)
-        return value
+            masks = repeated(nest.bound(tirx.reinterpret("uint32", masks)), lanes)
+            doubled = [tap + tirx.bitwise_and(tap, masks) for tap in taps]
+            taps = nest.kept(doubled, "uint8", 4 * lanes)
+        return taps
 
 
 class Strip:

@@ -83,7 +83,7 @@ def plan(spec: KernelSpec) -> Plan | None:
     regular = regular and spec["groups"] == 1 and w[2:] == (3, 3) and out.dtype != "int64"
     if not regular or spec["padding"][1] != pad or pad > 2 or not (out.size and source.size):
         return None
-    exponent = None if forward else spec.tensor("exponent")
+    exponent = spec.tensor("exponent")
     if exponent is not None and exponent.size != source.shape[3]:
         return None
     inputs, weights = spec.ranges("x" if forward else "g", "w")

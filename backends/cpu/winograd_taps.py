@@ -12,7 +12,7 @@ from tvm import tirx
 from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.machine import Dot
 from sqcompile.backends.cpu.nest import Array, Expr
-from sqcompile.backends.cpu.winograd_input import WIDTH, Shifts, clear, pieces, repeated, span
+from sqcompile.backends.cpu.winograd_input import WIDTH, clear, pieces, repeated, span
 from sqcompile.backends.cpu.winograd_ranges import SIDE, TAPS, padded
 
 COUNT = len(TAPS)
@@ -77,7 +77,7 @@ class Straight:
 
     row = SEGMENT * COUNT * 4 + WIDTH
 
-    def __init__(self, filters: Filters, source: Array, _: Shifts) -> None:
+    def __init__(self, filters: Filters, source: Array) -> None:
         self.filters, self.source = filters, source
         self.panel = nest.scratch(_LANES * self.row, "uint8")
 
@@ -132,8 +132,8 @@ class Turned:
 
     row = _LANES * COUNT + _LANES
 
-    def __init__(self, filters: Filters, source: Array, shifts: Shifts) -> None:
-        self.filters, self.source, self.shifts = filters, source, shifts
+    def __init__(self, filters: Filters, source: Array) -> None:
+        self.filters, self.source = filters, source
         self.panel = nest.scratch(SEGMENT * self.row * 4, "uint8")
 
     def stage(self, column: Expr, before: Expr, steps: Expr) -> None:
@@ -162,7 +162,6 @@ class Turned:
             inside = nest.const(2 ** (8 * (depth % 4)) - 1, "uint32")
             inside = nest.select(channel + 4 > depth, inside, nest.const(2**32 - 1, "uint32"))
             value = tirx.bitwise_and(value, repeated(inside, lanes))
-        value = self.shifts.weight(value, channel, lanes)
         self.panel.store(nest.ramp(to * 4, 4 * lanes), value)
 
     def read(self, k: Expr) -> list[Expr]:

@@ -26,8 +26,8 @@ class Packer:
     results (0, 0), (0, 1), (1, 0), (1, 1) of a tile."""
 
     def __init__(self, filters: Filters, source: Array, shifts: Shifts, split: Split) -> None:
-        self.filters, self.split = filters, split
-        self.taps = (Turned if filters.flipped else Straight)(filters, source, shifts)
+        self.filters, self.split, self.shifts = filters, split, shifts
+        self.taps = (Turned if filters.flipped else Straight)(filters, source)
 
     def pack(self, block: Expr, out: Array, start: Expr, corrections: Array, first: Expr) -> None:
         """Block number `block` to out[start ...], corrections[first ...]."""
@@ -44,7 +44,9 @@ class Packer:
                 self.taps.stage(column, before, steps)
                 with nest.serial(steps, "k") as k:
                     at = start + ((before + k) * 2 * filters.vectors + v) * filters.vector
-                    self._step(self.taps.read(k), sums, out, at)
+                    channel = (before + k) * dot.depth
+                    taps = self.shifts.weights(self.taps.read(k), channel, dot.lanes)
+                    self._step(taps, sums, out, at)
             self._correct(sums, corrections, first + v * dot.lanes)
 
     def _step(self, taps: list[Expr], sums: list[Array], out: Array, at: Expr) -> None:

@@ -59,8 +59,7 @@ def _regular(spec: KernelSpec) -> bool:
     exponent, g = spec.tensor("exponent"), spec.tensor("g")
     if exponent is not None and exponent.size != g.size // max(g.shape[3], 1):
         return False
-    scales = [one for name, one in spec.tensors() if name.startswith(("scales", "bias"))]
-    plain = all(one.size == 1 or one.shape == (out.shape[0], 1, 1, 1) for one in scales)
+    plain = Rows.fits(out.shape, spec.tensors())
     return bool(found and plain and g.size and spec.tensor("x").size)
 
 

@@ -63,10 +63,13 @@ def conv_fprop(
     dilation: Sequence[int],
     groups: int,
     k_chunk: int,
+    exponent: Tensor | None = None,
+    shift_groups: int = 1,
 ) -> Tensor:
-    """x int8/uint8 (N, H, W, C), w int8 (O, C / groups, KH, KW) -> int32 (N, OH, OW, O), int64
-    when k_chunk > 0 (partial sums over k_chunk input channels of a group)."""
-    left, right = x.to(torch.float64), w.to(torch.float64)
+    """x int8/uint8 (N, H, W, C), w int8 (O, C / groups, KH, KW), exponent int8 (1, 1, 1, C) ->
+    int32 (N, OH, OW, O), int64 when k_chunk > 0 (partial sums over k_chunk input channels of a
+    group). x is shifted left by shift_groups - 1 - exponent."""
+    left, right = shifted(x, exponent, shift_groups), w.to(torch.float64)
     exact(left, right, w[0].numel())
     total = conv2d(
         channels_first(left), right, None, list(stride), list(padding), list(dilation), groups
@@ -75,9 +78,18 @@ def conv_fprop(
 
 
 @conv_fprop.meta
-def _(x: Tensor, w: Tensor, *geometry: Any) -> Tensor:
-    *windows, _, k_chunk = geometry
-    return x.new_empty(output_shape(x.shape, w.shape, *windows), dtype=accumulator_dtype(k_chunk))
+def _(
+    x: Tensor,
+    w: Tensor,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    k_chunk: int,
+    *_: Any,
+) -> Tensor:
+    shape = output_shape(x.shape, w.shape, stride, padding, dilation)
+    return x.new_empty(shape, dtype=accumulator_dtype(k_chunk))
 
 
 @op("sq::conv_fprop_sums", doc="conv_fprop and the sum of every channel of its result.")
@@ -89,16 +101,27 @@ def conv_fprop_sums(
     dilation: Sequence[int],
     groups: int,
     k_chunk: int,
+    exponent: Tensor | None = None,
+    shift_groups: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """conv_fprop -> (acc, int64 (O,) sums of acc over N, OH and OW)."""
-    acc = conv_fprop.reference(x, w, stride, padding, dilation, groups, k_chunk)
+    window = (stride, padding, dilation, groups)
+    acc = conv_fprop.reference(x, w, *window, k_chunk, exponent, shift_groups)
     return acc, channel_sums(acc)
 
 
 @conv_fprop_sums.meta
-def _(x: Tensor, w: Tensor, *geometry: Any) -> tuple[Tensor, Tensor]:
-    *windows, _, k_chunk = geometry
-    shape = output_shape(x.shape, w.shape, *windows)
+def _(
+    x: Tensor,
+    w: Tensor,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    k_chunk: int,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    shape = output_shape(x.shape, w.shape, stride, padding, dilation)
     acc = x.new_empty(shape, dtype=accumulator_dtype(k_chunk))
     return acc, x.new_empty((w.shape[0],), dtype=torch.int64)
 
@@ -189,9 +212,12 @@ def conv_fprop_dequantize(
     scales: Sequence[Tensor],
     bias: Tensor | None,
     relu: bool,
+    exponent: Tensor | None = None,
+    shift_groups: int = 1,
 ) -> Tensor:
     """conv_fprop, then dequantize, then max(., 0) when relu -> float32 (N, OH, OW, O)."""
-    acc = conv_fprop.reference(x, w, stride, padding, dilation, groups, k_chunk)
+    window = (stride, padding, dilation, groups)
+    acc = conv_fprop.reference(x, w, *window, k_chunk, exponent, shift_groups)
     return dequantized(acc, scales, bias, relu)
 
 

@@ -17,25 +17,44 @@ from sqcompile.ops.norm import (
     l1_layer_norm_backward,
 )
 from sqcompile.ops.pack import pack_int4, pack_mask, unpack_int4
-from sqcompile.ops.quantize import absmax, clip_range, quant_scale, quantize, quantize_stochastic
+from sqcompile.ops.quantize import (
+    absmax,
+    clip_range,
+    group_exponent,
+    quant_scale,
+    quantize,
+    quantize_stochastic,
+)
 from sqcompile.ops.table import op
 
 PACKED_BITS = 4
 """A saved xhat of at most so many bits is packed two to a byte."""
 
 
+def range_and_groups(y: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """y float32 (*, C) -> (absmax of y with all axes of size 1, group_exponent of the absmax of
+    every channel int8 (1, .., 1, C), or empty (0,) where there is one group)."""
+    every = list(range(y.dim()))
+    if groups == 1:
+        return absmax.reference(y, None, every), y.new_empty((0,), dtype=torch.int8)
+    channel = absmax.reference(y, None, every[:-1])
+    return absmax.reference(channel, None, every), group_exponent.reference(channel, groups)
+
+
 def beside_result(
-    x: Tensor, scale: Tensor, bits: int, relu: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, scale: Tensor, bits: int, relu: bool, groups: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What a batch norm that packs gives beside its result, as meta: r, xhat, mask, coefficient,
-    mean, var."""
+    mean, var, exponent."""
     r = x.new_empty([1] * x.dim(), dtype=torch.float32)
     xhat = x.new_empty(x.shape, dtype=torch.int8)
     if bits <= PACKED_BITS:
         xhat = x.new_empty(((x.numel() + 1) // 2,), dtype=torch.uint8)
     mask = x.new_empty(((x.numel() + 7) // 8 if relu else 0,), dtype=torch.uint8)
     coefficient, mean, var = (scale.new_empty(scale.shape) for _ in range(3))
-    return r, xhat, mask, coefficient, mean, var
+    kept = [1] * (x.dim() - 1) + [x.shape[-1]] if groups > 1 else [0]
+    exponent = x.new_empty(kept, dtype=torch.int8)
+    return r, xhat, mask, coefficient, mean, var, exponent
 
 
 @op("sq::l1_batch_norm_relu_quantize", doc="L1 batch norm, ReLU, quantisation and packing in one.")
@@ -54,10 +73,12 @@ def l1_batch_norm_relu_quantize(
     signed: bool,
     sums: Tensor | None = None,
     share: float = 1.0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    groups: int = 1,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """l1_batch_norm, then ReLU if `relu`, whose y is only quantised -> (q int8 or uint8 (*, C) in
     `out_bits` bits, r float32 absmax of y times `share` with all axes of size 1, xhat, mask,
-    coefficient, mean, var). `sums` as in l1_batch_norm.
+    coefficient, mean, var, exponent int8 (1, .., 1, C)). `sums` as in l1_batch_norm. With groups
+    > 1 q has the group_exponent of y's absmax of every channel; else there is no exponent, (0,).
 
     xhat is packed as by pack_int4 when it has at most 4 bits, else int8 (*, C); mask is y > 0 as
     by pack_mask, empty without ReLU. Where y is NaN or infinite q is unspecified, and r is not
@@ -68,12 +89,13 @@ def l1_batch_norm_relu_quantize(
     )
     if relu:
         y = torch.relu(y)
-    r = clip_range.reference(absmax.reference(y, None, list(range(y.dim()))), share)
-    q = quantize.reference(y, r, out_bits, signed)
+    whole, exponent = range_and_groups(y, groups)
+    r = clip_range.reference(whole, share)
+    q = quantize.reference(y, r, out_bits, signed, exponent if groups > 1 else None)
     if bits <= PACKED_BITS:
         xhat = pack_int4.reference(xhat)
     mask = pack_mask.reference(y > 0) if relu else y.new_empty((0,), dtype=torch.uint8)
-    return q, r, xhat, mask, coefficient, mean, var
+    return q, r, xhat, mask, coefficient, mean, var, exponent
 
 
 @l1_batch_norm_relu_quantize.meta
@@ -92,9 +114,10 @@ def _(
     signed: bool,
     sums: Tensor | None = None,
     share: float = 1.0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    groups: int = 1,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     q = x.new_empty(x.shape, dtype=torch.int8 if signed else torch.uint8)
-    return q, *beside_result(x, scale, bits, relu)
+    return q, *beside_result(x, scale, bits, relu, groups)
 
 
 @op("sq::l1_batch_norm_packed_backward", doc="l1_batch_norm_backward of a packed xhat.")

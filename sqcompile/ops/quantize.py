@@ -35,6 +35,13 @@ def _steps_per_unit(highest: int, r: Tensor) -> Tensor:
     return torch.full_like(r, float(highest)) / r
 
 
+def _grouped(steps: Tensor, exponent: Tensor | None) -> Tensor:
+    """steps * 2^exponent: the finer steps of the groups behind the first."""
+    if exponent is None:
+        return steps
+    return steps * (1 << exponent.to(torch.int32)).to(torch.float32)
+
+
 def _reduced(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
     return [1 if axis in axes else size for axis, size in enumerate(shape)]
 
@@ -89,19 +96,22 @@ def _(r: Tensor, groups: int) -> Tensor:
 
 
 @op("sq::quantize", doc="Nearest-even quantisation on a symmetric or unsigned grid.")
-def quantize(x: Tensor, r: Tensor, bits: int, signed: bool) -> Tensor:
-    """x float32, r float32 absmax broadcastable to x -> int8 (signed) or uint8.
+def quantize(
+    x: Tensor, r: Tensor, bits: int, signed: bool, exponent: Tensor | None = None
+) -> Tensor:
+    """x float32, r float32 absmax broadcastable to x, exponent int8 group of the reduced axis
+    broadcastable to x -> int8 (signed) or uint8.
 
-    q = clamp(round_half_even(x * (qmax / r))); 0 where r < 2^-100.
+    q = clamp(round_half_even(x * ((qmax / r) * 2^exponent))); 0 where r < 2^-100.
     """
     low, high = limits(bits, signed)
-    q = (x * _steps_per_unit(high, r)).round().clamp(low, high)
+    q = (x * _grouped(_steps_per_unit(high, r), exponent)).round().clamp(low, high)
     q = torch.where(r < TINY, torch.zeros_like(q), q)
     return q.to(torch.int8 if signed else torch.uint8)
 
 
 @quantize.meta
-def _(x: Tensor, r: Tensor, bits: int, signed: bool) -> Tensor:
+def _(x: Tensor, r: Tensor, bits: int, signed: bool, exponent: Tensor | None = None) -> Tensor:
     return x.new_empty(x.shape, dtype=torch.int8 if signed else torch.uint8)
 
 
@@ -140,9 +150,7 @@ def quantize_stochastic(
     of q over all draws is t to 2^-16, without a bias to one side.
     """
     low, high = limits(bits, signed=True)
-    scale = _steps_per_unit(high, r)
-    if exponent is not None:
-        scale = scale * (1 << exponent.to(torch.int32)).to(torch.float32)
+    scale = _grouped(_steps_per_unit(high, r), exponent)
     scaled = x if outer is None else x * _inverse(outer)
     t = torch.where(r < TINY, torch.zeros_like(x), scaled * scale)
     return carried(t, low, high, rng, stream)
@@ -174,6 +182,23 @@ def quant_scale(r: Tensor, bits: int, signed: bool, groups: int) -> Tensor:
 @quant_scale.meta
 def _(r: Tensor, bits: int, signed: bool, groups: int) -> Tensor:
     return r.new_empty(r.shape)
+
+
+@op("sq::group_scale", doc="What one integer step of every group is worth, without shifts.")
+def group_scale(r: Tensor, exponent: Tensor, bits: int, signed: bool) -> Tensor:
+    """r float32 absmax of size 1, exponent int8 group of every channel -> float32 of exponent's
+    shape: (r / qmax) * 2^-exponent; 1 where r < 2^-100.
+
+    For a product that has the grouped axis free, and reads the integers as they are stored.
+    """
+    halved = 1.0 / (1 << exponent.to(torch.int32)).to(torch.float32)
+    scale = (r / float(limits(bits, signed)[1])) * halved
+    return torch.where(r < TINY, torch.ones_like(scale), scale)
+
+
+@group_scale.meta
+def _(r: Tensor, exponent: Tensor, bits: int, signed: bool) -> Tensor:
+    return r.new_empty(exponent.shape)
 
 
 @op("sq::outer_scale", doc="The factor that an outer absmax gives back to the result.")

@@ -68,10 +68,19 @@ def batch_norms() -> Made:
         def clipped(s: Source, m=fused) -> list[Any]:
             return [*m(s), None, 0.6]
 
+        def grouped(s: Source, m=fused) -> list[Any]:
+            return [*m(s), None, 1.0 if m(s)[-2] == 4 else 0.7, 3]
+
         def summed(s: Source, m=forward, given=form, sh=shape) -> list[Any]:
             *first, _, step = m(s)
             relu, _, signed, saved = given
             return [*first, saved, step, s.normal(*sh) if relu or signed else None, relu]
+
+        def summed_groups(s: Source, m=summed, sh=shape) -> list[Any]:
+            *first, residual, relu = m(s)
+            if residual is not None:
+                residual = residual * s.uniform(sh[-1]) ** 4
+            return [*first, residual, relu, None, 4]
 
         def given(s: Source, m=forward) -> list[Any]:
             x, *rest = m(s)
@@ -85,6 +94,8 @@ def batch_norms() -> Made:
         yield "l1_batch_norm_relu_quantize", f"{label}-{sized(form)}", fused
         yield "l1_batch_norm_relu_quantize", f"{label}-{sized(form)}-clipped", clipped
         yield "l1_batch_norm_add_relu", f"{label}-{sized(form)}", summed
+        yield "l1_batch_norm_relu_quantize", f"{label}-{sized(form)}-grouped", grouped
+        yield "l1_batch_norm_add_relu", f"{label}-{sized(form)}-grouped", summed_groups
         if dtype != I8:
             yield "l1_batch_norm", f"{label}-given", given
             yield (

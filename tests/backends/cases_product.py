@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -92,6 +93,7 @@ def _stored_products() -> Made:
         ((8, False), (8, False), 1, False, True, ()),  # a is stored minus 128
         ((8, False), (8, False), 4, False, False, ()),
         ((8, True), (8, True), 12, True, True, ()),
+        ((4, False), (4, True), 3, False, True, ()),  # a linear layer's activations
     ):
 
         def make(s: Source, a=a, b=b, groups=groups, ta=ta, tb=tb, batch=batch) -> list[Any]:
@@ -347,6 +349,18 @@ TAILED = [
     Convolution((2, 5, 7, 3), 5, **SAME),
     Convolution((2, 6, 5, 32), 32, **SAME, groups=32),
 ]
+GROUPED = [
+    # Group exponents of x: shifts in weights and images, per channel; both; in the weights alone.
+    Convolution((1, 31, 9, 20), 40, **SAME, stride=(2, 2), bits=6, shift_groups=4),
+    Convolution((3, 8, 8, 6), 6, **SAME, stride=(2, 2), groups=6, bits=4, shift_groups=3),
+    Convolution((9, 8, 8, 16), 32, **SAME, bits=4, shift_groups=3),
+    Convolution((2, 10, 10, 64), 80, **SAME, stride=(2, 2), bits=4, shift_groups=4, signed=True),
+    # Winograd, short and odd rows of channels, channel groups and 64-bit results, one pixel.
+    Convolution((2, 9, 8, 48), 32, **SAME, bits=4, shift_groups=3),
+    Convolution((5, 9, 7, 3), 5, **SAME, bits=6, shift_groups=3, signed=True),
+    Convolution((2, 9, 7, 4), 6, (3, 2), (2, 1), (1, 0), (1, 2), 2, 3, 8, 4),
+    Convolution((2, 6, 6, 64), 20, (1, 1), (2, 2), bits=4, shift_groups=3),
+]
 LONG = {
     "conv_fprop": Convolution((1, 3, 3, 70001), 2, (2, 2), k_chunk=9),
     "conv_dgrad": Convolution((1, 2, 2, 3), 70001, (1, 1), k_chunk=9),
@@ -392,6 +406,7 @@ def convolutions() -> Made:
             f"tail-{c}",
             Ranged(tailed(scaled, c.x, c.x[3] % 16 == 0), ((c.bits, True), (c.bits, True))),
         )
+    yield from _grouped_convolutions()
     c = CONVOLUTIONS[3]
 
     def biased(s: Source) -> list[Any]:
@@ -400,3 +415,27 @@ def convolutions() -> Made:
     yield "conv_fprop_dequantize", f"{c}-bias-relu", biased
     for op, long in LONG.items():
         yield op, f"long-{long}", getattr(long, op.removeprefix("conv_"))
+
+
+def _grouped_convolutions() -> Made:
+    """Activations with group exponents: forward in each form, and the gradient of the weight, which
+    has a scale for every input channel."""
+    for index, c in enumerate(GROUPED):
+
+        def grouped(s: Source, c=c, form="") -> list[Any]:
+            middle = [[s.uniform(1), s.uniform(c.outputs)], s.normal(c.outputs), True]
+            e = s.integers(0, c.shift_groups - 1, 1, 1, 1, c.x[3])
+            return [*c.fprop(s), *(middle if form else []), e, c.shift_groups]
+
+        for form in ("", "_sums") if index % 2 else ("_dequantize", "_sums"):
+            made = partial(grouped, form="dequantize") if form == "_dequantize" else grouped
+            operands = ((c.bits, c.signed), (c.bits, True))
+            yield f"conv_fprop{form}", f"grouped-{c}", Ranged(made, operands)
+    for c in (GROUPED[0], GROUPED[2], GROUPED[5], Convolution((4, 8, 8, 32), 32, **SAME, bits=4)):
+
+        def scaled(s: Source, c=c) -> list[Any]:
+            scales = [s.uniform(1), s.uniform(c.outputs, 1, 1, 1), s.uniform(1, c.x[3], 1, 1)]
+            return [*c.wgrad(s), scales, None, False]
+
+        operands = ((c.bits, True), (c.bits, c.signed))
+        yield "conv_wgrad_dequantize", f"grouped-{c}", Ranged(scaled, operands)

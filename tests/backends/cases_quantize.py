@@ -48,6 +48,19 @@ def quantizers() -> Made:
             return [s.integers(-15, 15, *shape).float() / 2, torch.full([1], 7.0), 4, True]
 
         yield "quantize", f"{name}-ties", ties
+        for signed in (True, False):
+
+            def grouped(s: Source, shape=shape, inner=inner, signed=signed) -> list[Any]:
+                x = s.normal(*shape) * s.uniform(*inner) ** 4
+                r = x.abs().amax().reshape(kept(shape)) * 0.6
+                return [x, r, 4, signed, s.integers(0, 2, *inner)]
+
+            yield "quantize", f"{name}-grouped-{signed}", grouped
+        yield (
+            "group_scale",
+            f"{name}-grouped",
+            lambda s, i=inner: [s.uniform(*kept(i)), s.integers(0, 3, *i), 4, False],
+        )
         yield "quant_scale", name, lambda s, i=inner: [s.edges(*i).abs(), 4, True, 4]
         yield "clip_range", name, lambda s, i=inner: [s.edges(*i).abs(), 0.6]
         yield "outer_scale", name, lambda s, i=inner: [s.edges(*i).abs()]
@@ -58,8 +71,23 @@ def quantizers() -> Made:
                 lambda s, i=inner, g=groups: [s.uniform(*i) ** 6, g],
             )
         yield from _stochastic(shape)
+    yield from _nothing()
     for shape in RUNS:
         yield from _stochastic(shape)
+
+
+def _nothing() -> Made:
+    """Group exponents where all counts as zero."""
+    yield (
+        "quantize",
+        "grouped-zero",
+        lambda s: [s.normal(9, 20), torch.full([1, 1], 2.0**-101), 4, True, s.integers(0, 2, 20)],
+    )
+    yield (
+        "group_scale",
+        "grouped-zero",
+        lambda s: [torch.full([1, 1], 2.0**-101), s.integers(0, 2, 1, 20), 4, True],
+    )
 
 
 def _stochastic(shape: tuple[int, ...]) -> Made:

@@ -48,14 +48,14 @@ def report(case: Case, mcpu: str, got: torch.Tensor, want: torch.Tensor) -> str:
 
 
 def on_each_cpu() -> list[Any]:
-    """All cases on this CPU, two of each op on the older ones: their kernels differ only in what
-    LLVM makes of them."""
+    """All cases on this CPU, two of each op (and two with groups of activations) on the older ones:
+    their kernels differ only in what LLVM makes of them."""
     found = [pytest.param(case, "", id=f"{case.name}-host") for case in CASES]
-    seen: Counter[str] = Counter()
+    seen: Counter[tuple[str, bool]] = Counter()
     for case in CASES:
-        op = case.name.partition("-")[0]
-        seen[op] += 1
-        if seen[op] <= 2 or case.name in OTHER_VECTORS:
+        kind = case.name.partition("-")[0], "grouped" in case.name
+        seen[kind] += 1
+        if seen[kind] <= 2 or case.name in OTHER_VECTORS:
             found += [pytest.param(case, cpu, id=f"{case.name}-{cpu}") for cpu in OLDER_CPUS]
         if "shift_matmul-sorted" in case.name and _has_vnni():
             cpu = WITHOUT_PERMUTATIONS

@@ -36,12 +36,13 @@ class Convolution:
     epilogue: bool = False
     bias: bool = False
     sums: bool = False
+    scaled: bool = False
 
     @property
     def name(self) -> str:
         """A test's id."""
         shape = f"{'x'.join(map(str, self.x))}-{self.columns}-{self.padding}"
-        return f"{self.op}{'-sums' * self.sums}-{shape}"
+        return f"{self.op}{'-sums' * self.sums}-{shape}-{self.groups}"
 
     @property
     def entry(self) -> Any:
@@ -77,8 +78,12 @@ class Convolution:
                 "wgrad": (self.columns, 1, 1, 1),
             }
             scale = last[self.op]
-            found += [[s.uniform(1), s.uniform(*scale)], s.normal(*scale) if self.bias else None]
+            scales = [s.uniform(1), s.uniform(*scale)]
+            scales += [s.uniform(1, self.x[3], 1, 1)] if self.scaled else []
+            found += [scales, s.normal(*scale) if self.bias else None]
             found += [self.bias]
+        if self.op == "fprop" and self.groups > 1:
+            found += [s.integers(0, self.groups - 1, 1, 1, 1, self.x[3]), self.groups]
         return found
 
     def spec(self) -> KernelSpec:
@@ -105,6 +110,10 @@ CASES = [
     Convolution("fprop", (4, 4, 4, 128), 128, values=(0, 15), sums=True),
     Convolution("fprop", (3, 9, 7, 36), 70, values=(0, 15), sums=True),
     Convolution("fprop", (9, 10, 6, 36), 41, values=(0, 15), sums=True),
+    # Groups of activations.
+    Convolution("fprop", (2, 9, 7, 36), 64, values=(0, 15), groups=4, epilogue=True),
+    Convolution("fprop", (16, 8, 8, 64), 64, values=(0, 15), groups=3, sums=True),
+    Convolution("fprop", (4, 4, 4, 130), 128, values=(-7, 7), groups=4),
     Convolution("dgrad", (2, 8, 8, 64), 32, groups=4),
     Convolution("dgrad", (2, 9, 6, 7), 12, 2, groups=3, values=(-15, 15)),
     Convolution("dgrad", (2, 3, 7, 32), 70, 0, weights=(-3, 3), groups=5, epilogue=True),
@@ -112,6 +121,7 @@ CASES = [
     # Halved centres, and none; tiles that fill no quad; rows and columns left over.
     Convolution("wgrad", (2, 8, 8, 64), 64, weights=(0, 15), groups=4, epilogue=True),
     Convolution("wgrad", (3, 7, 9, 32), 48, groups=4),
+    Convolution("wgrad", (2, 8, 7, 32), 32, weights=(0, 15), groups=4, epilogue=True, scaled=True),
     Convolution("wgrad", (5, 5, 6, 32), 16, 0, groups=3, epilogue=True, bias=True),
     Convolution("wgrad", (1, 3, 4, 32), 16, 2, (-31, 31), (0, 63)),
 ]
@@ -159,6 +169,8 @@ def test_fits_where_it_is_exact_and_pays() -> None:
     assert fits(layer)
     assert not fits(layer, "x86-64-v3")
     assert not fits(replace(layer, weights=(-15, 15)))
+    assert fits(replace(layer, groups=4))
+    assert not fits(replace(layer, groups=5))
     assert not fits(replace(layer, values=(0, 127)))
     assert not fits(replace(layer, columns=16))
     assert not fits(replace(layer, x=(1, 4, 4, 64)))
@@ -187,6 +199,9 @@ def test_gradients_of_weights_fit_where_it_is_exact_and_pays() -> None:
     [
         ((0, 15), (-7, 7), 1, (0, 0)),
         ((0, 63), (-7, 7), 1, (0, 0)),
+        ((0, 15), (-7, 7), 3, (2, 0)),
+        ((0, 15), (-7, 7), 4, (2, 1)),
+        ((0, 15), (-7, 7), 5, None),
         ((-7, 7), (-7, 7), 4, (2, 1)),
         ((-3, 3), (-3, 3), 4, (3, 0)),
         ((-15, 15), (-7, 7), 3, (1, 1)),

@@ -156,19 +156,18 @@ def test_all_three_in_int64(
     x, w = integers(c.x, dtype, seed), integers(c.w, torch.int8, seed + 1)
     g = integers(c.g, torch.int8, seed + 2)
     *pixels, o = c.g
-    acc, sums = OPS["sq::conv_fprop_sums"](x, w, *c.window, k_chunk)
-    assert acc.equal(conv_fprop(x, w, *c.window, k_chunk))
-    assert sums.tolist() == int64(acc, None, 1).sum((0, 1, 2)).tolist()
-    per_channel = per_pixel = None
+    per_input = per_channel = per_pixel = None
     if shift is not None:
+        per_input = torch.randint(0, shift, (1, 1, 1, c.x[3]), generator=generator(seed)).char()
         per_channel = torch.randint(0, shift, (1, 1, 1, o), generator=generator(seed)).char()
         per_pixel = torch.randint(0, shift, (*pixels, 1), generator=generator(seed)).char()
     groups = shift or 1
+    forward = (x, w, *c.window, k_chunk, per_input, groups)
+    acc, sums = OPS["sq::conv_fprop_sums"](*forward)
+    assert acc.equal(conv_fprop(*forward))
+    assert sums.tolist() == int64(acc, None, 1).sum((0, 1, 2)).tolist()
     results = [
-        (
-            conv_fprop(x, w, *c.window, k_chunk),
-            int64_fprop(int64(x, None, 1), int64(w, None, 1), c),
-        ),
+        (acc, int64_fprop(int64(x, per_input, groups), int64(w, None, 1), c)),
         (
             conv_dgrad(g, w, per_channel, groups, c.x, *c.window, k_chunk),
             int64_dgrad(int64(g, per_channel, groups), int64(w, None, 1), c),

@@ -40,6 +40,7 @@ WINDOW = [[2, 1], [1, 0], [1, 2], 2]  # stride, padding, dilation, groups
 X, W, G = (2, 5, 6, 4), (6, 2, 3, 2), (2, 3, 4, 6)
 POOL = [[2, 3], [2, 1], [1, 0]]  # kernel, stride, padding
 FPROP = [u8(*X), i8(*W), *WINDOW, 0]
+SHIFTS = [i8(1, 1, 1, 4, low=0, high=3), 3]  # exponent, shift groups of FPROP
 DGRAD = [i8(*G), i8(*W), zeros8(1, 1, 1, 6), 3, list(X), *WINDOW, 0]
 WGRAD = [i8(*G), u8(*X), zeros8(2, 3, 4, 1), 2, list(W), *WINDOW, 1]
 BATCHED = [i8(3, 5, 4), i8(3, 6, 5), zeros8(3, 5, 1), 4, True, True, 2]
@@ -52,7 +53,11 @@ EXAMPLES: dict[str, list[list[Any]]] = {
     "draws": [[RNG, 300, 2**32 - 1], [RNG, 0, 0]],
     "absmax": [[f32(3, 4, 5), None, [0, 2]], [f32(3, 4), f32(3, 1), [0]], [f32(3, 4), None, []]],
     "group_exponent": [[f32(1, 1, 1, 7), 4], [f32(3, 1), 1]],
-    "quantize": [[f32(3, 4), f32(3, 1), 4, True], [f32(3, 4), f32(1, 1), 8, False]],
+    "quantize": [
+        [f32(3, 4), f32(3, 1), 4, True],
+        [f32(3, 4), f32(1, 1), 8, False],
+        [f32(3, 4), f32(1, 1), 4, False, i8(1, 4, low=0, high=3)],
+    ],
     "quantize_stochastic": [
         [f32(3, 4), f32(1, 1), f32(3, 1), zeros8(1, 4), RNG, 4, 5],
         [f32(2, 4, 5, 3), f32(1, 1, 1, 3), None, None, RNG, 8, 5],
@@ -69,6 +74,7 @@ EXAMPLES: dict[str, list[list[Any]]] = {
     ],
     "clip_range": [[f32(3, 1), 0.5]],
     "quant_scale": [[f32(3, 1), 4, True, 4], [f32(1), 4, False, 1]],
+    "group_scale": [[f32(1, 1), zeros8(1, 4), 4, False]],
     "outer_scale": [[f32(3, 1, 1)]],
     "shift_matmul": [
         [i8(3, 5), u8(5, 4), zeros8(1, 5), 4, False, False, 0],
@@ -87,11 +93,14 @@ EXAMPLES: dict[str, list[list[Any]]] = {
         [i8(3, 5), u8(4, 5), None, 1, False, True, 0, [], None, False],
     ],
     "dequantize": [[i8(3, 4).int(), [f32(3, 1)], f32(4)], [i8(2, 2).long().view(4), [], None]],
-    "conv_fprop": [FPROP],
-    "conv_fprop_sums": [FPROP],
+    "conv_fprop": [FPROP, [*FPROP, *SHIFTS]],
+    "conv_fprop_sums": [FPROP, [*FPROP, *SHIFTS]],
     "conv_dgrad": [DGRAD],
     "conv_wgrad": [WGRAD],
-    "conv_fprop_dequantize": [[*FPROP, [f32(1, 1, 1, 6)], f32(6), True]],
+    "conv_fprop_dequantize": [
+        [*FPROP, [f32(1, 1, 1, 6)], f32(6), True],
+        [*FPROP, [f32(1, 1, 1, 6)], f32(6), True, *SHIFTS],
+    ],
     "conv_dgrad_dequantize": [
         [*DGRAD, [f32(2, 1, 1, 1)], None, False],
         [*DGRAD, [f32(2, 1, 1, 1)], None, False, f32(*X), u8((prod(X) + 7) // 8)],
@@ -117,10 +126,12 @@ EXAMPLES: dict[str, list[list[Any]]] = {
         [i8(*X).int(), f32(X[-1]), f32(X[-1]), f32(X[-1]), f32(X[-1]), *NORM, True, 4, False],
         [i8(5, 3).int(), f32(3), None, None, None, 1e-5, 16, 6, 0.1, False, 8, True],
         [i8(5, 3).int(), f32(3), *[None] * 3, *NORM, False, 8, True, i8(3).long(), 0.5],
+        [i8(*X).int(), f32(4), *[f32(4)] * 3, *NORM, True, 4, False, i8(4).long(), 0.5, 3],
     ],
     "l1_batch_norm_add_relu": [
         [i8(*X).int(), f32(X[-1]), f32(X[-1]), f32(X[-1]), f32(X[-1]), *NORM, f32(*X), True],
         [i8(5, 3).int(), f32(3), None, None, None, 1e-5, 16, 6, 0.1, None, False],
+        [i8(*X).int(), f32(4), *[None] * 3, *NORM, f32(*X), True, None, 3],
     ],
     "l1_batch_norm_packed_backward": [
         [i8(5, 3), f32(3), u8(8), f32(3), f32(3), 0.3352],

@@ -42,7 +42,8 @@ def test_assign_precision_follows_the_recipe_and_the_signs():
     done = assign_precision(module, RECIPES["w4a4g4"])
     found = {n.name: n.meta["sq"] for n in done.graph.nodes if "sq" in n.meta}
     assert found["h"].operands[0] == Operand("activation", 8, True)
-    assert found["k"].operands == (Operand("activation", 4, False, clip=0.6), WEIGHT)
+    grouped = Operand("activation", 4, False, clip=0.7, groups=3, group_axis=1)
+    assert found["k"].operands == (grouped, WEIGHT)
     assert (found["k"].module, found["k"].role) == ("b", "fprop")
     assert found["y"].operands[1].bits == 8
     assert found["dk"].groups == 1

@@ -1,5 +1,7 @@
 """The verifier refuses graphs that break a rule, and names the node."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -65,6 +67,32 @@ def test_operands_must_have_the_bits_of_the_product():
     _break(module, "b", bits=8)
     with pytest.raises(BrokenInvariant, match="expects b in 4 bits"):
         verify(module, frozenset({"products read integers"}))
+
+
+@pytest.mark.parametrize(
+    ("call", "bits", "groups", "message"),
+    [
+        ("a, b, e, 2, False, True, 0", 4, 3, "by 1 bits at most, its operand by 2"),
+        ("a, b, None, 3, False, True, 0", 4, 3, "by 2 bits at most, its operand by 2"),
+        ("a, b, e, 3, False, True, 0", 4, 1, "by 2 bits at most, its operand by 0"),
+        ("a, b, e, 3, False, True, 0", 7, 3, "shifts 7 bits by 2"),
+    ],
+    ids=["another number of groups", "no exponent", "no groups", "too wide"],
+)
+def test_a_product_must_shift_as_its_operand_says(call, bits, groups, message):
+    def product(call, bits, groups):
+        operand = Operand("activation", bits, True, groups=groups, group_axis=1)
+        made = graph(
+            "a: i8[4, 8], b: i8[6, 8], e: i8[1, 8] -> y",
+            f"y = sq.shift_matmul({call})",
+            y={"sq": replace(_SPEC, operands=(operand, _SPEC.operands[1]))},
+        )
+        _break(made, "a", bits=bits, signed=True)
+        return _break(made, "b", bits=4, signed=True)
+
+    verify(product("a, b, e, 3, False, True, 0", 6, 3), frozenset({"products read integers"}))
+    with pytest.raises(BrokenInvariant, match=message):
+        verify(product(call, bits, groups), frozenset({"products read integers"}))
 
 
 def test_shapes_and_dtypes_must_be_those_of_the_definition():

@@ -10,11 +10,18 @@ from torch import nn
 import sqcompile
 from sqcompile.backends import targets
 from sqcompile.backends.cpu.build import assembly
+from sqcompile.ops.conv import conv_fprop, conv_fprop_dequantize, conv_fprop_sums
+from sqcompile.ops.product import shift_matmul, shift_matmul_dequantize
 from sqcompile.passes.contraction import FLOAT_PRODUCTS
-from sqcompile.passes.editing import calls
+from sqcompile.passes.editing import arguments, calls
+from sqcompile.recipe import Recipe
 from tests.models import make
 
 CPUS = ["", "x86-64-v3", "x86-64"]
+FORWARD = (
+    *(conv_fprop, conv_fprop_dequantize, conv_fprop_sums),
+    *(shift_matmul, shift_matmul_dequantize),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +50,24 @@ def test_every_bit_of_a_step_is_the_references(name, mcpu):
 @pytest.mark.parametrize("recipe", ["w6a6g6", "w8a8g8", "paper-4bit", "naive-4bit"])
 def test_every_recipe_is_bit_exact(recipe):
     model, inputs = make("resnet")
+    step = sqcompile.compile(model, inputs, recipe=recipe)
+    assert sqcompile.verify(step, inputs).equal
+
+
+@pytest.mark.parametrize("name", ["resnet", "odd", "attention"])
+def test_groups_of_all_activations_are_bit_exact(name):
+    recipe = Recipe(name="grouped", activation_clip=0.7, activation_groups=4, rules=())
+    model, inputs = make(name)
+    step = sqcompile.compile(model, inputs, recipe=recipe)
+    result = sqcompile.verify(step, inputs)
+    assert result.equal, [row for row in result.rows if not row.equal]
+    given = [arguments(node) for graph in step.variants for node in calls(graph.forward, *FORWARD)]
+    assert any(one.get("shift_groups", one.get("groups")) == 4 for one in given)
+
+
+def test_as_many_groups_of_activations_as_fit_a_byte_are_bit_exact():
+    model, inputs = make("odd")
+    recipe = Recipe(activation_groups=5, activation_clip=0.5, check_finite=True)
     step = sqcompile.compile(model, inputs, recipe=recipe)
     assert sqcompile.verify(step, inputs).equal
 
