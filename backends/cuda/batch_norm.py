@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from sqcompile.backends.cuda import grid
+from sqcompile.backends.cuda.absmax import maxima
 from sqcompile.backends.cuda.grid import Array, Expr
 from sqcompile.backends.cuda.norm import (
     Gradient,
@@ -29,7 +30,7 @@ from sqcompile.backends.cuda.passes import (
     threads_for,
 )
 from sqcompile.backends.cuda.philox import Philox
-from sqcompile.backends.cuda.quantize import nearest
+from sqcompile.backends.cuda.quantize import at_shape, exponents_of, nearest
 from sqcompile.backends.cuda.shift_quantize import quantize_pair
 from sqcompile.backends.cuda.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec, TensorSpec
@@ -90,23 +91,23 @@ def l1_batch_norm(spec: KernelSpec) -> object:
 def l1_batch_norm_relu_quantize(spec: KernelSpec) -> object:
     """y stays in memory until its absmax is known."""
     with grid.function(spec) as f:
-        q, r, xhat, mask, coefficient, mean, var = f.outputs
+        q, r, xhat, mask, *statistics, exponent = f.outputs
         forward = _Forward(spec, f)
-        forward.measure(coefficient, mean, var)
+        forward.measure(*statistics)
         kept = grid.workspace(q.size, "float32")
         y = Array(kept.buffer, TensorSpec(q.shape, "float32"))
 
         def found(value: Expr) -> None:
             r.store(0, product(value, grid.literal(spec["share"])))
 
-        _store_result(forward, y, xhat, mask, found)
+        _store_result(forward, y, xhat, mask, exponent, found)
         bits, signed = spec["out_bits"], spec["signed"]
-        mapped(
-            q.size,
-            [along(y)],
-            [Stored(q)],
-            lambda i, given: [nearest(given[0], r[0], bits, signed)],
-        )
+
+        def element(i: Expr, given: Sequence[Expr]) -> Sequence[Expr]:
+            group = at_shape(exponent, q.shape, i) if exponent.size else None
+            return [nearest(given[0], r[0], bits, signed, group)]
+
+        mapped(q.size, [along(y)], [Stored(q)], element)
     return f.result
 
 
@@ -114,21 +115,28 @@ def l1_batch_norm_relu_quantize(spec: KernelSpec) -> object:
 def l1_batch_norm_add_relu(spec: KernelSpec) -> object:
     """The residual is added where y is computed; the mask is read from y."""
     with grid.function(spec) as f:
-        y, r, xhat, mask, coefficient, mean, var = f.outputs
+        y, r, xhat, mask, *statistics, exponent = f.outputs
         forward = _Forward(spec, f)
-        forward.measure(coefficient, mean, var)
-        _store_result(forward, y, xhat, mask, lambda value: r.store(0, value))
+        forward.measure(*statistics)
+        _store_result(forward, y, xhat, mask, exponent, lambda value: r.store(0, value))
     return f.result
 
 
 def _store_result(
-    forward: _Forward, y: Array, xhat: Array, mask: Array, found: Callable[[Expr], None]
+    forward: _Forward,
+    y: Array,
+    xhat: Array,
+    mask: Array,
+    exponent: Array,
+    found: Callable[[Expr], None],
 ) -> None:
-    """y, plus the residual, through ReLU; what backward keeps of it; found(its absmax)."""
+    """y, plus the residual, through ReLU; what backward keeps of it; found(its absmax); the groups
+    of its channels, where there are any."""
     residual, relu = forward.f.get("residual"), forward.spec["relu"]
     sinks = [Stored(y), saved_sink(xhat), *([Bits(mask)] if mask.size else [])]
     threads = threads_for(y.size, lanes_for(y.size, sinks))
     loads = [along(forward.x), *([] if residual is None else [along(residual)])]
+    largest = [] if exponent.size else [Largest(threads, found)]
 
     def element(index: Expr, given: Sequence[Expr]) -> Sequence[Expr]:
         normal = forward.norm.xhat(index, given[0])
@@ -137,9 +145,19 @@ def _store_result(
             value = grid.keep(value + given[1])
         value = _relu(value) if relu else value
         kept = [value, forward.k(normal), *([value > real(0.0)] if mask.size else [])]
-        return [*kept, magnitude_of(value)]
+        return [*kept, *(magnitude_of(value) for _ in largest)]
 
-    mapped(y.size, loads, [*sinks, Largest(threads, found)], element)
+    mapped(y.size, loads, [*sinks, *largest], element)
+    if exponent.size:
+        _store_groups(y, exponent, forward.spec["groups"], found)
+
+
+def _store_groups(y: Array, exponent: Array, groups: int, found: Callable[[Expr], None]) -> None:
+    """The absmax of every channel of a result in memory, its group, and found(the largest)."""
+    channels = grid.workspace(exponent.size, "float32")
+    maxima(y, list(range(len(y.shape) - 1)), [], False, channels.store)
+    largest = exponents_of(channels, exponent, groups)
+    grid.each(1, lambda _: found(grid.keep(largest[0])))
 
 
 def _backward(spec: KernelSpec, f: grid.Function, dgamma: Array, dbeta: Array) -> Gradient:

@@ -17,6 +17,7 @@ from sqcompile.backends.rounding import (
     clamp,
     group_of,
     inverse,
+    is_tiny,
     magnitude,
     power,
     rounded,
@@ -36,10 +37,13 @@ def at_shape(array: Array, shape: Sequence[int], index: Expr) -> Expr:
     return array[grid.linear(grid.unravel(index, shape), steps)]
 
 
-def nearest(value: Expr, r: Expr, bits: int, signed: bool) -> Expr:
-    """The integer of a value on the grid of an absmax r, as int32."""
+def nearest(value: Expr, r: Expr, bits: int, signed: bool, exponent: Expr | None = None) -> Expr:
+    """The integer of a value on the grid of an absmax r, 2^exponent times as fine for a group
+    exponent, as int32."""
     low, high = limits(bits, signed)
     units = grid.keep(steps_per_unit(bits, signed, grid.keep(r)))
+    if exponent is not None:
+        units = grid.keep(units * power(grid.cast(exponent, "int32")))
     return rounded(grid.keep(clamp(grid.keep(value * units), low, high)))
 
 
@@ -47,15 +51,14 @@ def nearest(value: Expr, r: Expr, bits: int, signed: bool) -> Expr:
 def quantize(spec: KernelSpec) -> object:
     """One pass."""
     with grid.function(spec) as f:
-        x, r, (q,) = f["x"], f["r"], f.outputs
-
+        x, r, exponent, (q,) = f["x"], f["r"], f.get("exponent"), f.outputs
         bits, signed = spec["bits"], spec["signed"]
-        mapped(
-            x.size,
-            [along(x)],
-            [Stored(q)],
-            lambda i, given: [nearest(given[0], at_shape(r, x.shape, i), bits, signed)],
-        )
+
+        def element(i: Expr, given: Sequence[Expr]) -> Sequence[Expr]:
+            group = None if exponent is None else at_shape(exponent, x.shape, i)
+            return [nearest(given[0], at_shape(r, x.shape, i), bits, signed, group)]
+
+        mapped(x.size, [along(x)], [Stored(q)], element)
     return f.result
 
 
@@ -128,6 +131,24 @@ def quant_scale(spec: KernelSpec) -> object:
     return f.result
 
 
+@KERNELS.kernel("sq::group_scale")
+def group_scale(spec: KernelSpec) -> object:
+    """Elementwise over the exponents."""
+    bits, signed = spec["bits"], spec["signed"]
+    with grid.function(spec) as f:
+        r, exponent, (scale,) = f["r"], f["exponent"], f.outputs
+
+        def one(i: Expr) -> None:
+            range_ = grid.keep(at_shape(r, exponent.shape, i))
+            halved = power(grid.zero("int32") - grid.cast(exponent[i], "int32"))
+            worth = grid.keep(grid.keep(step(bits, signed, 1, range_)) * halved)
+            one = grid.const(1.0, "float32")
+            scale.store(i, grid.select(is_tiny(range_), one, worth))
+
+        grid.each(exponent.size, one)
+    return f.result
+
+
 @KERNELS.kernel("sq::outer_scale")
 def outer_scale(spec: KernelSpec) -> object:
     """Elementwise over r."""
@@ -151,14 +172,20 @@ def largest_of(r: Array) -> Array:
     return largest
 
 
+def exponents_of(r: Array, exponent: Array, groups: int) -> Array:
+    """Group exponents of absmaxes, in a launch behind that which finds the largest; the latter."""
+    largest = largest_of(r)
+    grid.each(r.size, lambda i: exponent.store(i, group_of(r[i], largest[0], groups)))
+    return largest
+
+
 @KERNELS.kernel("sq::group_exponent")
 def group_exponent(spec: KernelSpec) -> object:
     """The maximum of r, then elementwise."""
     with grid.function(spec) as f:
         r, (exponent,) = f["r"], f.outputs
-        largest = largest_of(r)
-        grid.each(r.size, lambda i: exponent.store(i, group_of(r[i], largest[0], spec["groups"])))
+        exponents_of(r, exponent, spec["groups"])
     return f.result
 
 
-__all__ = ["at_shape", "largest_of", "nearest", "scaled_by"]
+__all__ = ["at_shape", "exponents_of", "largest_of", "nearest", "scaled_by"]
