@@ -100,7 +100,9 @@ def test_the_wheel_holds_the_package_and_nothing_generic(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert tops == {"sqcompile", f"sqcompile-{PROJECT['project']['version']}.dist-info"}
-    for name in ("passes/pipeline.py", "backends/lower.py", "report/report.html.j2"):
+    runtime = ("ptx.h", "runtime.cpp")
+    emulator = [f"backends/cuda/emulator/runtime/{name}" for name in runtime]
+    for name in ("passes/pipeline.py", "backends/lower.py", "report/report.html.j2", *emulator):
         assert f"sqcompile/{name}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

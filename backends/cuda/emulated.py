@@ -18,7 +18,7 @@ from tvm import relax
 
 from sqcompile.backends.cuda.emulator import Module, emulate
 from sqcompile.backends.cuda.emulator.batch import compile_together
-from sqcompile.errors import UsageError
+from sqcompile.errors import SqError, UsageError
 from sqcompile.runtime import machines
 from sqcompile.runtime.cuda import INDEX
 from sqcompile.runtime.executable import Binary
@@ -59,8 +59,39 @@ def machine(binary: Binary, architecture: str | None = None) -> Any:
     }
     with ThreadPoolExecutor(get_num_threads()) as pool:
         modules = dict(zip(texts, pool.map(_compiled, texts.values()), strict=True))
-    kernels = {kernel: _launcher(modules.get(kernel), told) for kernel, told in index[name].items()}
-    return _linked(binary, kernels)
+    failures: list[SqError] = []
+    kernels = {
+        kernel: _launcher(modules.get(kernel), told, failures)
+        for kernel, told in index[name].items()
+    }
+    return Machine(_linked(binary, kernels), failures)
+
+
+class Machine:
+    """A virtual machine whose functions raise what a kernel raised: errors lose their class on
+    their way through TVM."""
+
+    def __init__(self, machine: Any, failures: list[SqError]) -> None:
+        self._machine = machine
+        self._failures = failures
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        function = self._machine[name]
+
+        def run(*tensors: Any) -> Any:
+            self._failures.clear()
+            try:
+                return function(*tensors)
+            except RuntimeError:
+                if self._failures:
+                    raise self._failures[0] from None
+                raise
+
+        return run
+
+    def set_instrument(self, hook: Any) -> None:
+        """As the virtual machine's own."""
+        self._machine.set_instrument(hook)
 
 
 def _compiled(ptx: str) -> Module:
@@ -91,12 +122,20 @@ def _linked(binary: Binary, kernels: dict[str, Callable[..., None]]) -> Any:
                 tvm_ffi.register_global_func(name, before)
 
 
-def _launcher(module: Module | None, told: dict[str, Any]) -> Callable[..., None]:
-    """A function that runs a kernel's launches on the tensors that the machine gives it."""
+def _launcher(
+    module: Module | None, told: dict[str, Any], failures: list[SqError]
+) -> Callable[..., None]:
+    """A function that runs a kernel's launches on the tensors that the machine gives it, and
+    notes what they raise."""
 
     def run(*tensors: Any) -> None:
-        if module is not None:
+        if module is None:
+            return
+        try:
             _launch(module, told, [_memory(tensor) for tensor in tensors])
+        except SqError as error:
+            failures.append(error)
+            raise
 
     return run
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from sqcompile.errors import UsageError
+from sqcompile.errors import SqError, UsageError, VerificationError
 from sqcompile.runtime import machines
 from sqcompile.runtime.step import CompiledStep
 from sqcompile.runtime.variant import Variant
@@ -82,7 +82,8 @@ def verify_on_target(step: CompiledStep, args: Sequence[Any]) -> tuple[list[Veri
 
     That is the CPU, or a GPU, to which the step is moved meanwhile. On a machine without one the
     kernels of every architecture run in the target's emulator, one result for each. Raises
-    TargetUnavailableError when the emulator cannot run.
+    TargetUnavailableError when the emulator cannot run, VerificationError for a kernel that
+    does what it must not, like reading outside its tensors.
     """
     device = machines.device_type(step.target)
     if device == "cpu" or machines.present(device):
@@ -97,7 +98,12 @@ def verify_on_target(step: CompiledStep, args: Sequence[Any]) -> tuple[list[Veri
     results = []
     for part in machines.emulated_parts(executable.binary):
         executable.emulate(part)
-        result = verify(step, args)
+        try:
+            result = verify(step, args)
+        except SqError as error:
+            if error.exit_code != SqError.exit_code:
+                raise
+            raise VerificationError(f"kernels for {part}: {error}") from error
         results.append(replace(result, mode=f"{result.mode}, {part}"))
     return results, EMULATOR
 

@@ -16,6 +16,7 @@ from sqcompile.backends.cuda.emulator.program import (
     Special,
     Symbol,
 )
+from sqcompile.backends.cuda.emulator.specials import SPECIALS
 
 
 class OperandError(PtxError):
@@ -25,25 +26,6 @@ class OperandError(PtxError):
 def cpp_type(kind: str) -> str:
     """The C++ type of a PTX type: u32 for b32 too, bool for pred."""
     return "bool" if kind == "pred" else kind.replace("b", "u")
-
-
-SPECIAL = {
-    **{
-        f"%{name}.{axis}": f"t.{name}.{axis}"
-        for name in ("tid", "ntid", "ctaid", "nctaid")
-        for axis in "xyz"
-    },
-    "%laneid": "t.lane",
-    "%warpid": "t.warp",
-    "%nwarpid": "t.warps",
-    "%dynamic_smem_size": "t.dynamic_size",
-    "%total_smem_size": "t.shared_size",
-    "%lanemask_eq": "(1u << t.lane)",
-    "%lanemask_lt": "((1u << t.lane) - 1)",
-    "%lanemask_le": "((2u << t.lane) - 1)",
-    "%lanemask_gt": "~((2u << t.lane) - 1)",
-    "%lanemask_ge": "~((1u << t.lane) - 1)",
-}
 
 
 @dataclass
@@ -75,7 +57,7 @@ class Code:
             self._check(operand, kind, wide)
             return f"get<{cpp}>({operand.name})"
         if isinstance(operand, Special):
-            return f"({cpp}){SPECIAL[operand.name]}"
+            return f"({cpp}){SPECIALS[operand.name]}"
         if isinstance(operand, Integer):
             return self._integer(operand.value, kind)
         if isinstance(operand, Float):

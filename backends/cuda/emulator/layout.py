@@ -41,7 +41,6 @@ class Launch(ctypes.Structure):
         ("slots", _u64),
         ("symbols", _pointer),
         ("counts", _pointer),
-        ("count_size", _u64),
     ]
 
 
@@ -53,8 +52,6 @@ class Report(ctypes.Structure):
         ("line", _u32),
         ("block", _u32 * 3),
         ("thread", _u32 * 3),
-        ("access", _u32),
-        ("window", _u32),
         ("address", _u64),
         ("bytes", _u64),
         ("text", ctypes.c_char * 4096),

@@ -1,6 +1,7 @@
 """Global memory of the emulated device."""
 
 import ctypes
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 from sqcompile.backends.cuda.emulator import layout
 from sqcompile.backends.cuda.emulator.faults import LaunchError
 
+_QUARANTINE = 1024
+"""Allocations that are freed before the first one's address is used again."""
 _MASK = (1 << layout.SLOT_BITS) - 1
 
 
@@ -33,6 +36,9 @@ class Memory:
 
     def __init__(self) -> None:
         self._slots: list[_Slot | None] = []
+        self._rows = (layout.Allocation * 64)()
+        self._freed: deque[int] = deque()
+        self._watched = False
 
     def alloc(self, size: int, name: str = "") -> int:
         """The address of `size` new bytes, a multiple of 256."""
@@ -45,13 +51,28 @@ class Memory:
         self, data: NDArray[np.generic], name: str = "array", constant: bool = False
     ) -> int:
         """An address for the bytes of a contiguous array, which stay where they are."""
+        if not data.flags.c_contiguous:
+            raise LaunchError(f"{name} is not contiguous")
         flat = data.reshape(-1).view(np.uint8)
         return self._add(_Slot(name, flat, np.empty(0, np.uint8), constant))
 
     def _add(self, slot: _Slot) -> int:
-        """Addresses are not used twice, so that one of freed memory stays wrong."""
-        self._slots.append(slot)
-        return (layout.FIRST_SLOT + len(self._slots) - 1) << layout.SLOT_BITS
+        """Addresses of freed memory stay wrong for long before they are used again."""
+        index = len(self._slots)
+        if len(self._freed) > _QUARANTINE:
+            index = self._freed.popleft()
+            self._slots[index] = slot
+        else:
+            self._slots.append(slot)
+        if index >= len(self._rows):
+            rows = (layout.Allocation * (2 * len(self._rows)))()
+            ctypes.memmove(rows, self._rows, ctypes.sizeof(self._rows))
+            self._rows = rows
+        row = self._rows[index]
+        row.host, row.size = slot.data.ctypes.data, slot.data.size
+        row.written = slot.written.ctypes.data if slot.written.size else None
+        row.touched, row.constant = None, slot.constant
+        return (layout.FIRST_SLOT + index) << layout.SLOT_BITS
 
     def free(self, address: int) -> None:
         """Give an allocation back; LaunchError when `address` is not the start of one."""
@@ -59,6 +80,8 @@ class Memory:
         if index is None or self._slots[index] is None or address & _MASK:
             raise LaunchError(f"{address:#x} is not the address of an allocation")
         self._slots[index] = None
+        self._rows[index] = layout.Allocation()
+        self._freed.append(index)
 
     def write(self, address: int, data: bytes | NDArray[np.generic]) -> None:
         """Copy from the host."""
@@ -115,19 +138,14 @@ class Memory:
         place = f"byte {offset} of {slot.name}, which has {slot.data.size} bytes"
         return place + (" and is constant" if slot.constant else "")
 
-    def table(self, watched: bool) -> ctypes.Array[layout.Allocation]:
-        """What the runtime reads; `watched`: with room to note which block touched what."""
-        rows = (layout.Allocation * max(len(self._slots), 1))()
-        for row, slot in zip(rows, self._slots, strict=False):
-            if slot is None:
-                continue
-            row.host, row.size = slot.data.ctypes.data, slot.data.size
-            row.written = slot.written.ctypes.data if slot.written.size else None
-            row.constant = slot.constant
-            if watched and not slot.constant:
-                slot.touched = np.zeros(slot.data.size, np.uint64)
-                row.touched = slot.touched.ctypes.data
-        return rows
-
-    def __len__(self) -> int:
-        return len(self._slots)
+    def table(self, watched: bool) -> tuple[ctypes.Array[layout.Allocation], int]:
+        """What the runtime reads, and how many rows; `watched`: with room to note which block
+        touched what."""
+        if watched or self._watched:
+            for row, slot in zip(self._rows, self._slots, strict=False):
+                if slot is not None:
+                    seen = watched and not slot.constant
+                    slot.touched = np.zeros(slot.data.size if seen else 0, np.uint64)
+                    row.touched = slot.touched.ctypes.data if seen else None
+        self._watched = watched
+        return self._rows, len(self._slots)

@@ -15,6 +15,7 @@ from sqcompile.backends.cuda.emulator.memory import Memory
 from sqcompile.backends.cuda.emulator.parse import parse
 from sqcompile.backends.cuda.emulator.program import BYTES, Program, Variable
 from sqcompile.backends.cuda.emulator.translate import (
+    INCLUDE,
     Translation,
     contractible,
     translate,
@@ -23,14 +24,17 @@ from sqcompile.backends.cuda.emulator.translate import (
 
 Sizes = Sequence[int] | int
 _BRANCHES = 1 << 30
+_LARGEST_GRID = (2**31 - 1, 65535, 65535)
+_LARGEST_BLOCK = (1024, 1024, 64)
+"""Of every architecture."""
 
 
 @dataclass
 class Loaded:
-    """A compiled kernel."""
+    """A compiled kernel: its C++ function, of a library that stays open."""
 
     translation: Translation
-    library: ctypes.CDLL
+    function: Any
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,9 @@ class Module:
             if name not in self.program.kernels:
                 raise LaunchError(f"there is no kernel {name}; there are {', '.join(self.kernels)}")
             translation = translate(self.program, self.program.kernels[name], self.counted)
-            library = compiler.build(translation.source, compiler.KERNEL_FLAGS)
-            self.loaded[name] = Loaded(translation, compiler.open_library(library))
+            source = INCLUDE + translation.function()
+            library = compiler.open_library(compiler.build(source, compiler.KERNEL_FLAGS))
+            self.loaded[name] = Loaded(translation, library.ptx_kernel)
         return self.loaded[name]
 
     def launch(
@@ -133,8 +138,6 @@ class Module:
         return ctypes.create_string_buffer(bytes(content), max(len(content), 1))
 
     def _address(self, array: np.ndarray[Any, Any], name: str, registered: list[int]) -> int:
-        if not array.flags.c_contiguous:
-            raise LaunchError(f"{name} is not contiguous")
         if not array.flags.writeable:
             raise LaunchError(f"{name} is not writeable: pass a copy")
         registered.append(self.memory.register(array, name))
@@ -152,9 +155,10 @@ class Module:
     ) -> layout.Launch:
         translation = kernel.translation
         launch = layout.Launch()
-        launch.kernel = ctypes.cast(kernel.library.ptx_kernel, ctypes.c_void_p)
+        launch.kernel = ctypes.cast(kernel.function, ctypes.c_void_p)
         launch.params = ctypes.cast(params, ctypes.c_void_p)
-        launch.grid[:], launch.block[:] = _three(grid, "grid"), _three(block, "block")
+        launch.grid[:] = _three(grid, "grid", _LARGEST_GRID)
+        launch.block[:] = _three(block, "block", _LARGEST_BLOCK)
         threads = launch.block[0] * launch.block[1] * launch.block[2]
         limit = self.program.kernels[name].max_threads or 1024
         if threads > min(limit, 1024):
@@ -170,9 +174,8 @@ class Module:
     def _run(
         self, name: str, translation: Translation, launch: layout.Launch, checks: Checks
     ) -> None:
-        table = self.memory.table(checks.blocks)
+        table, launch.slots = self.memory.table(checks.blocks)
         launch.allocations = ctypes.cast(table, ctypes.c_void_p)
-        launch.slots = len(self.memory)
         addresses = [self.symbols[symbol] for symbol in translation.symbols]
         symbols = (ctypes.c_uint64 * max(len(addresses), 1))(*addresses)
         launch.symbols = ctypes.cast(symbols, ctypes.c_void_p)
@@ -212,11 +215,13 @@ class Module:
         return self.memory.describe(address, size)
 
 
-def _three(sizes: Sizes, name: str) -> tuple[int, int, int]:
+def _three(sizes: Sizes, name: str, largest: tuple[int, int, int]) -> tuple[int, int, int]:
     given = (sizes,) if isinstance(sizes, int) else tuple(sizes)
     if not 1 <= len(given) <= 3 or min(given) < 1:
         raise LaunchError(f"{name} is one to three sizes of at least 1, not {sizes}")
     x, y, z = (*given, 1, 1)[:3]
+    if x > largest[0] or y > largest[1] or z > largest[2]:
+        raise LaunchError(f"{name} is at most {largest}, not {sizes}")
     return x, y, z
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from sqcompile.backends.cuda.emulator.lexer import END, Cursor, Token
 from sqcompile.backends.cuda.emulator.program import (
     BYTES,
-    SPECIALS,
     Address,
     Float,
     Instruction,
@@ -28,6 +27,7 @@ from sqcompile.backends.cuda.emulator.program import (
     Variable,
     Vector,
 )
+from sqcompile.backends.cuda.emulator.specials import SPECIALS
 
 _LINKING = {".visible", ".extern", ".weak", ".common"}
 _CLOSING = {"{": "}", "(": ")"}

@@ -15,17 +15,9 @@ BYTES = {"pred": 1} | {
 """Bytes of a value of each type."""
 
 
-SPECIALS = {
-    *(f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"),
-    *("%laneid", "%warpid", "%nwarpid", "%dynamic_smem_size", "%total_smem_size"),
-    *(f"%lanemask_{which}" for which in ("eq", "lt", "le", "gt", "ge")),
-}
-"""Special registers that have a value here. Clocks and the number of the SM have none."""
-
-
 @dataclass(frozen=True)
 class Register:
-    """A register, by its name in C++ (unique within a kernel), or a special one (%tid.x)."""
+    """A register, by its name in C++ (unique within a kernel)."""
 
     name: str
     type: str

@@ -111,11 +111,6 @@ def _derived(groups: Groups) -> Groups:
     }
 
 
-def patterns() -> list[str]:
-    """All patterns, for the documentation."""
-    return [entry.pattern for entries in _ENTRIES.values() for entry in entries]
-
-
 @cache
 def _regex(pattern: str) -> re.Pattern[str]:
     pieces = []

@@ -18,6 +18,8 @@ from sqcompile.backends.cuda.emulator.program import (
 
 _ENTRIES_ARE_IN = (accesses, arithmetic, control)
 
+INCLUDE = '#include "ptx.h"\n'
+
 REFUSED = {
     r"(ex2|lg2|rcp|rsqrt|sqrt|sin|cos|tanh)\..*": "hardware functions have no specified bits",
     r"div\.(approx|full).*": "approximate division has no specified bits",
@@ -29,9 +31,12 @@ REFUSED = {
 
 @dataclass
 class Translation:
-    """A kernel as C++, with what a launch must know."""
+    """A kernel as C++, with what a launch must know.
 
-    source: str
+    body: of the function, in braces; blocks: the opcodes of each counted stretch of code.
+    """
+
+    body: str
     parameters: list[tuple[Variable, int]]
     parameter_bytes: int
     shared_bytes: int
@@ -39,6 +44,11 @@ class Translation:
     symbols: list[str]
     stack_bytes: int
     blocks: list[list[str]] = field(default_factory=list)
+
+    def function(self, name: str = "ptx_kernel") -> str:
+        """The C++ function, to be compiled after INCLUDE."""
+        export = 'extern "C" __attribute__((visibility("default")))'
+        return f"{export} void {name}(ptx::Thread* thread, const ptx::u8* params) {self.body}"
 
 
 def translate(program: Program, kernel: Kernel, counted: bool = False) -> Translation:
@@ -118,7 +128,7 @@ class _Translator:
             _declaration(name, kind) for name, kind in self.kernel.registers.items() if name in used
         ]
         return Translation(
-            source="\n".join([*self._head(), *registers, *lines, "}", ""]),
+            body="\n".join(["{", *self._head(), *registers, *lines, "}", ""]),
             parameters=self.parameters,
             parameter_bytes=self.parameter_bytes,
             shared_bytes=self.shared_bytes,
@@ -130,7 +140,7 @@ class _Translator:
 
     def _head(self) -> list[str]:
         constants = [
-            f"static const Collective collective_{n} = {fields};"
+            f"  static constexpr Collective collective_{n} = {fields};"
             for n, fields in enumerate(self.code.collectives)
         ]
         local = [
@@ -138,17 +148,8 @@ class _Translator:
             "  memset(local, 0xA5, sizeof local);",
             f"  t.local = local; t.local_size = {self.local_bytes};",
         ]
-        return [
-            '#include "ptx.h"',
-            "namespace ptx {",
-            *constants,
-            "}",
-            'extern "C" __attribute__((visibility("default")))',
-            "void ptx_kernel(ptx::Thread* thread, const ptx::u8* params) {",
-            "  using namespace ptx;",
-            "  Thread& t = *thread;",
-            *(local if self.local_bytes else []),
-        ]
+        start = ["  using namespace ptx;", "  Thread& t = *thread;"]
+        return [*start, *constants, *(local if self.local_bytes else [])]
 
     def statements(self) -> list[str]:
         """The body in C++; what is unsupported goes into `wrong`."""

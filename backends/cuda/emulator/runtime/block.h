@@ -12,7 +12,7 @@ namespace ptx {
 
 typedef void (*KernelFunction)(Thread*, const u8*);
 
-// What Python passes and reads; the layout is repeated in launch.py.
+// What Python passes and reads; the layout is repeated in layout.py.
 struct Launch {
   KernelFunction kernel;
   const u8* params;
@@ -23,12 +23,10 @@ struct Launch {
   u64 slots;
   const u64* symbols;
   u64* counts;
-  u64 count_size;
 };
 struct Report {
   u32 kind, line;
   u32 block[3], thread[3];
-  u32 access, window;
   u64 address, bytes;
   char text[4096];
 };

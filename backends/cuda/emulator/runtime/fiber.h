@@ -9,7 +9,7 @@
 
 namespace ptx {
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(PTX_UCONTEXT)
 // Saves what a callee must keep, on the stack that is left, and takes it from the other.
 extern "C" void ptx_switch(void** from, void* to);
 asm(R"(

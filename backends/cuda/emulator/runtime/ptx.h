@@ -131,7 +131,6 @@ template <class R, class T> inline R put(T value) {
   t.runtime->fault(&t, kind, line, address, detail);
   __builtin_unreachable();
 }
-#define PTX_COLD __attribute__((noinline, cold))
 #define PTX_CALL static __attribute__((noinline, unused))
 
 template <u32 N> PTX_CALL u8* global_at(Thread& t, u64 address, u32 access, u32 line) {

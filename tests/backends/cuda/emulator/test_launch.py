@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sqcompile.backends.cuda.emulator import LaunchError, compiler, emulate, layout
+from sqcompile.backends.cuda.emulator.batch import compile_together
 from sqcompile.backends.cuda.emulator.faults import KINDS
 from sqcompile.backends.cuda.emulator.hints import HINTS
 from sqcompile.errors import TargetUnavailableError
@@ -65,7 +66,8 @@ def test_arguments_that_do_not_fit(arguments, words):
 
 def test_sizes_that_do_not_fit():
     text = emulate(NOTHING)
-    for wrong in ({"grid": 0}, {"block": (1, 2, 3, 4)}, {"block": 1025}, {"shared": 16}):
+    for wrong in ({"grid": 0}, {"block": (1, 2, 3, 4)}, {"block": 1025}, {"shared": 16},
+                  {"grid": (1, 65536)}, {"block": (1, 1, 65)}):  # fmt: skip
         sizes = {"grid": 1, "block": 1} | wrong
         with pytest.raises(LaunchError):
             text.launch("k", arguments=FITTING, **sizes)
@@ -98,6 +100,27 @@ def test_counts_of_executed_instructions():
     assert text.executed["mul.lo.u32"] == 2 * 5
     assert text.executed["bra"] == 2 * 8 * 6
     assert text.executed["ret"] == 16
+
+
+def test_kernels_compiled_together():
+    """Constants of collectives, labels and registers of several do not meet."""
+    bodies = []
+    for number in (1, 2, 3):
+        body = f"""
+        mov.u32 %r0, %tid.x; setp.ge.u32 %p0, %r0, 32; @%p0 bra end;
+        redux.sync.{("add.u32", "max.u32", "min.u32")[number - 1]} %r1, %r0, -1;
+        ld.param.u64 %d0, [out]; mad.wide.u32 %d0, %r0, 4, %d0; st.global.u32 [%d0], %r1;
+        end: ret;"""
+        bodies.append(module("out", body).replace(".entry k(", f".entry k{number}("))
+    joined = bodies[0] + "".join(body[body.index(".visible") :] for body in bodies[1:])
+    text = emulate(joined)
+    compile_together(text)
+    assert set(text.loaded) == {"k1", "k2", "k3"}
+    for name, wanted in (("k1", 496), ("k2", 31), ("k3", 0)):
+        out = np.zeros(32, "u4")
+        text.launch(name, 1, 64, [out])
+        assert out.tolist() == [wanted] * 32
+    compile_together(text)
 
 
 def test_without_a_compiler(monkeypatch, tmp_path):

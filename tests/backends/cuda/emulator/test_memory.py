@@ -220,6 +220,25 @@ def test_memory_from_the_host():
             memory.free(address)
 
 
+def test_many_allocations():
+    """More than the table has rows at first; an address is used again after a thousand others."""
+    memory = Memory()
+    addresses = [memory.alloc(4) for _ in range(200)]
+    for number, address in enumerate(addresses):
+        memory.write(address, np.uint32([number]))
+    text = emulate(module("a", copy_body("u32")), memory)
+    for address in addresses:
+        text.launch("k", 1, 1, [address])
+    assert [memory.read(address, 1)[0] for address in addresses] == [*range(200)]
+    memory.free(addresses[0])
+    later = []
+    while addresses[0] not in later:
+        later.append(memory.alloc(4))
+        memory.free(later[-1])
+    assert len(later) > 1000
+    assert len(set(later[:-1])) == len(later) - 1
+
+
 def test_atomics():
     """Every thread changes one place; results do not depend on the order."""
     body = """
