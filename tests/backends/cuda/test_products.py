@@ -13,8 +13,7 @@ from sqcompile.backends.cuda.nvrtc import compile_source
 from sqcompile.backends.kernels import KernelSpec
 from tests.backends.cases import Case, tensors
 from tests.backends.catalogue import all_cases
-from tests.backends.cuda.emulated import Emulated, emulated, joined, split_kernels
-from tests.backends.cuda.test_kernels import wrong
+from tests.backends.cuda.emulated import Emulated, emulated, joined, split_kernels, wrong
 from tests.conftest import require_tool
 
 NAMES = (
