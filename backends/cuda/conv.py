@@ -19,7 +19,6 @@ from sqcompile.backends.cuda.gemm_operands import Kernel, Matrix, Operand, Taps,
 from sqcompile.backends.cuda.gemm_results import Finish, Index, emit
 from sqcompile.backends.cuda.gemm_shift import Shared, Shift, packed, shares
 from sqcompile.backends.cuda.grid import Array, Expr
-from sqcompile.backends.cuda.reduce import TOTAL, folded
 from sqcompile.backends.cuda.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 
@@ -38,8 +37,6 @@ def conv_fprop(spec: KernelSpec) -> object:
             axes = forward(g.rows, skip=False), forward(g.columns, skip=False)
             steps = (g.outputs * outer, outer, g.taps)
             _correlate(spec, f, axes, ("x", "w"), (g.outputs, g.inputs), steps, finish)
-        if spec.op == "sq::conv_fprop_sums":
-            _sums(*f.outputs)
     return f.result
 
 
@@ -122,17 +119,6 @@ def _channel_shift(
         return groups - 1 - grid.cast(exponents[at], "int32")
 
     return shares(spec.ranges(*names)[1], groups), shift
-
-
-def _sums(acc: Array, sums: Array) -> None:
-    """The sum of every channel."""
-    channels = sums.size
-    count = acc.size // max(channels, 1)
-
-    def element(result: Expr, k: Expr) -> list[Expr]:
-        return [grid.cast(acc[k * channels + result], "int64")]
-
-    folded(channels, count, True, [TOTAL], element, lambda c, v: sums.store(c, v[0]))
 
 
 @KERNELS.kernel("sq::conv_wgrad", "sq::conv_wgrad_dequantize")

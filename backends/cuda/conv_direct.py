@@ -8,7 +8,7 @@ from tvm import tirx
 
 from sqcompile.backends.conv_geometry import Axis, Geometry
 from sqcompile.backends.cuda import grid
-from sqcompile.backends.cuda.gemm_results import Finish, elements
+from sqcompile.backends.cuda.gemm_results import Finish, channel_sums, elements
 from sqcompile.backends.cuda.grid import Array, Expr
 from sqcompile.backends.cuda.reduce import TOTAL, folded
 from sqcompile.backends.kernels import KernelSpec
@@ -95,6 +95,7 @@ def _correlate(
         return held[0]
 
     elements(finish, total)
+    channel_sums(finish)
 
 
 def wgrad(spec: KernelSpec, f: grid.Function, g: Geometry, finish: Finish) -> None:

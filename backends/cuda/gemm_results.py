@@ -16,6 +16,7 @@ from sqcompile.backends.cuda.dequantize import Epilogue
 from sqcompile.backends.cuda.gemm import Gemm
 from sqcompile.backends.cuda.gemm_stage import KS
 from sqcompile.backends.cuda.grid import WARP, Array, Expr, Team
+from sqcompile.backends.cuda.reduce import TOTAL, folded
 from sqcompile.backends.kernels import INTO, KernelSpec, TensorSpec
 from sqcompile.backends.rounding import magnitude
 
@@ -38,23 +39,35 @@ class Finish:
         self.absmax: Array | None = None
         if spec.short_name.endswith("_absmax"):
             self.absmax = grid.viewed(more[0], TensorSpec((1,), "int32"))
+        self.sums: Array | None = more[0] if spec.short_name.endswith("_sums") else None
+        self.summing = False
 
     def prepare(self) -> None:
         """Before all launches that finish elements."""
         if self.absmax is not None:
             absmax = self.absmax
             grid.each(1, lambda _: absmax.store(0, grid.zero("int32")))
+        if self.sums is not None:
+            sums = self.sums
+            grid.each(sums.size, lambda i: sums.store(i, grid.zero("int64")))
 
     def start(self) -> None:
         """In every thread, before its elements."""
         if self.absmax is not None:
             self.peak = grid.slots(1, "int32")
             self.peak.store(0, grid.zero("int32"))
+        if self.summing:
+            self.total, self.channel = grid.slots(1, "int64"), grid.slots(1, "int32")
+            self.total.store(0, grid.zero("int64"))
+            self.channel.store(0, grid.const(-1, "int32"))
 
     def element(self, index: Expr, acc: Expr) -> None:
         """The result of a whole sum."""
         if self.epilogue is None:
             self.out.store(self.place(index), grid.cast(acc, self.out.dtype))
+            if self.summing:
+                self.total.store(0, self.total[0] + grid.cast(acc, "int64"))
+                self.channel.store(0, tirx.floormod(index, self.shape[-1]))
             return
         y = self.epilogue.of(acc, index)
         self.out.store(self.place(index), y)
@@ -63,6 +76,9 @@ class Finish:
 
     def leave(self, lane: Expr) -> None:
         """In every thread of all warps, after its elements."""
+        if self.summing and self.sums is not None:
+            with grid.when(self.channel[0] >= 0):
+                intrinsics.add(self.sums, self.channel[0], self.total[0])
         if self.absmax is None:
             return
         peak = Team(lane, WARP, None).joined(self.peak[0], tirx.max)
@@ -111,6 +127,8 @@ def emit(gemms: Sequence[tuple[Gemm, Index]], wide: bool, finish: Finish) -> Non
     slices = [gemm.slices(most) for gemm, _ in gemms]
     finish.prepare()
     if max(slices) == 1 and not (wide and any(gemm.planes > 1 for gemm, _ in gemms)):
+        # A thread of a block finishes one column, so that it adds a channel's sums in a register.
+        finish.summing = finish.sums is not None
         for gemm, index in gemms:
             gemm.launch(_Direct(finish, index))
         return
@@ -129,6 +147,21 @@ def emit(gemms: Sequence[tuple[Gemm, Index]], wide: bool, finish: Finish) -> Non
         gemm.launch(_Added(memory, at), count)
     if finish.epilogue is not None:
         elements(finish, lambda i: memory[i])
+    channel_sums(finish)
+
+
+def channel_sums(finish: Finish) -> None:
+    """The sum of every channel of accumulators in memory, for ops that give it."""
+    if finish.sums is None:
+        return
+    acc, sums = finish.out, finish.sums
+    channels = sums.size
+    count = acc.size // max(channels, 1)
+
+    def element(result: Expr, k: Expr) -> list[Expr]:
+        return [grid.cast(acc[k * channels + result], "int64")]
+
+    folded(channels, count, True, [TOTAL], element, lambda c, v: sums.store(c, v[0]))
 
 
 def elements(finish: Finish, acc: Callable[[Expr], Expr]) -> None:

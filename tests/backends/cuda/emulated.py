@@ -16,6 +16,7 @@ from sqcompile.backends.cuda.emulator.batch import compile_together
 from sqcompile.backends.cuda.nvrtc import compile_source
 from sqcompile.backends.cuda.split import SplitKernel, split
 from sqcompile.backends.kernels import KernelSpec
+from tests.backends.test_kernels import bits
 
 ARCH = "sm_75"
 """The oldest architecture: what its PTX holds runs on all."""
@@ -94,3 +95,9 @@ def emulated(specs: Mapping[str, KernelSpec], arch: str = ARCH) -> Emulated:
     module = emulate(compile_source(source, architectures.get(arch)).ptx)
     compile_together(module)
     return Emulated(kernels, module)
+
+
+def wrong(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
+    """Where bits differ; which NaN a NaN is differs between processors."""
+    differ = bits(got) != bits(want)
+    return differ & ~(got.isnan() & want.isnan()) if got.dtype == torch.float32 else differ

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tests.backends import test_fusion, test_reads
+from tests.backends.cuda.emulated import wrong
 from tests.backends.cuda.planned import Planned, Programs, steps_of
-from tests.backends.cuda.test_kernels import wrong
 from tests.backends.graphs import Build, written
 from tests.conftest import require_tool
 

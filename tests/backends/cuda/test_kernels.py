@@ -12,8 +12,7 @@ from sqcompile.backends.cpu import KERNELS as CPU_KERNELS
 from sqcompile.backends.cuda import KERNELS
 from tests.backends.cases import Case, tensors
 from tests.backends.catalogue import all_cases
-from tests.backends.cuda.emulated import Emulated, emulated
-from tests.backends.test_kernels import bits
+from tests.backends.cuda.emulated import Emulated, emulated, wrong
 from tests.conftest import require_tool
 
 CASES = [case for case in all_cases() if case.spec().op in KERNELS]
@@ -42,12 +41,6 @@ def kernels(request: pytest.FixtureRequest) -> Emulated:
         if item.path == request.path and isinstance(values.get("case"), Case):
             chosen[values["case"].name] = values["case"]
     return emulated({name: case.spec() for name, case in chosen.items()})
-
-
-def wrong(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
-    """Where bits differ; which NaN a NaN is differs between processors."""
-    differ = bits(got) != bits(want)
-    return differ & ~(got.isnan() & want.isnan()) if got.dtype == torch.float32 else differ
 
 
 @pytest.mark.parametrize("case", _parameters())

@@ -13,12 +13,11 @@ from sqcompile.backends.cuda.nvrtc import compile_source
 from sqcompile.backends.kernels import KernelSpec
 from tests.backends.cases import Case, tensors
 from tests.backends.catalogue import all_cases
-from tests.backends.cuda.emulated import Emulated, emulated, joined, split_kernels
-from tests.backends.cuda.test_kernels import wrong
+from tests.backends.cuda.emulated import Emulated, emulated, joined, split_kernels, wrong
 from tests.conftest import require_tool
 
 NAMES = (
-    # words of bytes, planes of an unsigned operand
+    # words made of bytes, planes of an unsigned operand
     "shift_matmul-37x33x45-n-0",
     # 64-bit sums in slices and planes
     "shift_matmul-3x37x33x45-n-7",
@@ -40,6 +39,8 @@ NAMES = (
     "conv_wgrad_dequantize-2x9x7x4-6x2x3x2-2x1x1x2-8-4",
 )
 CASES = {case.name: case for case in all_cases() if case.name in NAMES}
+SLOW = (NAMES[1], NAMES[3], NAMES[6], NAMES[8], *NAMES[10:])
+"""Whose ways to bring operands others take too."""
 GATED = (NAMES[0], NAMES[2], NAMES[1], NAMES[6], NAMES[9], NAMES[11])
 """Whose machine code is looked at: of every way to bring operands, and to finish results."""
 WITHOUT_MATRICES = "sm_75"
@@ -62,16 +63,25 @@ def specs(names: tuple[str, ...]) -> dict[str, KernelSpec]:
 
 
 @pytest.fixture(scope="module")
-def on_sm_80() -> Emulated:
+def on_sm_80(request: pytest.FixtureRequest) -> Emulated:
+    """The kernels of the cases that this run selected."""
     require_tool("g++")
-    return emulated(specs(NAMES), "sm_80")
+    names = []
+    for item in request.session.items:
+        values = getattr(getattr(item, "callspec", None), "params", {})
+        if item.path == request.path and "name" in values:
+            names.append(values["name"])
+    return emulated(specs(tuple(names)), "sm_80")
 
 
 def test_the_cases_are_there() -> None:
     assert set(CASES) == set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=[pytest.mark.slow] if one in SLOW else []) for one in NAMES],
+)
 def test_products_on_sm_80_equal_their_references(name: str, on_sm_80: Emulated) -> None:
     checked(CASES[name], on_sm_80)
 
