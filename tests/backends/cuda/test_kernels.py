@@ -17,16 +17,16 @@ from tests.conftest import require_tool
 
 CASES = [case for case in all_cases() if case.spec().op in KERNELS]
 FAST = 2
-"""Cases of each op that are not marked slow."""
+"""Cases of each op that are not marked slow, and as many with groups of activations."""
 
 
 def _parameters() -> list[Any]:
-    seen: Counter[str] = Counter()
+    seen: Counter[tuple[str, bool]] = Counter()
     found = []
     for case in CASES:
-        op = case.spec().op
-        seen[op] += 1
-        marks = [pytest.mark.slow] if seen[op] > FAST else []
+        kind = case.spec().op, "grouped" in case.name
+        seen[kind] += 1
+        marks = [pytest.mark.slow] if seen[kind] > FAST else []
         found.append(pytest.param(case, id=case.name, marks=marks))
     return found
 

@@ -101,6 +101,6 @@ def test_the_models_have_groups_of_activations() -> None:
     forward = [arguments(node) for node in calls(variant.forward, *PRODUCTS)]
     assert any(one.get("shift_groups", one.get("groups")) == 3 for one in forward)
     norms = [arguments(node) for node in calls(variant.forward, *NORMS)]
-    assert {one["groups"] for one in norms} >= {3}
+    assert any(one.get("groups", 1) == 3 for one in norms)
     assert calls(variant.forward, quantize)
     assert calls(variant.forward, group_scale) or calls(variant.backward, group_scale)
