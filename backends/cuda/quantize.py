@@ -138,14 +138,13 @@ def group_scale(spec: KernelSpec) -> object:
     with grid.function(spec) as f:
         r, exponent, (scale,) = f["r"], f["exponent"], f.outputs
 
-        def one(i: Expr) -> None:
-            range_ = grid.keep(at_shape(r, exponent.shape, i))
+        def channel(i: Expr) -> None:
+            absmax = grid.keep(at_shape(r, exponent.shape, i))
             halved = power(grid.zero("int32") - grid.cast(exponent[i], "int32"))
-            worth = grid.keep(grid.keep(step(bits, signed, 1, range_)) * halved)
-            one = grid.const(1.0, "float32")
-            scale.store(i, grid.select(is_tiny(range_), one, worth))
+            worth = grid.keep(grid.keep(step(bits, signed, 1, absmax)) * halved)
+            scale.store(i, grid.select(is_tiny(absmax), grid.const(1.0, "float32"), worth))
 
-        grid.each(exponent.size, one)
+        grid.each(exponent.size, channel)
     return f.result
 
 
