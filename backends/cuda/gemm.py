@@ -22,7 +22,7 @@ from tvm import tirx
 
 from sqcompile.backends.cuda import architectures, grid, intrinsics
 from sqcompile.backends.cuda.architectures import Architecture
-from sqcompile.backends.cuda.gemm_operands import Operand
+from sqcompile.backends.cuda.gemm_operands import Image, Operand
 from sqcompile.backends.cuda.gemm_stage import KS, WORD, Loader, Tile, loader, place, word_place
 from sqcompile.backends.cuda.grid import WARP, Array, Expr
 
@@ -47,9 +47,9 @@ class Tiling:
     stages: int
 
     @classmethod
-    def of(cls, m: int, n: int, planes: int, on: Architecture) -> "Tiling":
-        """For results (m, n): small ones have small tiles, several planes fewer stages."""
-        least = WARP_TILE
+    def of(cls, m: int, n: int, planes: int, on: Architecture, least: int) -> "Tiling":
+        """For results (m, n): small ones have small tiles of `least` or more, several planes fewer
+        stages."""
         rows, columns = (min(_SMALL, max(-(-size // least), 1) * least) for size in (m, n))
         if m >= _LARGE and columns == _SMALL and planes == 1:
             rows *= 2
@@ -120,8 +120,11 @@ class Gemm:
         )
 
     def tiling(self) -> Tiling:
-        """The block's tile."""
-        return Tiling.of(self.m, self.n, self.planes, architectures.current())
+        """The block's tile. Pixels that are gathered byte by byte want many threads: each keeps the
+        coordinates of all its rows in registers."""
+        bytewise = any(isinstance(one, Image) and one.together % WORD for one in (*self.a, *self.b))
+        least = _SMALL if bytewise else WARP_TILE
+        return Tiling.of(self.m, self.n, self.planes, architectures.current(), least)
 
     def blocks(self) -> int:
         """Blocks of a slice."""

@@ -154,7 +154,7 @@ class Matrix:
         return row.place + step.place, tirx.And(row.there, step.there)
 
 
-class _Image:
+class Image:
     """A tensor (N, H, W, C) whose z-th `channels` channels are read."""
 
     def __init__(self, array: Array, channels: int) -> None:
@@ -162,7 +162,8 @@ class _Image:
         self.images, self.height, self.width, self.pitch = array.shape
 
     @property
-    def _together(self) -> int:
+    def together(self) -> int:
+        """Channels that lie side by side, from every multiple of that number on."""
         return gcd(self.channels, self.pitch)
 
     def at(self, row: Part, step: Part) -> tuple[Expr, Expr]:
@@ -179,7 +180,7 @@ class _Image:
         return image * (self.height * self.width * self.pitch)
 
 
-class Windows(_Image):
+class Windows(Image):
     """The rows are results of a correlation, k goes over taps, then channels."""
 
     def __init__(
@@ -190,7 +191,7 @@ class Windows(_Image):
         self.results = [self.images, *(phase.count for phase in phases)]
         self.rows = self.results[0] * self.results[1] * self.results[2]
         self.steps = phases[0].taps * phases[1].taps * channels
-        self.along, self.across, self.adjacent = self._together, 1, False
+        self.along, self.across, self.adjacent = self.together, 1, False
 
     def row(self, z: Expr, row: Expr) -> Part:
         """The pixel of the first tap."""
@@ -208,7 +209,7 @@ class Windows(_Image):
         return Part(channel, k < self.steps, y * self.axes[0].spacing, x * self.axes[1].spacing)
 
 
-class Taps(_Image):
+class Taps(Image):
     """The rows are taps, then channels; k goes over the results of a convolution: what the
     gradient of a weight is multiplied with."""
 
@@ -218,7 +219,7 @@ class Taps(_Image):
         self.axes: tuple[Axis, Axis] = (geometry.rows, geometry.columns)
         self.rows = geometry.taps * self.channels
         self.steps = self.images * geometry.rows.out * geometry.columns.out
-        self.along, self.across, self.adjacent = 1, self._together, True
+        self.along, self.across, self.adjacent = 1, self.together, True
 
     def row(self, z: Expr, row: Expr) -> Part:
         """How far a tap is from a result's corner, and its channel."""
