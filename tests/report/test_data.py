@@ -147,7 +147,7 @@ def test_a_folder_without_a_report(tmp_path, content, message):
 
 
 def test_a_transformer_keeps_scales_in_float_and_nothing_else_of_its_layers():
-    """What its loss keeps, log-softmax's result, is float. Scales are one a row, or one a feature."""
+    """What its loss keeps, log-softmax's result, is float; scales are one a row or a feature."""
     saved = saved_tensors(rewritten("gpt", "w6a6g6").variants[0])
     floats = {one.name: one.shape for one in saved if one.dtype == "float32"}
     assert floats.pop("log_softmax") == (10, 7)
