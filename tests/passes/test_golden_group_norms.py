@@ -28,7 +28,7 @@ def test_quantize_norms_rms_norm_has_no_fraction_bits():
         r = sq.absmax(x_0, None, [1])
         q = sq.quantize(x_0, r, 8, True)
         s = sq.quant_scale(r, 8, True, 1)
-        n = sq.l1_layer_norm(q, s, p_g, None, 1e-06, 0, 4, 0.3352, False)
+        n = sq.l1_layer_norm(q, s, p_g, None, 1e-06, 0, 4, 1.0, False)
         y = n[0]
         xhat = n[1]
         c = n[2]
@@ -61,7 +61,7 @@ def test_quantize_norms_group_norm_is_quantised_per_sample_and_group():
         s = sq.quant_scale(r, 8, True, 1)
         gamma = aten.view(p_g, [2, 3])
         beta = aten.view(p_b, [2, 3])
-        n = sq.l1_group_norm(q, s, gamma, beta, 1e-05, 16, 4, 0.3352)
+        n = sq.l1_group_norm(q, s, gamma, beta, 1e-05, 16, 4, 1.0)
         yg = n[0]
         y = aten.view(yg, [2, 3, 5, 6])
         xhat = n[1]
@@ -76,14 +76,14 @@ def test_quantize_norms_group_norm_is_quantised_per_sample_and_group():
         q3 = sq.quantize_stochastic(hc, rc, None, None, rng, 8, {stream_id("", "norm", "h", 0)})
         hq = aten.view(q3, [2, 15, 2, 3])
         sh = sq.quant_scale(rh, 8, True, 1)
-        dxg = sq.l1_group_norm_backward(hq, sh, xhat, c, 0.3352)
+        dxg = sq.l1_group_norm_backward(hq, sh, xhat, c, 1.0)
         dx = aten.view(dxg, [2, 3, 5, 6])
         gr = aten.view(g_0, [30, 6])
         rg = sq.absmax(gr, None, [0])
         gq = sq.quantize_stochastic(gr, rg, None, None, rng, 8, {stream_id("", "norm", "g", 0)})
         sg = sq.quant_scale(rg, 8, True, 1)
         k = aten.view(xhat, [30, 6])
-        a = sq.l1_layer_norm_affine_backward(gq, sg, k, 0.3352)
+        a = sq.l1_layer_norm_affine_backward(gq, sg, k, 1.0)
         dg = a[0]
         db = a[1]
         """,
