@@ -23,6 +23,8 @@ OPTIONS = ["-cl-std=CL1.2", "-cl-fp32-correctly-rounded-divide-sqrt"]
 _INTRINSICS = re.compile(r"\bsq_\w+")
 """Functions of backends/cuda/intrinsics.py, which are PTX: tensor cores, copies that run on their
 own, atomics."""
+_CONSTANT = re.compile(r"(0x[0-9a-f.]+p[+-]\d+)f/\*-?(\d\.\d+e[+-]\d+)\*/")
+_DIGITS = re.compile(r"(\d\.\d+e[+-]\d+)f")
 _SHUFFLE = "__shfl_xor_sync"
 _BODY = re.compile(r"(__kernel[^{]*\{)")
 _PRELUDE = """
@@ -73,7 +75,17 @@ class _Text:
 
 def _as_opencl(device: Any, on: Any) -> _Text:
     made = codegen_build(device, Target("opencl"))
-    return _Text(str(made.inspect_source("cl") or made.inspect_source()))
+    text = str(made.inspect_source("cl") or made.inspect_source())
+    return _Text(_exact(text, str(codegen_build(device, on).inspect_source("cuda"))))
+
+
+def _exact(text: str, cuda: str) -> str:
+    """The source with its constants as they are. TVM prints seven digits of them for OpenCL; for
+    CUDA the hexadecimal number, with those digits in a comment, in the same order."""
+    numbers = _CONSTANT.findall(cuda)
+    assert [digits for _, digits in numbers] == _DIGITS.findall(text), "other constants than CUDA's"
+    exact = iter(numbers)
+    return _DIGITS.sub(lambda _: f"{next(exact)[0]}f", text)
 
 
 def in_opencl(specs: Mapping[str, KernelSpec]) -> dict[str, SplitKernel]:
