@@ -21,9 +21,19 @@ PRODUCTS = {
 """Ops whose kernels may call PTX: tensor cores, and what feeds them."""
 
 
+LONG = {
+    "sq::l1_batch_norm_backward_quantize",
+    "sq::l1_group_norm_backward",
+    "sq::l1_group_norm_packed_backward",
+    "sq::l1_layer_norm_packed_backward",
+    "sq::quantize_l1_layer_norm_backward",
+}
+"""Ops of which PoCL takes seconds to compile a kernel; others are made of the same parts."""
+
+
 def _parameters() -> list[Any]:
-    """Products, and all but the first case of each op (which never is a product), are slow."""
-    seen: set[str] = set(PRODUCTS)
+    """The first case of each op is not slow, but for products and what takes long to compile."""
+    seen: set[str] = PRODUCTS | LONG
     found = []
     for case in CASES:
         op = case.spec().op
