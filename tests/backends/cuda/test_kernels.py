@@ -3,6 +3,7 @@ cases of the CPU's kernels. The emulator also finds accesses out of bounds, race
 memory that nobody wrote."""
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -43,8 +44,8 @@ def kernels(request: pytest.FixtureRequest) -> Emulated:
     return emulated({name: case.spec() for name, case in chosen.items()})
 
 
-@pytest.mark.parametrize("case", _parameters())
-def test_kernel_equals_reference(case: Case, kernels: Emulated) -> None:
+def check(case: Case, run: Callable[[str, Sequence[torch.Tensor]], None]) -> None:
+    """run(case, inputs and outputs) writes the reference's bits."""
     arguments, spec = case.arguments(), case.spec()
     wanted = case.expected(arguments)
     # Rubbish in the outputs shows what a kernel forgets to write.
@@ -52,7 +53,7 @@ def test_kernel_equals_reference(case: Case, kernels: Emulated) -> None:
     run_time = KERNELS[spec.op].run_time
     scalars = [torch.tensor([spec[name] for name in run_time])] if run_time else []
     inputs = [one.clone() for one in tensors(arguments)]
-    kernels.run(case.name, [*inputs, *scalars, *outputs])
+    run(case.name, [*inputs, *scalars, *outputs])
     for got, want in zip(outputs, wanted, strict=True):
         assert got.dtype == want.dtype
         assert got.shape == want.shape
@@ -61,6 +62,11 @@ def test_kernel_equals_reference(case: Case, kernels: Emulated) -> None:
             f"{case.name}: {len(places)} of {got.numel()} differ, the first at {int(places[0])}: "
             f"{got.reshape(-1)[places[0]]} instead of {want.reshape(-1)[places[0]]}"
         )
+
+
+@pytest.mark.parametrize("case", _parameters())
+def test_kernel_equals_reference(case: Case, kernels: Emulated) -> None:
+    check(case, kernels.run)
 
 
 def test_every_op_of_the_cpu_has_a_kernel() -> None:
