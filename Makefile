@@ -69,6 +69,7 @@ claims: $(READY)
 	$(BIN)/python tools/bench_step.py --threads 1,2 --json $(CLAIMS)/steps.json | \
 	  tee $(CLAIMS)/steps.txt
 	$(BIN)/python -m pytest -m claims
+	$(BIN)/python -m pytest -m exhaustive
 
 # Every protocol's runs, two at a time; what is interrupted goes on. DATA holds what pip does not bring.
 PROTOCOLS := digits resnet8-16px charlm resnet20-cifar10 vit-cifar10

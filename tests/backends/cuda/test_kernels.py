@@ -18,7 +18,7 @@ from tests.conftest import require_tool
 
 CASES = [case for case in all_cases() if case.spec().op in KERNELS]
 FAST = 2
-"""Cases of each op that are not marked slow, and as many with groups of activations."""
+"""Cases of each op that always run, and as many with groups of activations."""
 
 
 def _parameters() -> list[Any]:
@@ -27,7 +27,7 @@ def _parameters() -> list[Any]:
     for case in CASES:
         kind = case.spec().op, "grouped" in case.name
         seen[kind] += 1
-        marks = [pytest.mark.slow] if seen[kind] > FAST else []
+        marks = [pytest.mark.exhaustive] if seen[kind] > FAST else []
         found.append(pytest.param(case, id=case.name, marks=marks))
     return found
 

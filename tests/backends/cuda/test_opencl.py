@@ -32,12 +32,12 @@ LONG = {
 
 
 def _parameters() -> list[Any]:
-    """The first case of each op is not slow, but for products and what takes long to compile."""
+    """The first case of each op is always run, but for products and what takes long to compile."""
     seen: set[str] = PRODUCTS | LONG
     found = []
     for case in CASES:
         op = case.spec().op
-        marks = [pytest.mark.slow] if op in seen else []
+        marks = [pytest.mark.exhaustive] if op in seen else []
         seen.add(op)
         found.append(pytest.param(case, id=case.name, marks=marks))
     return found

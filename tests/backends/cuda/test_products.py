@@ -80,7 +80,7 @@ def test_the_cases_are_there() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(one, marks=[pytest.mark.slow] if one in SLOW else []) for one in NAMES],
+    [pytest.param(one, marks=[pytest.mark.exhaustive] if one in SLOW else []) for one in NAMES],
 )
 def test_products_on_sm_80_equal_their_references(name: str, on_sm_80: Emulated) -> None:
     checked(CASES[name], on_sm_80)
