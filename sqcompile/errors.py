@@ -41,3 +41,21 @@ class VerificationError(SqError):
     """A compiled step that differs from its reference, or a product left in float."""
 
     exit_code = 6
+
+
+class IllegalAccessError(SqError):
+    """A VTA program that leaves a memory, reads what nothing wrote, or does not wait for it."""
+
+    exit_code = 10
+
+
+class EncodingError(SqError, ValueError):
+    """Bits that are no instruction of this accelerator, or a field that its layout cannot hold."""
+
+    exit_code = 11
+
+
+class TokenError(SqError):
+    """A VTA program that stops before its end, leaves tokens behind, or ends before its work."""
+
+    exit_code = 12
