@@ -393,3 +393,19 @@ def decode_uops(hardware: Hardware, words: NDArray[np.uint32]) -> NDArray[np.int
     wide = words.astype(np.int64)
     columns = [wide >> field.low & field.range[1] for field in uop_layout(hardware)]
     return np.stack(columns, axis=-1)
+
+
+def uops_of(hardware: Hardware, instruction: Instruction, dram: bytes) -> Iterable[tuple[int, Uop]]:
+    """(place, micro-op) of those that a load takes from a DRAM image, none for another
+    instruction; padding and what is outside the image are left out."""
+    if not isinstance(instruction, Load) or instruction.memory is not Memory.UOP:
+        return
+    above, _, left, right = instruction.pads
+    columns = left + instruction.x_size + right
+    for y in range(instruction.y_size):
+        start = 4 * (instruction.dram_base + y * instruction.x_stride)
+        row = dram[start : start + 4 * instruction.x_size]
+        words = np.frombuffer(row[: len(row) // 4 * 4], "<u4")
+        place = instruction.sram_base + (above + y) * columns + left
+        for x, indices in enumerate(decode_uops(hardware, words).tolist()):
+            yield place + x, Uop(*indices)
