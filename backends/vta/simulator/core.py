@@ -12,7 +12,8 @@ from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.isa import AluOp, Module
 from sqcompile.backends.vta.simulator import elements
 from sqcompile.backends.vta.simulator.hazards import rounds
-from sqcompile.backends.vta.simulator.scratchpad import Clock, Indices, Scratchpad, Users
+from sqcompile.backends.vta.simulator.schedule import Clock
+from sqcompile.backends.vta.simulator.scratchpad import Indices, Scratchpad, Users
 from sqcompile.errors import IllegalAccessError
 
 NULL_PAGE = 4096

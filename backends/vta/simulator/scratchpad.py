@@ -6,13 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqcompile.backends.vta.isa import Module
+from sqcompile.backends.vta.simulator.schedule import Clock
 from sqcompile.errors import IllegalAccessError
 
 Indices = NDArray[np.int64]
-Clock = list[int]
-"""How many instructions of every module are known to be over, by the tokens that came from them;
-of the own module, how many have begun."""
-
 _LISTED = 4
 
 

@@ -12,9 +12,7 @@ PYNQ = hw.get("pynq")
 SHAPES = {
     "int8": PYNQ,
     "int4": hw.get("pynq-int4"),
-    "int8 by int4": hw.checked(
-        replace(PYNQ, name="i8w4", log_wgt_width=2, log_wgt_buff_size=17)
-    ),
+    "int8 by int4": hw.checked(replace(PYNQ, name="i8w4", log_wgt_width=2, log_wgt_buff_size=17)),
     "out32": hw.checked(replace(PYNQ, name="o32", log_out_width=5)),
     "4 rows of 8": hw.checked(
         replace(PYNQ, name="b4", log_batch=2, log_block=3, log_wgt_buff_size=15)
@@ -85,9 +83,7 @@ def multiply_and_add(hardware, seed=0):
         transfer(Load, Memory.INP, inp, TILES),
         transfer(Load, Memory.WGT, wgt, TILES, push_next=True),
         nest(Gemm, 0, 1, **over_all, wgt_in=1, pop_prev=True),
-        nest(
-            Alu, 0, 1, **over_all, alu_opcode=AluOp.ADD, use_imm=True, imm=1, push_next=True
-        ),
+        nest(Alu, 0, 1, **over_all, alu_opcode=AluOp.ADD, use_imm=True, imm=1, push_next=True),
         transfer(Store, Memory.OUT, out, TILES, pop_prev=True, push_prev=True),
         Finish(pop_next=True),
     ]
