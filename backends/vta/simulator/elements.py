@@ -1,9 +1,11 @@
 """Values in memory: two's complement of a power-of-two width, the first in the lowest bits."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-_SIGNED = {8: np.dtype("<i1"), 16: np.dtype("<i2"), 32: np.dtype("<i4")}
+_SIGNED: dict[int, np.dtype[Any]] = {8: np.dtype("<i1"), 16: np.dtype("<i2"), 32: np.dtype("<i4")}
 
 
 def unpacked(data: NDArray[np.uint8], width: int) -> NDArray[np.int32]:

@@ -1,6 +1,6 @@
 """A scratchpad that knows what was written to it, by which instruction, and who has to wait."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ class Scratchpad:
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: type, users: Users) -> None:
         self.name = name
-        self.data = np.zeros(shape, dtype)
+        self.data: NDArray[Any] = np.zeros(shape, dtype)
         self.users = users
         self.defined = np.zeros(shape[0], bool)
         self.written = np.zeros(shape[0], np.int64)
