@@ -189,32 +189,40 @@ class Core:
     def _products(self, src: Indices, wgt: Indices) -> NDArray[np.int32]:
         """(n, BATCH, BLOCK) of INP[src] @ WGT[wgt].T."""
         inp, weights = self.pads[Memory.INP].data, self.pads[Memory.WGT].data
-        distinct, counts = np.unique(wgt, return_counts=True)
-        if len(wgt) < _REUSED * len(distinct):
+        order = _sorting(wgt)
+        groups = np.split(order, np.flatnonzero(np.diff(wgt[order])) + 1)
+        if len(wgt) < _REUSED * len(groups):
             return np.matmul(inp[src], weights[wgt].transpose(0, 2, 1)).astype(np.int32)
         found = np.empty((len(src), *inp.shape[1:]), np.int32)
-        order = np.argsort(wgt, kind="stable")
-        for tile, some in zip(distinct, np.split(order, np.cumsum(counts)[:-1]), strict=True):
+        for some in groups:
             rows = inp[src[some]].reshape(-1, inp.shape[-1])
-            found[some] = (rows @ weights[tile].T).reshape(-1, *inp.shape[1:])
+            product = rows @ weights[wgt[some[0]]].T
+            found[some] = product.reshape(-1, *inp.shape[1:])
         return found
 
     def _accumulate(self, dst: Indices, products: NDArray[np.int32]) -> None:
         """ACC[dst] += products; a tile may come several times."""
         acc = self.pads[Memory.ACC].data
-        order = np.argsort(dst, kind="stable")
-        distinct, starts = np.unique(dst[order], return_index=True)
-        if len(distinct) == len(dst):
+        order = _sorting(dst)
+        tiles = dst[order]
+        starts = np.flatnonzero(np.diff(tiles, prepend=-1))
+        if len(starts) == len(dst):
             acc[dst] += products
         else:
-            acc[distinct] += np.add.reduceat(products[order], starts, axis=0)
+            acc[tiles[starts]] += np.add.reduceat(products[order], starts, axis=0)
 
     def _results(self, dst: Indices, clock: Clock) -> None:
         """What GEMM and ALU leave in ACC goes to OUT too."""
-        out = self.pads[Memory.OUT]
-        out.writes(dst, clock)
-        out.data[dst] = self.pads[Memory.ACC].data[dst]
-        self.pads[Memory.ACC].writes(dst, clock)
+        acc, out = self.pads[Memory.ACC], self.pads[Memory.OUT]
+        tiles = acc.distinct(dst)
+        acc.writes(tiles, clock)
+        out.writes(tiles, clock)
+        out.data[tiles] = acc.data[tiles]
+
+
+def _sorting(tiles: Indices) -> Indices:
+    """The order that sorts indices; 16 bits, which every index has, sort by radix."""
+    return np.argsort(tiles.astype(np.uint16), kind="stable")
 
 
 def _shifted(x: NDArray[np.int32], y: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -36,6 +36,13 @@ class Scratchpad:
         self.written = np.zeros(shape[0], np.int64)
         self.read = np.zeros(shape[0], np.int64)
 
+    def distinct(self, indices: Indices) -> Indices:
+        """Every index once, ascending."""
+        self.inside(indices)
+        marked = np.zeros(len(self.data), bool)
+        marked[indices] = True
+        return np.flatnonzero(marked)
+
     def inside(self, indices: Indices) -> None:
         """Raise IllegalAccessError for an index past the end."""
         if indices.size and int(indices.max()) >= len(self.data):
@@ -45,7 +52,7 @@ class Scratchpad:
 
     def reads(self, indices: Indices, clock: Clock) -> None:
         """Note that tiles are read; raises IllegalAccessError where that is not allowed."""
-        self.inside(indices)
+        indices = self.distinct(indices)
         undefined = ~self.defined[indices]
         if undefined.any():
             raise IllegalAccessError(
@@ -61,7 +68,7 @@ class Scratchpad:
 
     def writes(self, indices: Indices, clock: Clock) -> None:
         """Note that tiles are written; raises IllegalAccessError where that is not allowed."""
-        self.inside(indices)
+        indices = self.distinct(indices)
         early = self.read[indices] > clock[self.users.reader]
         if early.any():
             raise IllegalAccessError(
@@ -73,6 +80,6 @@ class Scratchpad:
 
 
 def _tiles(indices: Indices) -> str:
-    found = [str(int(index)) for index in np.unique(indices)]
+    found = [str(int(index)) for index in indices]
     more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
     return f"tile{'s' if len(found) > 1 else ''} {', '.join(found[:_LISTED])}{more}"
