@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sqcompile.backends.vta import isa
 from sqcompile.backends.vta.hardware import Memory
@@ -125,3 +127,15 @@ def test_rounds_keep_what_depends_apart():
     found = [some.tolist() for some in rounds(dst, src, 8)]
     assert found == [[0, 2], [1], [3], [4]]
     assert [some.tolist() for some in rounds(src, src, 8)] == [[0, 1, 2, 3, 4]]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=14))
+def test_rounds_compute_what_the_order_does(operations):
+    dst, src = np.array(operations).T
+    one_by_one = np.arange(1, 7)
+    for to, by in operations:
+        one_by_one[to] = (3 * one_by_one[to] + one_by_one[by]) % 1009
+    together = np.arange(1, 7)
+    for some in rounds(dst, src, 6):
+        together[dst[some]] = (3 * together[dst[some]] + together[src[some]]) % 1009
+    assert together.tolist() == one_by_one.tolist()
