@@ -139,12 +139,12 @@ def _program(config: str, insns: str) -> "tuple[Hardware, list[isa.Instruction]]
 
 def _micro_ops(hardware: "Hardware", dram: bytes) -> "Remarks":
     """Remarks below every load of micro-ops: what they are."""
-    from sqcompile.backends.vta import isa
+    from sqcompile.backends.vta.uops import uops_of
 
     def remarks(instruction: "isa.Instruction") -> list[str]:
         return [
             f"uop {place}: dst {uop.dst} src {uop.src} wgt {uop.wgt}"
-            for place, uop in isa.uops_of(hardware, instruction, dram)
+            for place, uop in uops_of(hardware, instruction, dram)
         ]
 
     return remarks

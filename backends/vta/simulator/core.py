@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sqcompile.backends.vta import isa
+from sqcompile.backends.vta import isa, uops
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.isa import AluOp, Module
 from sqcompile.backends.vta.simulator import elements
@@ -162,7 +162,7 @@ class Core:
     def _values(self, memory: Memory, row: NDArray[np.uint8]) -> NDArray[Any]:
         """The tiles in the bytes of a row, as the scratchpad keeps them."""
         if memory is Memory.UOP:
-            return isa.decode_uops(self.hardware, row.view("<u4"))
+            return uops.decode_uops(self.hardware, row.view("<u4"))
         place = Memory.ACC if memory is Memory.ACC_8BIT else memory
         values = elements.unpacked(row, self.hardware.width(memory))
         return values.reshape(-1, *self.pads[place].data.shape[1:])
@@ -174,7 +174,7 @@ class Core:
         pad.reads(used, clock)
         steps = [
             (getattr(one, f"{name}_out", 0), getattr(one, f"{name}_in", 0))
-            for name in isa.Uop._fields
+            for name in uops.Uop._fields
         ]
         for start in range(0, one.count, _CHUNK):
             operation = np.arange(start, min(start + _CHUNK, one.count))

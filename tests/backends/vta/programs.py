@@ -6,7 +6,8 @@ import numpy as np
 
 from sqcompile.backends.vta import hardware as hw
 from sqcompile.backends.vta.hardware import Memory
-from sqcompile.backends.vta.isa import Alu, AluOp, Finish, Gemm, Load, Store, Uop, encode_uops
+from sqcompile.backends.vta.isa import Alu, AluOp, Finish, Gemm, Load, Store
+from sqcompile.backends.vta.uops import Uop, encode_uops
 
 PYNQ = hw.get("pynq")
 SHAPES = {

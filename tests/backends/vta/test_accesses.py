@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from sqcompile.backends.vta import isa
 from sqcompile.backends.vta.hardware import Memory
-from sqcompile.backends.vta.isa import Alu, AluOp, Gemm, Load, Uop
+from sqcompile.backends.vta.isa import Alu, AluOp, Gemm, Load
 from sqcompile.backends.vta.simulator import machine
+from sqcompile.backends.vta.uops import Uop, encode_uops
 from sqcompile.errors import IllegalAccessError
 from tests.backends.vta.programs import PYNQ, TILES, multiply_and_add, nest, transfer
 
@@ -134,7 +134,7 @@ def test_an_output_that_is_computed_again_too_early():
 
 def test_bits_above_a_micro_ops_fields_are_not_looked_at():
     small = replace(PYNQ, log_inp_buff_size=14, log_acc_buff_size=16)
-    word = int.from_bytes(isa.encode_uops(small, [Uop(0, 0, 0)]), "little") | 1 << 31
+    word = int.from_bytes(encode_uops(small, [Uop(0, 0, 0)]), "little") | 1 << 31
     program, dram = multiply_and_add(small)
     address = program[UOP].dram_base * 4
     changed = dram[:address] + word.to_bytes(4, "little") + dram[address + 4 :]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from sqcompile.backends.vta import isa
 from sqcompile.backends.vta.hardware import Memory
-from sqcompile.backends.vta.isa import Alu, AluOp, Finish, Gemm, Load, Opcode, Store, Uop
+from sqcompile.backends.vta.isa import Alu, AluOp, Finish, Gemm, Load, Opcode, Store
+from sqcompile.backends.vta.uops import Uop, decode_uops, encode_uops, uop_layout
 from sqcompile.errors import EncodingError
 from tests.backends.vta.programs import PYNQ, SHAPES, nest, transfer
 from tests.backends.vta.strategies import instructions
@@ -164,10 +165,10 @@ def test_int8_is_widened_only_where_upstream_does():
 @given(data=st.data())
 def test_a_micro_op_survives_its_bits(shape, data):
     hardware = SHAPES[shape]
-    fields = isa.uop_layout(hardware)
+    fields = uop_layout(hardware)
     uop = Uop(*(data.draw(st.integers(*field.range)) for field in fields))
-    words = np.frombuffer(isa.encode_uops(hardware, [uop]), "<u4")
-    assert isa.decode_uops(hardware, words).tolist() == [list(uop)]
+    words = np.frombuffer(encode_uops(hardware, [uop]), "<u4")
+    assert decode_uops(hardware, words).tolist() == [list(uop)]
     assert sum(field.width for field in fields) <= 32
 
 
@@ -177,4 +178,4 @@ def test_an_index_of_a_micro_op_is_bounded(index):
     uop = [0, 0, 0]
     uop[index] = limit
     with pytest.raises(EncodingError, match=f"micro-op 1: .* = {limit} is not in 0"):
-        isa.encode_uops(PYNQ, [Uop(0, 0), Uop(*uop)])
+        encode_uops(PYNQ, [Uop(0, 0), Uop(*uop)])

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqcompile.backends.vta import isa
 from sqcompile.backends.vta.hardware import Memory
-from sqcompile.backends.vta.isa import Alu, AluOp, Finish, Gemm, Load, Store, Uop
+from sqcompile.backends.vta.isa import Alu, AluOp, Finish, Gemm, Load, Store
 from sqcompile.backends.vta.simulator import core, elements, machine
 from sqcompile.backends.vta.simulator.hazards import rounds
+from sqcompile.backends.vta.uops import Uop, encode_uops
 from tests.backends.vta import slow
 from tests.backends.vta.programs import (
     PYNQ,
@@ -54,7 +54,7 @@ def test_accumulators_wrap():
     image = Image(PYNQ)
     values = np.array([2**31 - 1, -(2**31), 2**30, -1] * 4, "<i4")
     acc = image.place(Memory.ACC, values.tobytes())
-    uops = image.place(Memory.UOP, isa.encode_uops(PYNQ, [Uop(0, 0)]))
+    uops = image.place(Memory.UOP, encode_uops(PYNQ, [Uop(0, 0)]))
     hardware = SHAPES["out32"]
     out = image.place(Memory.ACC, bytes(64))
 
@@ -79,7 +79,7 @@ def test_int8_is_widened_into_accumulators():
     image = Image(PYNQ)
     values = np.arange(-8, 8, dtype=np.int8)
     acc = image.place(Memory.ACC_8BIT, values.tobytes())
-    uops = image.place(Memory.UOP, isa.encode_uops(PYNQ, [Uop(0, 0)]))
+    uops = image.place(Memory.UOP, encode_uops(PYNQ, [Uop(0, 0)]))
     out = image.place(Memory.OUT, bytes(16))
     program = [
         transfer(Load, Memory.UOP, uops, 1),
