@@ -14,6 +14,7 @@ The instruction is the architecture's: m16n8k32 from sm_80 on, m8n8k16 on sm_75,
 are quarters of the same registers, dp4a without matrix instructions.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -270,7 +271,7 @@ def _warp(block: _Block) -> "_Warp":
     return _MatrixWarp(block)
 
 
-class _Warp:
+class _Warp(ABC):
     """The accumulators of a thread: of rows lane / 4 + 0, 8, 16, 24 and columns 2 * (lane % 4) +
     0, 1, + 0, 8, 16, 24 of the warp's tile, as matrix instructions have them."""
 
@@ -298,9 +299,9 @@ class _Warp:
             column + self.column * 2 + self.block.warp_column,
         )
 
+    @abstractmethod
     def multiply(self, stage: Expr) -> None:
         """Add the products of a tile of k."""
-        raise NotImplementedError
 
 
 class _MatrixWarp(_Warp):
