@@ -12,6 +12,16 @@ def contiguous(shape: Sequence[int]) -> list[int]:
     return [prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
+def flipped(shape: Sequence[int], axes: Sequence[int]) -> tuple[list[int], int]:
+    """(strides, begin) that read a contiguous tensor of `shape` backwards along `axes`, which may
+    count from the end."""
+    steps, begin = contiguous(shape), 0
+    for axis in {one % len(shape) for one in axes} if shape else ():
+        begin += (shape[axis] - 1) * steps[axis]
+        steps[axis] = -steps[axis]
+    return steps, begin
+
+
 def broadcast(shape: Sequence[int], operand: Sequence[int]) -> list[int]:
     """Strides with which a contiguous tensor of shape `operand` is read as `shape`."""
     missing = len(shape) - len(operand)

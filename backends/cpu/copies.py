@@ -8,6 +8,7 @@ from sqcompile.backends.cpu.strided import copy
 from sqcompile.backends.cpu.sweep import contiguous, refined
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
+from sqcompile.backends.strides import flipped
 from sqcompile.backends.views import walked
 from sqcompile.walks import Walk, split_strides
 
@@ -44,11 +45,7 @@ def rearranged(spec: KernelSpec) -> object:
 @KERNELS.kernel("aten::flip.default")
 def flip(spec: KernelSpec) -> object:
     """Rows of the result in parallel, read backwards along the axes."""
-    shape = spec.tensor("self").shape
-    read, begin = contiguous(shape), 0
-    for axis in {_axis(d, len(shape)) for d in spec["dims"]} if shape else ():
-        begin += (shape[axis] - 1) * read[axis]
-        read[axis] = -read[axis]
+    read, begin = flipped(spec.tensor("self").shape, spec["dims"])
     with nest.function(spec) as f:
         (out,) = f.outputs
         copy(f["self"], out, out.shape, read, contiguous(out.shape), begin)

@@ -9,7 +9,7 @@ from sqcompile.backends.cuda import grid
 from sqcompile.backends.cuda.grid import VECTOR, Array, Expr
 from sqcompile.backends.cuda.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
-from sqcompile.backends.strides import contiguous, merge
+from sqcompile.backends.strides import contiguous, flipped, merge
 from sqcompile.backends.views import walked
 
 TILE, TILE_ROWS = 32, 8
@@ -110,11 +110,7 @@ def rearranged(spec: KernelSpec) -> object:
 @KERNELS.kernel("aten::flip.default")
 def flip(spec: KernelSpec) -> object:
     """Read backwards along the axes."""
-    shape = spec.tensor("self").shape
-    steps, begin = contiguous(shape), 0
-    for axis in {_axis(d, len(shape)) for d in spec["dims"]} if shape else ():
-        begin += (shape[axis] - 1) * steps[axis]
-        steps[axis] = -steps[axis]
+    steps, begin = flipped(spec.tensor("self").shape, spec["dims"])
     with grid.function(spec) as f:
         (out,) = f.outputs
         _read(f["self"], out, out.shape, steps, begin)
