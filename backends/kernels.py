@@ -291,7 +291,7 @@ def spec_of(node: fx.Node) -> tuple[KernelSpec, list[fx.Node]]:
 
 def _ranges(product: Any) -> tuple[tuple[int, int], ...]:
     """(lowest, highest) integer of both operands of a product, from its ProductSpec."""
-    return tuple(limits(operand.bits, operand.signed) for operand in product.operands)
+    return tuple(limits(operand.stored_bits, operand.signed) for operand in product.operands)
 
 
 def _frozen(value: Any) -> Attribute:

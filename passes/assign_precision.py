@@ -17,6 +17,7 @@ from sqcompile.passes.editing import (
     finish,
     is_call,
     parameter,
+    shape,
     tainted,
 )
 from sqcompile.recipe import Precision, Recipe
@@ -31,7 +32,8 @@ class Operand:
     kind: "weight", "activation" or "gradient"; axes: those that keep a scale of their own;
     folded: the scale is in the other operand already; clip: the grid's range as a share of the
     absmax; groups: ShiftQuant groups of an activation, with an exponent for every index of
-    group_axis, which the forward product reduces.
+    group_axis, which the forward product reduces. tokens: rows of a linear layer's activation that
+    share exponents, where not all do; its integers then carry their shifts.
     """
 
     kind: str
@@ -42,6 +44,12 @@ class Operand:
     clip: float = 1.0
     groups: int = 1
     group_axis: int = 0
+    tokens: int = 0
+
+    @property
+    def stored_bits(self) -> int:
+        """Of the integers that products read."""
+        return self.bits + self.groups - 1 if self.tokens else self.bits
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,17 @@ def _forward_operand(
         clip=precision.activation_clip,
         groups=precision.activation_groups if grouped else 1,
         group_axis=contraction(node, position).inner[0] if grouped else 0,
+        tokens=_tokens(node, recipe.activation_tokens) if grouped else 0,
     )
+
+
+def _tokens(node: Node, most: int) -> int:
+    """Rows of a linear layer's input that share exponents: as many as divide all rows. 0 where all
+    do, and in a convolution."""
+    if not most or not is_call(node, product_float.matmul):
+        return 0
+    rows: int = shape(node.args[0])[0]
+    return max(count for count in range(1, min(most, rows) + 1) if rows % count == 0)
 
 
 def _backward(

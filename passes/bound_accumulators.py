@@ -50,14 +50,16 @@ def largest_accumulator(node: Node) -> int:
 
 def shift_of(operand: Operand, spec: ProductSpec) -> int:
     """The bits by which a product shifts an operand at most: wgrad takes activations as they are
-    stored."""
+    stored, and what is stored with its shifts has them."""
     if operand.kind == "gradient":
         return spec.groups - 1
+    if operand.tokens:
+        return 0
     return operand.groups - 1 if spec.role == "fprop" else 0
 
 
 def _largest(operand: Operand, spec: ProductSpec) -> int:
-    return limits(operand.bits, operand.signed)[1] << shift_of(operand, spec)
+    return limits(operand.stored_bits, operand.signed)[1] << shift_of(operand, spec)
 
 
 def _stored_product(spec: ProductSpec) -> int:

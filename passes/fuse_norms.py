@@ -200,7 +200,7 @@ def _fuse_layer_norm(editor: Editor, node: Node) -> None:
         return
     if not is_call(q, quantize.quantize) or not is_call(scale, quantize.quant_scale):
         return
-    x, r, bits, signed, exponent = arguments(q).values()
+    x, r, bits, signed, exponent, _ = arguments(q).values()
     if (
         not signed
         or exponent is not None

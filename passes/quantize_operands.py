@@ -66,6 +66,8 @@ def _integer_product(editor: Editor, node: Node, rng: Node) -> Node:
         axes = contraction(node, position)
         if operand.kind == "gradient":
             found = _quantize_gradient(editor, source, spec, axes, rng, node)
+        elif operand.tokens:
+            found = _quantize_tokens(editor, source, operand, node)
         elif operand.groups > 1:
             found = _quantize_grouped(editor, source, operand, spec, node)
         else:
@@ -132,6 +134,31 @@ def _quantize_grouped(
         scale = editor.call(quant_scale, r, *grid, operand.groups, like=node)
         return _Integers(q, [scale], _Shifts(exponent, operand.groups))
     return _Integers(q, [editor.call(group_scale, r, exponent, *grid, like=node)])
+
+
+def _quantize_tokens(editor: Editor, source: Node, operand: Operand, node: Node) -> _Integers:
+    """ShiftQuant of an activation whose exponents differ from tokens to tokens. wgrad reduces the
+    tokens, so the integers carry their shifts, and all products read them without."""
+    rows, features = shape(source)
+    layout = [rows // operand.tokens, operand.tokens, features]
+    blocks = editor.call(aten.view.default, source, layout, like=node)
+    each = editor.call(absmax, blocks, None, [1], like=node)
+    whole = editor.call(absmax, each, None, [0, 1, 2], like=node)
+    exponent = editor.call(group_exponent, each, operand.groups, like=node)
+    r = _clipped(editor, whole, operand, node)
+    grid = (operand.bits, operand.signed)
+    q = editor.call(quantize, blocks, r, *grid, exponent, operand.groups, like=node)
+    q = editor.call(
+        aten.view.default,
+        q,
+        [rows, features],
+        like=node,
+        name=f"{_short(source)}_q",
+        bits=operand.stored_bits,
+        signed=operand.signed,
+    )
+    scale = editor.call(quant_scale, r, *grid, operand.groups, like=node)
+    return _Integers(q, [editor.call(aten.view.default, scale, [1, 1], like=node)])
 
 
 def _clipped(editor: Editor, r: Node, operand: Operand, node: Node) -> Node:

@@ -84,15 +84,16 @@ def _reads_integers(node: Node) -> None:
         dtype = source.meta["val"].dtype
         if dtype not in INTEGER:
             _fail(node, f"reads {source.name}, which is {dtype}")
-        if source.meta.get("bits") != operand.bits or source.meta.get("signed") != operand.signed:
-            _fail(node, f"expects {source.name} in {operand.bits} bits, signed {operand.signed}")
+        bits, signed = operand.stored_bits, operand.signed
+        if source.meta.get("bits") != bits or source.meta.get("signed") != signed:
+            _fail(node, f"expects {source.name} in {bits} bits, signed {signed}")
     first = spec.operands[0]
     shift, given = shift_of(first, spec), arguments(node)
     done = given["shift_groups" if "shift_groups" in given else "groups"] - 1
     if done != shift or (given["exponent"] is None) != (shift == 0):
         _fail(node, f"shifts by {done} bits at most, its operand by {shift}")
-    if first.bits + shift > _WIDEST[first.kind]:
-        _fail(node, f"shifts {first.bits} bits by {shift}")
+    if first.stored_bits + shift > _WIDEST[first.kind]:
+        _fail(node, f"shifts {first.stored_bits} bits by {shift}")
 
 
 def _no_float_norm(module: GraphModule) -> None:

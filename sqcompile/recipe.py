@@ -31,6 +31,10 @@ def _is_share(value: object) -> bool:
     return number and 0 < value <= 1  # type: ignore[operator]
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _is_step(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and 0 < value < float("inf")  # type: ignore[operator]
@@ -48,6 +52,10 @@ def _check_numbers(record: "Recipe | Rule", what: str) -> None:
                 raise UsageError(
                     f"{what}: {f.name} is {value!r}; it is a whole number from {lowest} to 8"
                 )
+        elif f.name == "activation_tokens" and not (_is_count(value) and value <= 4096):
+            raise UsageError(
+                f"{what}: activation_tokens is {value!r}; it is a whole number from 0 to 4096"
+            )
         elif f.name == "activation_clip" and not (optional or _is_share(value)):
             raise UsageError(f"{what}: activation_clip is {value!r}; it is above 0, at most 1")
         elif f.type is bool and not isinstance(value, bool):
@@ -121,6 +129,8 @@ class Recipe:
     as a share of its absmax, at most 1; what is larger comes to the grid's end.
     activation_groups: ShiftQuant groups of an activation's reduced axis where the other operand is
     a weight, 1..8; activation_bits + activation_groups - 1 is at most 8, in every product.
+    activation_tokens: rows of a linear layer's input that share the exponents of its features (the
+    largest divisor of the number of rows that is no larger); 0 for all of them.
     norm_input_bits: of a norm's input that is not a product's accumulators; norm_grad_bits: of
     the gradient a norm's backward reads; norm_saved_bits, norm_saved_step: of the normalised
     value kept for backward, None for the step of least error at those bits (filled in when the
@@ -145,6 +155,7 @@ class Recipe:
     unsigned_activations: bool = True
     activation_clip: float = 1.0
     activation_groups: int = 1
+    activation_tokens: int = 0
     norm_input_bits: int = 8
     norm_grad_bits: int = 8
     norm_saved_bits: int = 4
@@ -277,7 +288,16 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         _W4,
-        Recipe("w6a6g6", 6, 6, 6, groups=3, activation_groups=3, norm_saved_bits=8),
+        Recipe(
+            "w6a6g6",
+            6,
+            6,
+            6,
+            groups=3,
+            activation_groups=3,
+            activation_tokens=16,
+            norm_saved_bits=8,
+        ),
         Recipe("w8a8g8", 8, 8, 8, groups=1, norm_saved_bits=8),
         _PAPER,
         Recipe(

@@ -1,7 +1,8 @@
 """Quantisers: nearest and stochastic rounding, scales, group exponents."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from math import prod
 
 from tvm import tirx
 
@@ -44,30 +45,61 @@ def _one_range(spec: KernelSpec) -> str:
 @KERNELS.kernel("sq::quantize", views={"x": in_runs}, limit=_one_range)
 def quantize(spec: KernelSpec) -> object:
     """Elementwise over x, (qmax / r) * 2^exponent once per element of r or exponent."""
-    bits, signed = spec["bits"], spec["signed"]
+    bits, signed, groups = spec["bits"], spec["signed"], spec["shift_groups"]
     low, high = limits(bits, signed)
     with nest.function(spec) as f:
         x, r, exponent, (q,) = f["x"], f["r"], f.get("exponent"), f.outputs
+        shifts = exponent is not None and groups > 1
 
         def unit(i: Expr) -> Expr:
             if exponent is None:
                 return steps_per_unit(bits, signed, r[i])
             return steps_per_unit(bits, signed, r[0]) * _power(exponent[i])
 
-        scaled_by = r if exponent is None else exponent
-        units = Factor.of(scaled_by.size, [], unit)
+        def shift(i: Expr) -> Expr:
+            assert exponent is not None
+            return power(nest.const(groups - 1, "int32") - nest.cast(exponent[i], "int32"))
 
-        def one(source: Expr, by: Expr, place: Expr) -> None:
+        def one(source: Expr, by: Expr, place: Expr, shifted: Expr | None = None) -> None:
             value = rounded(clamp(x[x.walk.begin + source] * by, low, high))
+            if shifted is not None:
+                value = value * shifted
             q.store(place, cast(value, q.dtype))
 
-        columns = (scaled_by.size,) == x.shape[-1:] == scaled_by.shape[-1:]
-        if columns and scaled_by.size > 1 and x.walk == Walk.whole(x.shape):
+        scaled_by = r if exponent is None else exponent
+        whole, columns = x.walk == Walk.whole(x.shape), scaled_by.shape[-1]
+        by_column = columns > 1 and (columns,) == x.shape[-1:]
+        if whole and by_column and scaled_by.size == columns and not shifts:
+            units = Factor.of(scaled_by.size, [], unit)
             _by_rows(x.size, units, lambda i, by: one(i, by, i))
+        elif whole and by_column and shifts and scaled_by.shape == (x.shape[0], 1, columns):
+            _by_blocks(x.shape, unit, shift, lambda i, by, shifted: one(i, by, i, shifted))
         else:
+            units = Factor.of(scaled_by.size, [], unit)
+            back = Factor.of(scaled_by.size, [], shift) if shifts else None
             extents, strides = refined(x, scaled_by.shape, q.shape)
-            sweep(extents, strides, lambda at: one(at[0], units[at[1]], at[2]))
+
+            def element(at: list[Expr]) -> None:
+                one(at[0], units[at[1]], at[2], None if back is None else back[at[1]])
+
+            sweep(extents, strides, element)
     return f.result
+
+
+def _by_blocks(
+    shape: Sequence[int],
+    unit: Callable[[Expr], Expr],
+    shift: Callable[[Expr], Expr],
+    one: Callable[[Expr, Expr, Expr], None],
+) -> None:
+    """one(index, factor, shift) for blocks of rows that have factors for every column."""
+    blocks, rows, columns = shape
+    with nest.parallel(blocks, prod(shape), "block") as block:
+        first = block * columns
+        units = Factor.of(columns, [], lambda i: unit(first + i))
+        back = Factor.of(columns, [], lambda i: shift(first + i))
+        with nest.serial(rows, "row") as row, nest.serial(columns, "e") as e:
+            one((block * rows + row) * columns + e, units[e], back[e])
 
 
 def _by_rows(size: int, units: Factor, one: Callable[[Expr, Expr], None]) -> None:

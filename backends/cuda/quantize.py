@@ -37,14 +37,25 @@ def at_shape(array: Array, shape: Sequence[int], index: Expr) -> Expr:
     return array[grid.linear(grid.unravel(index, shape), steps)]
 
 
-def nearest(value: Expr, r: Expr, bits: int, signed: bool, exponent: Expr | None = None) -> Expr:
+def nearest(
+    value: Expr,
+    r: Expr,
+    bits: int,
+    signed: bool,
+    exponent: Expr | None = None,
+    shift_groups: int = 1,
+) -> Expr:
     """The integer of a value on the grid of an absmax r, 2^exponent times as fine for a group
-    exponent, as int32."""
+    exponent, as int32; with its shift where there are shift_groups."""
     low, high = limits(bits, signed)
     units = grid.keep(steps_per_unit(bits, signed, grid.keep(r)))
     if exponent is not None:
         units = grid.keep(units * power(grid.cast(exponent, "int32")))
-    return rounded(grid.keep(clamp(grid.keep(value * units), low, high)))
+    q = rounded(grid.keep(clamp(grid.keep(value * units), low, high)))
+    if exponent is None or shift_groups == 1:
+        return q
+    left = grid.const(shift_groups - 1, "int32") - grid.cast(exponent, "int32")
+    return tirx.shift_left(q, left)
 
 
 @KERNELS.kernel("sq::quantize", views={"x": grid.anywhere})
@@ -56,7 +67,8 @@ def quantize(spec: KernelSpec) -> object:
 
         def element(i: Expr, given: Sequence[Expr]) -> Sequence[Expr]:
             group = None if exponent is None else at_shape(exponent, x.shape, i)
-            return [nearest(given[0], at_shape(r, x.shape, i), bits, signed, group)]
+            one_range = at_shape(r, x.shape, i)
+            return [nearest(given[0], one_range, bits, signed, group, spec["shift_groups"])]
 
         mapped(x.size, [along(x)], [Stored(q)], element)
     return f.result

@@ -97,21 +97,37 @@ def _(r: Tensor, groups: int) -> Tensor:
 
 @op("sq::quantize", doc="Nearest-even quantisation on a symmetric or unsigned grid.")
 def quantize(
-    x: Tensor, r: Tensor, bits: int, signed: bool, exponent: Tensor | None = None
+    x: Tensor,
+    r: Tensor,
+    bits: int,
+    signed: bool,
+    exponent: Tensor | None = None,
+    shift_groups: int = 1,
 ) -> Tensor:
-    """x float32, r float32 absmax broadcastable to x, exponent int8 group of the reduced axis
-    broadcastable to x -> int8 (signed) or uint8.
+    """x float32, r float32 absmax broadcastable to x, exponent int8 group broadcastable to x ->
+    int8 (signed) or uint8. With shift_groups > 1 the integers carry the shifts of so many groups.
 
-    q = clamp(round_half_even(x * ((qmax / r) * 2^exponent))); 0 where r < 2^-100.
+    q = clamp(round_half_even(x * ((qmax / r) * 2^exponent))) << (shift_groups - 1 - exponent), the
+    shift where shift_groups > 1; 0 where r < 2^-100.
     """
     low, high = limits(bits, signed)
     q = (x * _grouped(_steps_per_unit(high, r), exponent)).round().clamp(low, high)
     q = torch.where(r < TINY, torch.zeros_like(q), q)
-    return q.to(torch.int8 if signed else torch.uint8)
+    q = q.to(torch.int8 if signed else torch.uint8)
+    if exponent is None or shift_groups == 1:
+        return q
+    return q << (shift_groups - 1 - exponent).to(q.dtype)
 
 
 @quantize.meta
-def _(x: Tensor, r: Tensor, bits: int, signed: bool, exponent: Tensor | None = None) -> Tensor:
+def _(
+    x: Tensor,
+    r: Tensor,
+    bits: int,
+    signed: bool,
+    exponent: Tensor | None = None,
+    shift_groups: int = 1,
+) -> Tensor:
     return x.new_empty(x.shape, dtype=torch.int8 if signed else torch.uint8)
 
 

@@ -24,8 +24,9 @@ class Product:
 
     pass_: "forward" or "backward"; op: short name; role: fprop, dgrad, wgrad or "" when unknown;
     module: dotted path; line: the user's source line; shapes: operands and result; macs:
-    multiply-accumulates, padding counted like data; operands: ("u4", "s4"), sign and bits, or
-    dtypes of a product in float; groups: ShiftQuant groups; integer: reads integers.
+    multiply-accumulates, padding counted like data; operands: ("u4", "s4"), sign and bits, with
+    "<<2" where the integers carry shifts of so many bits, or dtypes of a product in float;
+    groups: ShiftQuant groups; integer: reads integers.
     """
 
     node: str
@@ -100,7 +101,8 @@ def _product(node: Node, which: str, macs: int, operands: tuple[Node, Node]) -> 
 
 
 def _bits(operand: Operand) -> str:
-    return f"{'s' if operand.signed else 'u'}{operand.bits}"
+    shifts = f"<<{operand.groups - 1}" if operand.tokens else ""
+    return f"{'s' if operand.signed else 'u'}{operand.bits}{shifts}"
 
 
 def _dtype(node: Node) -> str:

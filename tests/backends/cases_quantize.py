@@ -56,6 +56,14 @@ def quantizers() -> Made:
                 return [x, r, 4, signed, s.integers(0, 2, *inner)]
 
             yield "quantize", f"{name}-grouped-{signed}", grouped
+
+            def shifted(s: Source, shape=shape, signed=signed) -> list[Any]:
+                layout = kept(shape, 0, -1)
+                x = s.normal(*shape) * s.uniform(*layout) ** 4
+                r = x.abs().amax().reshape(kept(shape)) * 0.8
+                return [x, r, 6, signed, s.integers(0, 2, *layout), 3]
+
+            yield "quantize", f"{name}-shifted-{signed}", shifted
         yield (
             "group_scale",
             f"{name}-grouped",
