@@ -88,7 +88,10 @@ def kept(job: Job) -> dict[str, Any] | None:
     if not job.path.exists():
         return None
     result: dict[str, Any] = json.loads(job.path.read_text())
-    return result if result["identity"] == job.identity() else None
+    identity = result["identity"]
+    if identity["recipe"] is not None:  # a field that came in later has its default
+        identity["recipe"] = json.loads(json.dumps(Recipe.from_json(identity["recipe"]).to_json()))
+    return result if identity == job.identity() else None
 
 
 def make(job: Job) -> None:

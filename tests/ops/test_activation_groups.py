@@ -73,6 +73,15 @@ def test_a_channel_has_the_steps_of_its_group(groups: int) -> None:
     assert shifted.mul(quant_scale(r, 4, False, groups)).equal(q.double() * scale.double())
 
 
+@given(st.integers(2, 6), st.booleans(), st.integers(2, 3), st.integers(0, 99))
+def test_integers_that_carry_their_shifts(bits: int, signed: bool, groups: int, seed: int) -> None:
+    x = spread(4, 7, seed=seed, signed=signed)
+    q, exponent, r = grouped(x, bits, signed, groups)
+    shifted = quantize(x, r, bits, signed, exponent, groups)
+    assert shifted.dtype == q.dtype
+    assert shifted.int().equal(q.int() * 2 ** (groups - 1 - exponent.int()))
+
+
 def test_below_tiny_integers_are_zero_and_scales_one() -> None:
     x = torch.full((3, 4), TINY * 0.9)
     q, exponent, r = grouped(x, 4, True, 3)

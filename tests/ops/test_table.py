@@ -57,6 +57,7 @@ EXAMPLES: dict[str, list[list[Any]]] = {
         [f32(3, 4), f32(3, 1), 4, True],
         [f32(3, 4), f32(1, 1), 8, False],
         [f32(3, 4), f32(1, 1), 4, False, i8(1, 4, low=0, high=3)],
+        [f32(2, 3, 4), f32(1, 1, 1), 6, True, i8(2, 1, 4, low=0, high=3), 3],
     ],
     "quantize_stochastic": [
         [f32(3, 4), f32(1, 1), f32(3, 1), zeros8(1, 4), RNG, 4, 5],

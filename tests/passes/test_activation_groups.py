@@ -94,3 +94,30 @@ def test_forward_and_weight_gradients_are_those_of_the_grids(name):
     for key, w64 in weights.items():
         dw = got["grad", key]
         assert bool(((dw - w64.grad).abs() <= 32 * ULP * w64.grad.abs() + 1e-12).all()), key
+
+
+def test_tokens_have_grids_of_their_own():
+    torch.manual_seed(0)
+    tokens, rows, features = 4, 12, 10
+    model = nn.Linear(features, 6)
+    # what is small in one block of tokens is large in another
+    x = octaves((features, rows), 1).T.contiguous()
+    x[4:8] = x[4:8].flip(1) * 2.0 ** (torch.arange(features) % 3)
+    recipe = Recipe(gradient_bits=8, activation_groups=GROUPS, activation_tokens=tokens, rules=())
+    captured = capture(model, (x,), {})
+    graph, _ = run(captured.graph, integer_training(recipe))
+    (node,) = calls(graph, quantize)
+    assert node.meta["val"].shape == (rows // tokens, tokens, features)
+
+    tangent = torch.where(torch.rand(rows, 6) < 0.5, -1.0, 1.0)
+    with torch.no_grad():
+        results = graph(*model.parameters(), x, tangent, torch.tensor([7, 1, 0, 0]))
+    got = {(port.kind, port.name): v for port, v in zip(captured.outputs, results, strict=True)}
+
+    blocks = x.view(-1, tokens, features)
+    x64 = as_quantised(blocks, [1], 7, True, 1.0).view(rows, features)
+    w64 = as_quantised(model.weight, [1], 7, False, 1.0)
+    y, dw = x64 @ w64.T + model.bias.double(), tangent.double().T @ x64
+    (output,) = [v for (kind, _), v in got.items() if kind == "output"]
+    assert bool(((output - y).abs() <= 32 * ULP * float(y.detach().abs().max())).all())
+    assert bool(((got["grad", "weight"] - dw).abs() <= 32 * ULP * dw.abs() + 1e-12).all())

@@ -16,6 +16,7 @@ from tests.passes.programs import graph, same
 
 WEIGHT = Operand("weight", 4, True)
 GRADIENT = Operand("gradient", 8, True)
+TOKENS = Operand("activation", 4, False, clip=0.5, groups=3, group_axis=1, tokens=2)
 COLUMNS = Operand("activation", 4, False, clip=0.5, groups=3, group_axis=1)
 CHANNELS = Operand("activation", 4, False, groups=3, group_axis=3)
 
@@ -87,6 +88,68 @@ def test_forward_shifts_and_the_weight_gradient_scales():
         """,
     )
     assert same(share_quantized(quantize_operands(before)), after)
+
+
+def test_exponents_of_tokens_go_into_the_integers():
+    stream = stream_id("fc", "backward", "gradient", 0)
+    shapes = "x_0: f32[4, 8], p_w: f32[6, 8], g_0: f32[4, 6], rng: i64[4] -> y, dw"
+    before = graph(
+        shapes,
+        """
+        y = sq.matmul(x_0, p_w, None, False, True)
+        dw = sq.matmul(g_0, x_0, None, True, False)
+        """,
+        y=spec("fprop", (TOKENS, WEIGHT)),
+        dw=spec("wgrad", (GRADIENT, TOKENS)),
+    )
+    after = graph(
+        shapes,
+        f"""
+        blocks = aten.view(x_0, [2, 2, 8])
+        each = sq.absmax(blocks, None, [1])
+        whole = sq.absmax(each, None, [0, 1, 2])
+        e = sq.group_exponent(each, 3)
+        r = sq.clip_range(whole, 0.5)
+        q = sq.quantize(blocks, r, 4, False, e, 3)
+        xq = aten.view(q, [4, 8])
+        sb = sq.quant_scale(r, 4, False, 3)
+        sx = aten.view(sb, [1, 1])
+        rw = sq.absmax(p_w, None, [0, 1])
+        wq = sq.quantize(p_w, rw, 4, True)
+        sw = sq.quant_scale(rw, 4, True, 1)
+        acc = sq.shift_matmul(xq, wq, None, 1, False, True, 0)
+        scale = aten.mul.Tensor(sx, sw)
+        y = sq.dequantize(acc, [scale], None)
+        rg = sq.absmax(g_0, None, [0, 1])
+        gq = sq.quantize_stochastic(g_0, rg, None, None, rng, 8, {stream})
+        sg = sq.quant_scale(rg, 8, True, 1)
+        dacc = sq.shift_matmul(gq, xq, None, 1, True, False, 0)
+        both = aten.mul.Tensor(sg, sx)
+        dw = sq.dequantize(dacc, [both], None)
+        """,
+    )
+    done = share_quantized(quantize_operands(before))
+    assert same(done, after)
+    found = [n for n in done.graph.nodes if n.meta.get("bits") == TOKENS.stored_bits]
+    assert len(found) == 1 and found[0].meta["val"].shape == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "tokens"), [(64, 16, 16), (20, 16, 10), (7, 16, 7), (23, 16, 1), (8, 0, 0)]
+)
+def test_tokens_divide_the_rows_of_a_linear_layer(rows, most, tokens):
+    module = graph(
+        f"x_0: f32[{rows}, 8], p_a: f32[6, 8], x_1: f32[2, 5, 5, 8], p_b: f32[6, 8, 3, 3] -> y, z",
+        """
+        y = sq.matmul(x_0, p_a, None, False, True)
+        z = sq.conv(x_1, p_b, None, [1, 1], [1, 1], [1, 1], 1)
+        """,
+        y={"seq_nr": 0},
+        z={"seq_nr": 1},
+    )
+    done = assign_precision(module, Recipe(activation_groups=3, activation_tokens=most, rules=()))
+    found = {n.name: n.meta["sq"].operands[0].tokens for n in done.graph.nodes if "sq" in n.meta}
+    assert found == {"y": tokens, "z": 0}
 
 
 SCALES = {
@@ -296,3 +359,20 @@ def test_the_bound_counts_the_shift_where_there_is_one():
     }
     # 15 << 2 by a weight that a target may bias to 255; 15 by such a gradient
     assert bounds == {"y": 6 * 9 * 60 * 255, "dw": 2 * 25 * 15 * 255}
+
+
+def test_the_bound_counts_shifts_that_integers_carry_in_both_products():
+    module = graph(
+        "q: u8[20, 8], w: i8[6, 8], g: i8[20, 6] -> y, dw",
+        """
+        y = sq.shift_matmul(q, w, None, 1, False, True, 0)
+        dw = sq.shift_matmul(g, q, None, 1, True, False, 0)
+        """,
+        y=spec("fprop", (TOKENS, WEIGHT)),
+        dw=spec("wgrad", (GRADIENT, TOKENS)),
+    )
+    bounds = {
+        n.name: n.meta["bound"] for n in bound_accumulators(module).graph.nodes if "sq" in n.meta
+    }
+    # six bits, by a weight or gradient that a target may bias to 255
+    assert bounds == {"y": 8 * 63 * 255, "dw": 20 * 63 * 255}

@@ -12,6 +12,7 @@ from sqcompile.backends import targets
 from sqcompile.backends.cpu.build import assembly
 from sqcompile.ops.conv import conv_fprop, conv_fprop_dequantize, conv_fprop_sums
 from sqcompile.ops.product import shift_matmul, shift_matmul_dequantize
+from sqcompile.ops.quantize import quantize
 from sqcompile.passes.contraction import FLOAT_PRODUCTS
 from sqcompile.passes.editing import arguments, calls
 from sqcompile.recipe import Recipe
@@ -63,6 +64,19 @@ def test_groups_of_all_activations_are_bit_exact(name):
     assert result.equal, [row for row in result.rows if not row.equal]
     given = [arguments(node) for graph in step.variants for node in calls(graph.forward, *FORWARD)]
     assert any(one.get("shift_groups", one.get("groups")) == 4 for one in given)
+
+
+@pytest.mark.parametrize("name", ["odd", "attention"])
+def test_exponents_of_tokens_are_bit_exact(name):
+    recipe = Recipe(
+        name="tokens", activation_clip=0.8, activation_groups=4, activation_tokens=3, rules=()
+    )
+    model, inputs = make(name)
+    step = sqcompile.compile(model, inputs, recipe=recipe)
+    result = sqcompile.verify(step, inputs)
+    assert result.equal, [row for row in result.rows if not row.equal]
+    given = [arguments(n) for graph in step.variants for n in calls(graph.forward, quantize)]
+    assert any(one["shift_groups"] == 4 for one in given)
 
 
 def test_as_many_groups_of_activations_as_fit_a_byte_are_bit_exact():
