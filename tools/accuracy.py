@@ -88,10 +88,11 @@ def kept(job: Job) -> dict[str, Any] | None:
     if not job.path.exists():
         return None
     result: dict[str, Any] = json.loads(job.path.read_text())
-    identity = result["identity"]
-    if identity["recipe"] is not None:  # a field that came in later has its default
-        identity["recipe"] = json.loads(json.dumps(Recipe.from_json(identity["recipe"]).to_json()))
-    return result if identity == job.identity() else None
+    identity, wanted = result["identity"], job.identity()
+    if wanted["recipe"] and isinstance(identity.get("recipe"), dict):
+        later = wanted["recipe"].keys() - identity["recipe"].keys()
+        identity["recipe"] |= {name: getattr(Recipe, name) for name in later}  # the default
+    return result if identity == wanted else None
 
 
 def make(job: Job) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
 
 from sqcompile.backends.kernels import KernelSpec, spec_of
+from sqcompile.passes.assign_precision import Operand
 
 F32, I8, U8, I32, I64 = torch.float32, torch.int8, torch.uint8, torch.int32, torch.int64
 
@@ -88,7 +89,7 @@ class Case:
         """The kernel that a graph with this call asks for."""
         node = call_node(self.target, self.arguments(), self.keywords)
         if isinstance(self.make, Ranged):
-            operands = tuple(SimpleNamespace(bits=b, signed=s) for b, s in self.make.operands)
+            operands = tuple(Operand("activation", b, s) for b, s in self.make.operands)
             node.meta["sq"] = SimpleNamespace(operands=operands)
         return spec_of(node)[0]
 

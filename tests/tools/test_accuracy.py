@@ -81,7 +81,12 @@ def test_results_are_kept_and_made_again_when_asked(tmp_path):
     second = run(*arguments)
     assert second.stdout == first.stdout and not second.stderr
     kept = tmp_path / "digits" / "w8a8g8-0.json"
-    kept.write_text(json.dumps({**json.loads(kept.read_text()), "identity": "another"}))
+    result = json.loads(kept.read_text())
+    del result["identity"]["recipe"]["activation_tokens"]
+    kept.write_text(json.dumps(result))
+    assert not run(*arguments).stderr  # a field that came in later has its default
+    result["identity"]["recipe"]["activation_tokens"] = 4
+    kept.write_text(json.dumps(result))
     assert "digits w8a8g8" in run(*arguments).stderr
     assert not list(tmp_path.glob("digits/*.checkpoint"))
 
