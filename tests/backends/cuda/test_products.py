@@ -101,15 +101,15 @@ def test_products_by_dp4a_equal_their_references(no_matrices: None) -> None:
         checked(CASES[name], kernels)
 
 
-def _gate(names: tuple[str, ...], arch: str, instruction: str) -> None:
+def gate(asked: Mapping[str, KernelSpec], arch: str, instruction: str, int4: bool = False) -> None:
     """Nothing spills, and every launch that has tiles in shared memory multiplies by
     `instruction`."""
-    kernels = split_kernels(specs(names), arch)
+    kernels = split_kernels(asked, arch, int4=int4)
     source = joined([kernel.source for kernel in kernels.values()])
     compiled = compile_source(source, architectures.get(arch))
     listed = sass.instructions(sass.disassemble({"all": compiled.cubin}, arch)["all"])
     products = {name for name, used in compiled.usage.items() if used.shared}
-    assert len(products) >= len(names)
+    assert len(products) >= len(asked)
     for name, used in compiled.usage.items():
         assert (used.spill_stores, used.spill_loads) == (0, 0), name
         if name in products:
@@ -128,8 +128,8 @@ def _multiplies(found: Mapping[str, int], instruction: str) -> bool:
     ],
 )
 def test_products_use_tensor_cores_and_spill_nothing(arch: str) -> None:
-    _gate(GATED, arch, "IMMA.8816" if arch == "sm_75" else "IMMA.16832")
+    gate(specs(GATED), arch, "IMMA.8816" if arch == "sm_75" else "IMMA.16832")
 
 
 def test_products_without_tensor_cores_use_dp4a(no_matrices: None) -> None:
-    _gate(GATED[:2], WITHOUT_MATRICES, "IDP.4A")
+    gate(specs(GATED[:2]), WITHOUT_MATRICES, "IDP.4A")
