@@ -15,6 +15,7 @@ from tvm import tirx
 from sqcompile.backends.conv_geometry import Geometry, Lines, Phase, backward, forward
 from sqcompile.backends.cuda import conv_direct, gemm_nibbles, grid
 from sqcompile.backends.cuda.gemm import Gemm
+from sqcompile.backends.cuda.gemm_images import Packed, packed_image
 from sqcompile.backends.cuda.gemm_operands import Kernel, Matrix, Operand, Taps, Windows
 from sqcompile.backends.cuda.gemm_results import Finish, Index, emit
 from sqcompile.backends.cuda.gemm_shift import (
@@ -80,15 +81,15 @@ def _correlate(
     weights from a group, a channel of results, a channel of the source to the next."""
     source, w = (f[name] for name in names)
     groups, (rows, columns) = spec["groups"], axes
-    shift, ranges = _channel_shift(spec, f, channels[1]), spec.ranges(*names)
-    shared, bits = _weight_share(ranges, spec["shift_groups"] if shift else 1, channels[1])
-    image, together = source, channels[1]
-    if bits == NIBBLE:
-        image, together = gemm_nibbles.packed_image(source), together * NIBBLE // BYTE
+    shifts = spec.get("shift_groups", 1) if f.get("exponent") is not None else 1
+    ranges = spec.ranges(*names)
+    shared, bits = _weight_share(ranges, shifts)
+    image = packed_image(source, groups, bits)
+    shift = None if shifts == 1 else _channel_shift(f["exponent"], shifts, image, channels[1])
     gemms = []
     for phases in product(rows.phases, columns.phases):
-        a = Windows(image, together, axes, phases)
-        kernel = Kernel(w, axes, phases, channels, steps)
+        a = Windows(image.image, image.bytes_, axes, phases)
+        kernel = Kernel(w, axes, phases, (*channels, image.channels), steps)
         b: list[Operand] = [kernel]
         if a.rows and kernel.steps:
             b = list(packed(kernel, groups, shared, shift, bits))
@@ -117,24 +118,20 @@ def _result_index(
     return index
 
 
-def _weight_share(ranges: tuple[Range, Range], groups: int, channels: int) -> tuple[Shared, int]:
+def _weight_share(ranges: tuple[Range, Range], groups: int) -> tuple[Shared, int]:
     """What the weights take of shifts, which belong to the channels of the other operand, and the
     bits of a plane."""
     nibbles = shares(ranges[1], groups, NIBBLE)
-    if gemm_nibbles.even(channels) and gemm_nibbles.fit(ranges, (Shared(), nibbles)):
+    if gemm_nibbles.fit(ranges, (Shared(), nibbles)):
         return nibbles, NIBBLE
     return shares(ranges[1], groups), BYTE
 
 
-def _channel_shift(spec: KernelSpec, f: grid.Function, channels: int) -> Shift | None:
-    """The shifts of the reduced channels, if there are any."""
-    exponent, groups = f.get("exponent"), spec.get("shift_groups", 1)
-    if exponent is None or groups == 1:
-        return None
-    exponents: Array = exponent
+def _channel_shift(exponents: Array, groups: int, image: Packed, channels: int) -> Shift:
+    """The shifts of the reduced channels, of which a group has `channels`."""
 
     def shift(z: Expr, k: Expr) -> Expr:
-        at = z * channels + tirx.floormod(k, channels)
+        at = z * channels + tirx.floormod(k, image.channels)
         return groups - 1 - grid.cast(exponents[at], "int32")
 
     return shift

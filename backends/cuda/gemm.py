@@ -124,8 +124,8 @@ class Gemm:
         )
 
     def tiling(self) -> Tiling:
-        """The block's tile. Pixels that are gathered byte by byte want many threads: each keeps the
-        coordinates of all its rows in registers."""
+        """The block's tile. Pixels that are gathered byte by byte (in gradients of weights) want more
+        threads: each keeps the coordinates of all its rows in registers."""
         bytewise = any(isinstance(one, Image) and one.together % WORD for one in (*self.a, *self.b))
         least = _SMALL if bytewise else WARP_TILE
         return Tiling.of(self.m, self.n, self.planes, architectures.current(), least)

@@ -122,7 +122,7 @@ def packed(
         for number in range(shared.planes):
             at = [z, row, word, number]
             lengths = [size // WORD, steps // WORD, 1, plane // WORD]
-            words.store(grid.linear(at, lengths), _word(values, number, bits))
+            words.store(grid.linear(at, lengths), word_of(values, number, bits))
 
     grid.each(batch * operand.rows * (steps // WORD), emit)
     return [
@@ -145,7 +145,7 @@ def _value(
     return grid.keep(grid.cast(bits, "int32"))
 
 
-def _word(values: Sequence[Expr], plane: int, bits: int) -> Expr:
+def word_of(values: Sequence[Expr], plane: int, bits: int) -> Expr:
     """Plane number `plane` of as many integers as a word has."""
     total: Expr = None
     for i, value in enumerate(values):

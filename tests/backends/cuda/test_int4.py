@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 from tvm import tirx
 
-from sqcompile.backends.cuda import architectures, conv, gemm, gemm_nibbles, gemm_shift, grid
+from sqcompile.backends.cuda import (
+    architectures,
+    conv,
+    gemm,
+    gemm_images,
+    gemm_nibbles,
+    gemm_shift,
+    grid,
+)
 from sqcompile.backends.cuda.architectures import ARCHITECTURES
 from sqcompile.ops import OPS
 from tests.backends.cases import U8, Case, Ranged, Source
@@ -30,9 +38,8 @@ NAMES = (
     "conv_fprop_sums-grouped-2x6x6x64-20x64x1x1-2x2x1x1-4-3",
 )
 BYTES = (
-    # one operand is wider; channels that are no whole words; pixels along the reduction
+    # one operand is wider; pixels along the reduction
     "shift_matmul-s8-u4-G5-n-0",
-    "conv_fprop_odd",
     "conv_wgrad-2x10x10x64-80x64x3x3-2x2x1x1-4-4",
 )
 
@@ -55,8 +62,9 @@ def _halves(s: Source) -> list[Any]:
 
 
 def _odd(s: Source) -> list[Any]:
-    """Pairs of channels, but no words of them."""
-    return Convolution((2, 5, 4, 10), 6, **SAME, bits=4).fprop(s)
+    """Channels that are no whole words, and shifts of them."""
+    c = Convolution((2, 5, 4, 18), 6, **SAME, groups=2, bits=4, shift_groups=3)
+    return [*c.fprop(s), s.integers(0, 2, 1, 1, 1, 18), 3]
 
 
 def _more() -> dict[str, Case]:
@@ -76,7 +84,7 @@ def _more() -> dict[str, Case]:
 
 MORE = _more()
 FOUND = {case.name: case for case in all_cases()} | MORE
-CASES = [FOUND[name] for name in (*NAMES, *MORE) if name not in BYTES]
+CASES = [FOUND[name] for name in (*NAMES, *MORE)]
 
 
 def _emulated(cases: list[Case], arch: str) -> Emulated:
@@ -149,17 +157,17 @@ def test_the_option_has_code_of_its_own() -> None:
 
 
 MUTATED = FOUND[NAMES[-1]]
-_WORD = gemm_shift._word
+_WORD = gemm_shift.word_of
 IN_PTX = {"an unsigned operand as signed": change(r"\.s32\.u4\.", lambda _: ".s32.s4.", FIRST)}
 IN_GENERATOR = {
     "pairs in another order": Patch(
-        gemm_shift, "_word", lambda v, *rest: _WORD([v[i ^ 1] for i in range(8)], *rest)
+        gemm_shift, "word_of", lambda v, *rest: _WORD([v[i ^ 1] for i in range(8)], *rest)
     ),
     "the high plane a byte on": Patch(
-        gemm_shift, "_word", lambda v, plane, bits: _WORD(v, 2 * plane, bits)
+        gemm_shift, "word_of", lambda v, plane, bits: _WORD(v, 2 * plane, bits)
     ),
     "the second pixels of pairs lost": Patch(
-        gemm_nibbles, "_joined", lambda word: tirx.bitwise_and(word, grid.const(0xFFFF, "uint32"))
+        gemm_images, "_joined", lambda word: tirx.bitwise_and(word, grid.const(0xFFFF, "uint32"))
     ),
     "low planes signed": Patch(gemm.Gemm, "kinds", lambda self, plane: ("u4", "s4")),
     "all operands signed": Patch(conv, "signs", lambda *_: (True, True)),
