@@ -124,7 +124,7 @@ class Gemm:
         )
 
     def tiling(self) -> Tiling:
-        """The block's tile. Pixels that are gathered byte by byte (in gradients of weights) want more
+        """The block's tile. Pixels gathered byte by byte (in gradients of weights) want more
         threads: each keeps the coordinates of all its rows in registers."""
         bytewise = any(isinstance(one, Image) and one.together % WORD for one in (*self.a, *self.b))
         least = _SMALL if bytewise else WARP_TILE

@@ -148,7 +148,11 @@ def _faults(spec: KernelSpec, functions: Sequence[Row], tensor: bool) -> list[st
 def needs_tensor_cores(spec: KernelSpec) -> bool:
     """Whether a kernel is a product of integers that tensor cores are for: all but convolutions
     of several groups, which multiply few channels at a time."""
-    name = spec.short_name
-    if not name.startswith(_PRODUCTS):
+    if not is_product(spec):
         return False
-    return name.startswith("shift_matmul") or int(spec.get("groups", 1)) == 1
+    return spec.short_name.startswith("shift_matmul") or int(spec.get("groups", 1)) == 1
+
+
+def is_product(spec: KernelSpec) -> bool:
+    """Whether a kernel multiplies integers: a matrix product or a convolution."""
+    return spec.short_name.startswith(_PRODUCTS)
