@@ -222,4 +222,5 @@ def current() -> Architecture:
     target = tvm.target.Target.current(allow_none=True)
     if target is None or target.kind.name != "cuda":
         raise RuntimeError("no CUDA target in scope: generate kernels inside one")
-    return replace(get(str(target.attrs["arch"])), int4=_INT4 in target.attrs)
+    found = get(str(target.attrs["arch"]))
+    return replace(found, int4=True) if _INT4 in target.attrs else found

@@ -13,7 +13,7 @@ from sqcompile.backends import targets
 from sqcompile.backends.cuda import architectures
 from sqcompile.backends.cuda.emulator import Module, emulate
 from sqcompile.backends.cuda.emulator.batch import compile_together
-from sqcompile.backends.cuda.nvrtc import compile_source
+from sqcompile.backends.cuda.nvrtc import ptx_of
 from sqcompile.backends.cuda.split import SplitKernel, split
 from sqcompile.backends.kernels import KernelSpec
 from tests.backends.test_kernels import bits
@@ -92,7 +92,7 @@ def emulated(specs: Mapping[str, KernelSpec], arch: str = ARCH, int4: bool = Fal
     """Generate, compile and translate the kernels of all specs."""
     kernels = split_kernels(specs, arch, int4=int4)
     source = joined([one.source for one in kernels.values()])
-    module = emulate(compile_source(source, architectures.get(arch)).ptx)
+    module = emulate(ptx_of(source, architectures.get(arch)))
     compile_together(module)
     return Emulated(kernels, module)
 

@@ -11,7 +11,7 @@ import torch
 from sqcompile.backends.cuda import architectures
 from sqcompile.backends.cuda.emulator import Fault, Module, emulate
 from sqcompile.backends.cuda.emulator.batch import compile_together
-from sqcompile.backends.cuda.nvrtc import compile_source
+from sqcompile.backends.cuda.nvrtc import ptx_of
 from sqcompile.backends.cuda.split import SplitKernel
 from tests.backends.cases import Case, tensors
 from tests.backends.cuda.emulated import Emulated, joined, split_kernels, wrong
@@ -75,7 +75,7 @@ class Mutants:
                 changed.setattr(patch.of, patch.name, patch.value)
                 kernels[name] = split_kernels(specs, arch, f"g{number}_", int4)["right"]
         sources = [one.source for one in kernels.values()]
-        code = compile_source(joined(sources), architectures.get(arch)).ptx
+        code = ptx_of(joined(sources), architectures.get(arch))
         *before, product = kernels["right"].launches
         body = _entry(code, product.function)
         for number, (name, edit) in enumerate(in_ptx.items()):

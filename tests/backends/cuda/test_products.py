@@ -37,11 +37,14 @@ NAMES = (
     "conv_dgrad_dequantize-2x10x10x64-80x64x3x3-2x2x1x1-4-4",
     "conv_wgrad-2x10x10x64-80x64x3x3-2x2x1x1-4-4",
     "conv_wgrad_dequantize-2x9x7x4-6x2x3x2-2x1x1x2-8-4",
+    # three and five channels: an image that is packed, two planes
+    "conv_fprop_dequantize-5x9x7x3-5x3x3x3-1x1x1x1-6-4",
+    "conv_dgrad-5x9x7x3-5x3x3x3-1x1x1x1-6-4",
 )
 CASES = {case.name: case for case in all_cases() if case.name in NAMES}
-SLOW = (NAMES[1], NAMES[3], NAMES[6], NAMES[8], *NAMES[10:])
+SLOW = (NAMES[1], NAMES[3], NAMES[6], NAMES[8], *NAMES[10:14])
 """Whose ways to bring operands others take too."""
-GATED = (NAMES[0], NAMES[2], NAMES[1], NAMES[6], NAMES[9], NAMES[11])
+GATED = (NAMES[0], NAMES[2], NAMES[1], NAMES[6], NAMES[9], NAMES[11], *NAMES[13:])
 """Whose machine code is looked at: of every way to bring operands, and to finish results."""
 WITHOUT_MATRICES = "sm_75"
 """The architecture that plays one without matrix instructions."""
