@@ -18,21 +18,15 @@ from sqcompile.backends.cuda.gemm_shift import (
 from sqcompile.backends.cuda.grid import Array, Expr
 from sqcompile.backends.cuda.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
+from sqcompile.backends.shifts import along_reduction
 from sqcompile.backends.strides import broadcast
-
-
-def _limit(spec: KernelSpec) -> str:
-    exponent = spec.tensor("exponent")
-    if exponent is not None and exponent.shape[-1 if spec["transpose_a"] else -2] != 1:
-        return "group exponents vary along the reduced axis alone"
-    return ""
 
 
 @KERNELS.kernel(
     "sq::shift_matmul",
     "sq::shift_matmul_dequantize",
     "sq::shift_matmul_dequantize_absmax",
-    limit=_limit,
+    limit=along_reduction,
     parts=True,
 )
 def shift_matmul(spec: KernelSpec) -> object:

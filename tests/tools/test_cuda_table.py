@@ -22,9 +22,11 @@ def _record(name: str, op: str, *shapes: tuple[int, ...]) -> KernelRecord:
     return KernelRecord(name, op, KernelSpec(op, named, (("groups", 3),), (output,)), [])
 
 
-def _kernels(op: str) -> list[tuple[KernelRecord, list[cuda_table.Row]]]:
+def _kernels() -> cuda_table.Products:
+    """A product by a matrix instruction and one by dp4a."""
+    op = "sq::shift_matmul"
     records = [
-        _record("tile_product", "sq::shift_matmul", (3, 16, 32), (3, 8, 32), (3, 16, 8)),
+        _record("tile_product", op, (3, 16, 32), (3, 8, 32), (3, 16, 8)),
         _record("dot_products", op, (24, 64), (24, 64), (24, 24)),
     ]
     rows = kernel_rows(compiled(products(), "sm_80,sm_90"), records, {})
@@ -32,19 +34,18 @@ def _kernels(op: str) -> list[tuple[KernelRecord, list[cuda_table.Row]]]:
 
 
 def test_a_row_is_a_product_on_every_architecture() -> None:
-    kernels = _kernels("sq::dots")
+    kernels = _kernels()
     head, _, row, *rest = cuda_table.table({"net": kernels}).splitlines()
     assert head.endswith("| sm_80 | sm_90 |")
     assert row.startswith("| net | `shift_matmul` | 3x16x32, 3x8x32 | 3 | 0 | ")
     assert row.count("1 IMMA") == 2
-    assert rest[1] == "Bytes of spilled registers in all kernels: 0."
-    assert rest[2].startswith("The 1 other kernels")
-    assert cuda_table.faults(kernels) == []
+    assert rest[-1] == "Bytes of registers that spill in any launch of these kernels: 0."
+    assert rest[0].count("IDP") == 2
 
 
 def test_a_product_without_tensor_cores_is_told() -> None:
-    found = cuda_table.faults(_kernels("sq::shift_matmul_dequantize"))
-    assert found[0] == "sm_80 dot_products: a product without an instruction of the tensor cores"
+    text = "dot_products: a product without an instruction of the tensor cores"
+    assert cuda_table.faults(_kernels()) == [f"sm_80 {text}", f"sm_90 {text}"]
 
 
 def test_the_table_stands_between_its_marks() -> None:
