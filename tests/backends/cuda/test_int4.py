@@ -138,7 +138,7 @@ def test_three_planes_stay_in_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    "arch", [NATIVE[0], *(pytest.param(a, marks=pytest.mark.slow) for a in NATIVE[1:])]
+    "arch", [NATIVE[0], *(pytest.param(a, marks=pytest.mark.exhaustive) for a in NATIVE[1:])]
 )
 def test_nibbles_use_tensor_cores_and_spill_nothing(arch: str) -> None:
     specs = {case.name: case.spec() for case in CASES}
