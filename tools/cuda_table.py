@@ -161,6 +161,7 @@ def table(found: Mapping[str, Products]) -> str:
                 f"| {model} | `{record.spec.short_name}` | {shape(record.spec)} "
                 f"| {groups(record.spec)} | {' / '.join(map(str, shared))} | {' | '.join(cells)} |"
             )
+    lines = list(dict.fromkeys(lines))  # products that differ in their epilogues alone
     lines += ["", f"Bytes of registers that spill in any launch of these kernels: {spills}."]
     return "\n".join(lines)
 

@@ -33,8 +33,9 @@ LONG = {
 }
 """Ops of which PoCL takes seconds to compile a kernel; others are made of the same parts."""
 FAST = 1
-"""Cases of each op that always run, and as many with groups of activations; of those that
-`test_opencl` leaves out, one more. The second case of the others always runs there."""
+"""Cases of each op that always run, and as many with groups of activations. The second case of an
+op always runs in `test_opencl`; that of what takes long there runs here, and more products run in
+`test_products`."""
 
 
 def _parameters() -> list[Any]:
@@ -43,7 +44,7 @@ def _parameters() -> list[Any]:
     for case in CASES:
         kind = op, _ = case.spec().op, "grouped" in case.name
         seen[kind] += 1
-        fast = FAST + (op in PRODUCTS | LONG)
+        fast = FAST + (op in LONG)
         marks = [pytest.mark.exhaustive] if seen[kind] > fast else []
         found.append(pytest.param(case, id=case.name, marks=marks))
     return found

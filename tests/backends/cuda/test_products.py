@@ -46,6 +46,8 @@ SLOW = (NAMES[1], NAMES[3], NAMES[6], NAMES[8], *NAMES[10:14])
 """Whose ways to bring operands others take too."""
 GATED = (NAMES[0], NAMES[2], NAMES[1], NAMES[6], NAMES[9], NAMES[11], *NAMES[13:])
 """Whose machine code is looked at: of every way to bring operands, and to finish results."""
+LIKE_SM_80 = ("sm_86", "sm_89")
+"""Architectures whose code is of sm_80's source, with its instructions."""
 WITHOUT_MATRICES = "sm_75"
 """The architecture that plays one without matrix instructions."""
 
@@ -126,7 +128,7 @@ def _multiplies(found: Mapping[str, int], instruction: str) -> bool:
 @pytest.mark.parametrize(
     "arch",
     [
-        pytest.param(arch, marks=[pytest.mark.slow] if arch in ("sm_86", "sm_89", "sm_90") else [])
+        pytest.param(arch, marks=[pytest.mark.exhaustive] if arch in LIKE_SM_80 else [])
         for arch in ARCHITECTURES
     ],
 )
