@@ -1,6 +1,6 @@
 """Strides of row-major tensors as axes are merged and split, for the loops of every target."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 
 from sqcompile.backends.builder import Array
@@ -20,6 +20,26 @@ def flipped(shape: Sequence[int], axes: Sequence[int]) -> tuple[list[int], int]:
         begin += (shape[axis] - 1) * steps[axis]
         steps[axis] = -steps[axis]
     return steps, begin
+
+
+def joined(sources: Sequence[Array], shape: Sequence[int], dim: int) -> Iterator[tuple[Array, int]]:
+    """The arrays that a concatenation along `dim` to `shape` writes, empty ones left out, and
+    where the first element of each stands in the result."""
+    put = 0
+    for source in sources:
+        if source.size:
+            yield source, put
+            axis = dim % len(shape)
+            put += source.shape[axis] * contiguous(shape)[axis]
+
+
+def fronts(pad: Sequence[int], rank: int) -> list[int]:
+    """What a padding, given from the last axis on, puts before each axis of `rank`; negative where
+    it crops."""
+    before = [0] * rank
+    for i in range(len(pad) // 2):
+        before[rank - 1 - i] = pad[2 * i]
+    return before
 
 
 def broadcast(shape: Sequence[int], operand: Sequence[int]) -> list[int]:

@@ -20,7 +20,7 @@ class Target:
 
     `package` holds the kernels and the module `build` that makes code of them (None: not built
     yet); `mcpu` is the LLVM name of the CPU, empty for the machine that compiles; `arch` lists GPU
-    architectures, empty for all of them.
+    architectures, empty for all of them; `int4` multiplies 4-bit integers as such where those can.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Target:
     summary: str
     mcpu: str = ""
     arch: str = ""
+    int4: bool = False
     options: tuple[str, ...] = field(default=())
 
     @cached_property
@@ -71,7 +72,7 @@ TARGETS = {
     target.name: target
     for target in (
         Target("cpu", "sqcompile.backends.cpu", "any CPU that LLVM knows", options=("mcpu",)),
-        Target("cuda", "sqcompile.backends.cuda", "NVIDIA GPUs", options=("arch",)),
+        Target("cuda", "sqcompile.backends.cuda", "NVIDIA GPUs", options=("arch", "int4")),
         Target("vta", None, "the VTA accelerator"),
     )
 }
@@ -79,7 +80,7 @@ TARGETS = {
 
 def get(name: str, **options: Any) -> Target:
     """The target called `name`, with options of its own (cpu: mcpu="x86-64-v3"; cuda:
-    arch="sm_80,sm_90").
+    arch="sm_80,sm_90", int4=True).
 
     Raises UsageError for a name or an option that does not exist, TargetUnavailableError for a
     target whose kernels this version does not have.

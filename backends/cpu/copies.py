@@ -8,7 +8,7 @@ from sqcompile.backends.cpu.strided import copy
 from sqcompile.backends.cpu.sweep import contiguous, refined
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
-from sqcompile.backends.strides import flipped
+from sqcompile.backends.strides import flipped, fronts, joined
 from sqcompile.backends.views import walked
 from sqcompile.walks import Walk, split_strides
 
@@ -16,10 +16,6 @@ from sqcompile.walks import Walk, split_strides
 def anywhere(walk: Walk) -> bool:
     """A copy reads along any walk."""
     return True
-
-
-def _axis(axis: int, rank: int) -> int:
-    return axis % rank if rank else 0
 
 
 @KERNELS.kernel(
@@ -58,13 +54,10 @@ def cat(spec: KernelSpec) -> object:
     with nest.function(spec) as f:
         (out,) = f.outputs
         write = contiguous(out.shape)
-        axis, put = _axis(spec["dim"], len(out.shape)), 0
-        for source in f.list("tensors"):
-            if source.size:
-                extents, (read,) = refined(source)
-                into = split_strides(source.shape, write, extents)
-                copy(source, out, extents, read, into, source.walk.begin, put)
-                put += source.shape[axis] * write[axis]
+        for source, put in joined(f.list("tensors"), out.shape, spec["dim"]):
+            extents, (read,) = refined(source)
+            into = split_strides(source.shape, write, extents)
+            copy(source, out, extents, read, into, source.walk.begin, put)
     return f.result
 
 
@@ -73,10 +66,7 @@ def constant_pad_nd(spec: KernelSpec) -> object:
     """Fills, then copies the part of the input that is inside; negative padding crops."""
     with nest.function(spec) as f:
         source, (out,) = f["self"], f.outputs
-        rank, pad = len(out.shape), spec["pad"]
-        front = [0] * rank
-        for i in range(len(pad) // 2):
-            front[rank - 1 - i] = pad[2 * i]
+        front = fronts(spec["pad"], len(out.shape))
         _fill(out, spec["value"])
         sizes = zip(source.shape, out.shape, front, strict=True)
         ends = [(max(-p, 0), min(n, m - p)) for n, m, p in sizes]

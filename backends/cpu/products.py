@@ -5,6 +5,7 @@ from sqcompile.backends.cpu.gemm import Product
 from sqcompile.backends.cpu.placement import Placement, product_shape, split
 from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
+from sqcompile.backends.shifts import along_reduction
 
 MOST_GROUPS = 12
 """Groups up to which the shortest segment of any operands adds up in int32."""
@@ -31,12 +32,9 @@ def _places(spec: KernelSpec) -> str:
 
 
 def _exponents(spec: KernelSpec) -> str:
-    exponent = spec.tensor("exponent")
-    if exponent is None:
-        return ""
-    if exponent.shape[-1 if spec["transpose_a"] else -2] != 1:
-        return "group exponents vary along the reduced axis alone"
-    return "" if spec["groups"] <= MOST_GROUPS else f"at most {MOST_GROUPS} groups are exact"
+    if spec.tensor("exponent") is None or spec["groups"] <= MOST_GROUPS:
+        return along_reduction(spec)
+    return along_reduction(spec) or f"at most {MOST_GROUPS} groups are exact"
 
 
 @KERNELS.kernel(

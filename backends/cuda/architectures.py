@@ -85,6 +85,8 @@ class Architecture:
     peaks: Peaks
     ldmatrix: bool = True
     dp4a: bool = True
+    int4: bool = False
+    """Whether kernels may multiply integers of 4 bits as such: an option of the target."""
 
     @property
     def number(self) -> int:
@@ -164,6 +166,8 @@ ARCHITECTURES = {
 """By name, oldest first."""
 
 DEFAULT = ",".join(ARCHITECTURES)
+_INT4 = "feature.int4"
+"""The attribute of a TVM target that stands for Architecture.int4."""
 
 
 def get(name: str) -> Architecture:
@@ -203,13 +207,14 @@ def machines(target: "Target") -> "list[Target]":
 
 def compiled_for(target: "Target") -> Any:
     """The TVM target of the first architecture of `target`."""
-    return cuda_target(parse(target.arch)[0])
+    return cuda_target(parse(target.arch)[0], target.int4)
 
 
-def cuda_target(architecture: Architecture) -> Any:
+def cuda_target(architecture: Architecture, int4: bool = False) -> Any:
     """The architecture as TVM names it. The host is any CPU of this machine's family: an artifact
     goes to another machine."""
-    return tvm.target.Target({"kind": "cuda", "arch": architecture.name}, host="llvm")
+    told = {"kind": "cuda", "arch": architecture.name}
+    return tvm.target.Target(told | ({_INT4: "1"} if int4 else {}), host="llvm")
 
 
 def current() -> Architecture:
@@ -217,4 +222,5 @@ def current() -> Architecture:
     target = tvm.target.Target.current(allow_none=True)
     if target is None or target.kind.name != "cuda":
         raise RuntimeError("no CUDA target in scope: generate kernels inside one")
-    return get(str(target.attrs["arch"]))
+    found = get(str(target.attrs["arch"]))
+    return replace(found, int4=True) if _INT4 in target.attrs else found

@@ -42,7 +42,7 @@ def machines(target: Target) -> list[Target]:
 def identity(target: Target) -> str:
     """What of the target's options decides the code; TargetUnavailableError without a compiler."""
     names = ",".join(one.name for one in architectures.parse(target.arch))
-    return f"{names} nvrtc {nvrtc_version()}"
+    return f"{names}{' int4' if target.int4 else ''} nvrtc {nvrtc_version()}"
 
 
 def binary_key(modules: Sequence[tvm.IRModule], target: Target) -> str:

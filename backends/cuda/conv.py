@@ -13,11 +13,21 @@ from itertools import product
 from tvm import tirx
 
 from sqcompile.backends.conv_geometry import Geometry, Lines, Phase, backward, forward
-from sqcompile.backends.cuda import conv_direct, grid
+from sqcompile.backends.cuda import conv_direct, gemm_nibbles, grid
 from sqcompile.backends.cuda.gemm import Gemm
+from sqcompile.backends.cuda.gemm_images import Packed, packed_image
 from sqcompile.backends.cuda.gemm_operands import Kernel, Matrix, Operand, Taps, Windows
 from sqcompile.backends.cuda.gemm_results import Finish, Index, emit
-from sqcompile.backends.cuda.gemm_shift import Shared, Shift, packed, shares
+from sqcompile.backends.cuda.gemm_shift import (
+    BYTE,
+    NIBBLE,
+    Range,
+    Shared,
+    Shift,
+    packed,
+    shares,
+    signs,
+)
 from sqcompile.backends.cuda.grid import Array, Expr
 from sqcompile.backends.cuda.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
@@ -71,16 +81,19 @@ def _correlate(
     weights from a group, a channel of results, a channel of the source to the next."""
     source, w = (f[name] for name in names)
     groups, (rows, columns) = spec["groups"], axes
-    shared, shift = _channel_shift(spec, f, names, channels[1])
+    shifts = spec.get("shift_groups", 1) if f.get("exponent") is not None else 1
+    ranges = spec.ranges(*names)
+    shared, bits = _weight_share(ranges, shifts)
+    image = packed_image(source, groups, bits)
+    shift = None if shifts == 1 else _channel_shift(f["exponent"], shifts, image, channels[1])
     gemms = []
     for phases in product(rows.phases, columns.phases):
-        a = Windows(source, channels[1], axes, phases)
-        kernel = Kernel(w, axes, phases, channels, steps)
+        a = Windows(image.image, image.bytes_, axes, phases)
+        kernel = Kernel(w, axes, phases, (*channels, image.channels), steps)
         b: list[Operand] = [kernel]
         if a.rows and kernel.steps:
-            b = list(packed(kernel, groups, shared, shift))
-        signed = (source.dtype == "int8", w.dtype == "int8")
-        gemm = Gemm([a], b, signed, groups)
+            b = list(packed(kernel, groups, shared, shift, bits))
+        gemm = Gemm([a], b, signs(source, w, ranges, bits), groups, bits)
         gemms.append((gemm, _result_index(finish.shape, axes, phases, a, channels[0])))
     emit(gemms, spec["k_chunk"] > 0, finish)
 
@@ -105,20 +118,23 @@ def _result_index(
     return index
 
 
-def _channel_shift(
-    spec: KernelSpec, f: grid.Function, names: tuple[str, str], channels: int
-) -> tuple[Shared, Shift | None]:
-    """What the weights take of shifts that belong to the channels of the other operand."""
-    exponent, groups = f.get("exponent"), spec.get("shift_groups", 1)
-    if exponent is None or groups == 1:
-        return Shared(), None
-    exponents: Array = exponent
+def _weight_share(ranges: tuple[Range, Range], groups: int) -> tuple[Shared, int]:
+    """What the weights take of shifts, which belong to the channels of the other operand, and the
+    bits of a plane."""
+    nibbles = shares(ranges[1], groups, NIBBLE)
+    if gemm_nibbles.fit(ranges, (Shared(), nibbles)):
+        return nibbles, NIBBLE
+    return shares(ranges[1], groups), BYTE
+
+
+def _channel_shift(exponents: Array, groups: int, image: Packed, channels: int) -> Shift:
+    """The shifts of the reduced channels, of which a group has `channels`."""
 
     def shift(z: Expr, k: Expr) -> Expr:
-        at = z * channels + tirx.floormod(k, channels)
+        at = z * channels + tirx.floormod(k, image.channels)
         return groups - 1 - grid.cast(exponents[at], "int32")
 
-    return shares(spec.ranges(*names)[1], groups), shift
+    return shift
 
 
 @KERNELS.kernel("sq::conv_wgrad", "sq::conv_wgrad_dequantize")

@@ -9,7 +9,7 @@ from sqcompile.backends.cuda import grid
 from sqcompile.backends.cuda.grid import VECTOR, Array, Expr
 from sqcompile.backends.cuda.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
-from sqcompile.backends.strides import contiguous, flipped, merge
+from sqcompile.backends.strides import contiguous, flipped, fronts, joined, merge
 from sqcompile.backends.views import walked
 
 TILE, TILE_ROWS = 32, 8
@@ -17,10 +17,6 @@ TILE, TILE_ROWS = 32, 8
 
 
 Move = Callable[[Expr, Expr], None]
-
-
-def _axis(axis: int, rank: int) -> int:
-    return axis % rank if rank else 0
 
 
 def _read(
@@ -122,14 +118,10 @@ def cat(spec: KernelSpec) -> object:
     """A launch for each input."""
     with grid.function(spec) as f:
         (out,) = f.outputs
-        axis = _axis(spec["dim"], len(out.shape))
-        length = contiguous(out.shape)[axis] * out.shape[axis] if out.shape else 1
-        put = 0
-        for source in f.list("tensors"):
-            if source.size:
-                inner = contiguous(source.shape)[axis] * source.shape[axis]
-                _part(source, out, inner, length, put)
-                put += inner
+        for source, put in joined(f.list("tensors"), out.shape, spec["dim"]):
+            axis = spec["dim"] % len(out.shape)
+            step = contiguous(out.shape)[axis]
+            _part(source, out, source.shape[axis] * step, out.shape[axis] * step, put)
     return f.result
 
 
@@ -151,10 +143,7 @@ def constant_pad_nd(spec: KernelSpec) -> object:
     """An element is inside of the input or it is the value; negative padding crops."""
     with grid.function(spec) as f:
         source, (out,) = f["self"], f.outputs
-        rank, pad = len(out.shape), spec["pad"]
-        front = [0] * rank
-        for i in range(len(pad) // 2):
-            front[rank - 1 - i] = pad[2 * i]
+        front = fronts(spec["pad"], len(out.shape))
         steps = contiguous(source.shape)
 
         def emit(item: Expr) -> None:

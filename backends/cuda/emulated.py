@@ -7,7 +7,6 @@ device.json lists them, go to the emulator one after the other.
 import ctypes
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from typing import Any
 
@@ -57,8 +56,8 @@ def machine(binary: Binary, architecture: str | None = None) -> Any:
         for kernel, told in index[name].items()
         if told["launches"]
     }
-    with ThreadPoolExecutor(get_num_threads()) as pool:
-        modules = dict(zip(texts, pool.map(_compiled, texts.values()), strict=True))
+    modules = {kernel: emulate(text) for kernel, text in texts.items()}
+    compile_together(*modules.values(), threads=get_num_threads())
     failures: list[SqError] = []
     kernels = {
         kernel: _launcher(modules.get(kernel), told, failures)
@@ -92,13 +91,6 @@ class Machine:
     def set_instrument(self, hook: Any) -> None:
         """As the virtual machine's own."""
         self._machine.set_instrument(hook)
-
-
-def _compiled(ptx: str) -> Module:
-    """A module whose kernels are compiled: the work is another process's."""
-    module = emulate(ptx)
-    compile_together(module)
-    return module
 
 
 def _index(binary: Binary) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from tvm import tirx
 from sqcompile.backends.cuda import architectures, grid, intrinsics
 from sqcompile.backends.cuda.architectures import Architecture
 from sqcompile.backends.cuda.gemm_operands import Image, Operand
+from sqcompile.backends.cuda.gemm_shift import BYTE
 from sqcompile.backends.cuda.gemm_stage import KS, WORD, Loader, Tile, loader, place, word_place
 from sqcompile.backends.cuda.grid import WARP, Array, Expr
 
@@ -85,13 +86,15 @@ class Results(Protocol):
 class Gemm:
     """A product: the planes of its operands, of which one has several at most, `batch` times.
 
-    signed: of the highest plane of each operand; lower ones are unsigned bytes.
+    signed: of the highest plane of each operand; lower ones are unsigned. bits: of an integer in a
+    plane; a byte of nibbles holds two steps (see `gemm_nibbles`), and counts as one here.
     """
 
     a: Sequence[Operand]
     b: Sequence[Operand]
     signed: tuple[bool, bool]
     batch: int = 1
+    bits: int = BYTE
 
     @property
     def m(self) -> int:
@@ -116,13 +119,13 @@ class Gemm:
     def kinds(self, plane: int) -> tuple[str, str]:
         """The types of both operands in a plane."""
         return tuple(  # type: ignore[return-value]
-            "s8" if signed and min(plane, len(side) - 1) == len(side) - 1 else "u8"
+            f"{'s' if signed and plane >= len(side) - 1 else 'u'}{self.bits}"
             for side, signed in zip((self.a, self.b), self.signed, strict=True)
         )
 
     def tiling(self) -> Tiling:
-        """The block's tile. Pixels that are gathered byte by byte want many threads: each keeps the
-        coordinates of all its rows in registers."""
+        """The block's tile. Pixels gathered byte by byte (in gradients of weights) want more
+        threads: each keeps the coordinates of all its rows in registers."""
         bytewise = any(isinstance(one, Image) and one.together % WORD for one in (*self.a, *self.b))
         least = _SMALL if bytewise else WARP_TILE
         return Tiling.of(self.m, self.n, self.planes, architectures.current(), least)
@@ -241,13 +244,13 @@ class _Block:
         self.results.leave(self.lane)
 
     def _spread(self, planes: Sequence[int]) -> None:
-        """Sums of some planes into shared memory, each plane 8 bits above the one before it."""
+        """Sums of some planes into shared memory, each plane its bits above the one before it."""
         warp = self.warp
         with grid.unrolled(warp.count) as i:
             total = grid.cast(warp.held[planes[0] * warp.count + i], "uint32")
             for plane in planes[1:]:
                 wide = grid.cast(warp.held[plane * warp.count + i], "uint32")
-                total = total + tirx.shift_left(wide, grid.const(8 * plane, "uint32"))
+                total = total + tirx.shift_left(wide, grid.const(self.gemm.bits * plane, "uint32"))
             row, column = warp.at(i)
             at = self.base + (row * self.pitch + column) * WORD
             intrinsics.store_shared(grid.cast(at, "uint32"), grid.cast(total, "int32"))
@@ -341,17 +344,19 @@ class _MatrixWarp(_Warp):
     def _products(self, plane: int) -> None:
         kinds = self.gemm.kinds(plane)
         a, b = (side[min(plane, len(side) - 1)] for side in (self.a, self.b))
-        wide = self.block.on.best_mma(8)
-        assert wide is not None
+        best = self.block.on.best_mma(self.gemm.bits)
+        assert best is not None
         with grid.unrolled(2, "row") as i, grid.unrolled(4, "column") as j:
             at = self.count * plane + 16 * i + 4 * j
-            if wide.m == 16:
-                intrinsics.m16n8k32(kinds, (self.held, at), (a, 4 * i), (b, 2 * j))
+            if best.m == 16:
+                registers = (self.held, at), (a, 4 * i), (b, 2 * j)
+                intrinsics.wide_product(best.name, kinds, *registers)
                 return
             for quarter in range(4):
                 row, step = quarter % 2, quarter // 2
-                registers = a[4 * i + row + 2 * step], b[2 * j + step]
-                intrinsics.m8n8k16(kinds, (self.held, at + 2 * row), *registers)
+                held = self.held, at + 2 * row
+                words = a[4 * i + row + 2 * step], b[2 * j + step]
+                intrinsics.small_product(best.name, kinds, held, *words)
 
 
 class _DotWarp(_Warp):

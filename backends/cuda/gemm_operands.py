@@ -238,8 +238,9 @@ class Taps(Image):
 
 class Kernel:
     """Weights (O, C / groups, KH, KW) as a correlation reads them: the rows are the channels of its
-    results, k goes over a phase's taps, then the channels that are summed. Steps in memory:
-    `row_step` from a row to the next, `channel_step` from a channel, `z_step` from a group."""
+    results, k goes over a phase's taps, then the channels that are summed. sizes: of rows, of
+    channels, and of channels as the image has them, with zeros behind. Steps in memory: `row_step`
+    from a row to the next, `channel_step` from a channel, `z_step` from a group."""
 
     along, across, adjacent = 1, 1, False
 
@@ -248,11 +249,11 @@ class Kernel:
         array: Array,
         axes: tuple[Lines, Lines],
         phases: tuple[Phase, Phase],
-        sizes: tuple[int, int],
+        sizes: tuple[int, int, int],
         steps: tuple[int, int, int],
     ) -> None:
         self.array, self.axes, self.phases = array, axes, phases
-        self.rows, self.channels = sizes
+        self.rows, self.there, self.channels = sizes
         self.z_step, self.row_step, self.channel_step = steps
         self.taps = [phase.taps for phase in phases]
         self.steps = self.taps[0] * self.taps[1] * self.channels
@@ -269,7 +270,10 @@ class Kernel:
             for tap, lines, phase in zip(taps, self.axes, self.phases, strict=True)
         )
         width = self.array.shape[3]
-        return Part(channel * self.channel_step + y * width + x, k < self.steps)
+        inside = k < self.steps
+        if self.there != self.channels:
+            inside = tirx.And(inside, channel < self.there)
+        return Part(channel * self.channel_step + y * width + x, inside)
 
     def at(self, row: Part, step: Part) -> tuple[Expr, Expr]:
         """Their sum."""

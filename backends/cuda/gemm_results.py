@@ -103,8 +103,8 @@ class _Direct:
 class _Added:
     """Sums are added in memory."""
 
-    def __init__(self, memory: Array, place: Index) -> None:
-        self.memory, self.place = memory, place
+    def __init__(self, memory: Array, place: Index, bits: int) -> None:
+        self.memory, self.place, self.bits = memory, place, bits
         self.apart = memory.dtype == "int64"
 
     def start(self) -> None:
@@ -114,7 +114,7 @@ class _Added:
         """Add a plane's sum, or all of them."""
         value = grid.cast(value, self.memory.dtype)
         if plane:
-            value = value * grid.const(256**plane, self.memory.dtype)
+            value = value * grid.const(1 << (self.bits * plane), self.memory.dtype)
         intrinsics.add(self.memory, self.place(z, m, n), value)
 
     def leave(self, lane: Expr) -> None:
@@ -144,7 +144,7 @@ def emit(gemms: Sequence[tuple[Gemm, Index]], wide: bool, finish: Finish) -> Non
         def at(z: Expr, m: Expr, n: Expr, index: Index = index) -> Expr:
             return place(index(z, m, n))
 
-        gemm.launch(_Added(memory, at), count)
+        gemm.launch(_Added(memory, at, gemm.bits), count)
     if finish.epilogue is not None:
         elements(finish, lambda i: memory[i])
     channel_sums(finish)

@@ -21,6 +21,8 @@ from sqcompile.backends.cuda.grid import Array, Expr
 from sqcompile.backends.kernels import TensorSpec
 
 Range = tuple[int, int]
+BYTE, NIBBLE = 8, 4
+"""Bits of an integer in a plane."""
 Shift = Callable[[Expr, Expr], Expr]
 """shift(z, k) of a step, as int32."""
 
@@ -40,14 +42,16 @@ class Shared:
         return tirx.min(own, grid.const(self.most, "int32"))
 
 
-def divided(ranges: tuple[Range, Range], groups: int, sizes: tuple[int, int]) -> list[Shared]:
-    """How both operands, of these ranges and sizes, share shifts up to groups - 1: the smaller one
-    takes what it can."""
+def divided(
+    ranges: tuple[Range, Range], groups: int, sizes: tuple[int, int], bits: int = BYTE
+) -> list[Shared]:
+    """How both operands, of these ranges and sizes, share shifts up to groups - 1 in planes of so
+    many bits: the smaller one takes what it can."""
     needed = groups - 1
     if not needed:
         return [Shared(), Shared()]
     order = sorted((0, 1), key=lambda side: sizes[side])
-    spare = [_spare(one) for one in ranges]
+    spare = [_spare(one, bits) for one in ranges]
     found = [Shared(), Shared()]
     for side in order:
         if spare[side] >= needed:
@@ -59,60 +63,70 @@ def divided(ranges: tuple[Range, Range], groups: int, sizes: tuple[int, int]) ->
         found[other] = Shared(spare[one], needed - spare[one])
         return found
     (side, _) = order
-    found[side] = Shared(0, needed, _planes(ranges[side], needed))
+    found[side] = Shared(0, needed, _planes(ranges[side], needed, bits))
     return found
 
 
-def shares(range_: Range, groups: int) -> Shared:
+def shares(range_: Range, groups: int, bits: int = BYTE) -> Shared:
     """All shifts of `groups` in an operand of this range."""
-    return Shared(0, groups - 1, _planes(range_, groups - 1))
+    return Shared(0, groups - 1, _planes(range_, groups - 1, bits))
 
 
-def _spare(range_: Range) -> int:
-    """How far integers of a range can be shifted within a byte."""
+def signs(a: Array, b: Array, ranges: tuple[Range, Range], bits: int) -> tuple[bool, bool]:
+    """Whether the integers of both operands are signed: as their types are, or, where these are
+    wider than the integers, as their ranges."""
+    if bits == BYTE:
+        return a.dtype == "int8", b.dtype == "int8"
+    return ranges[0][0] < 0, ranges[1][0] < 0
+
+
+def _spare(range_: Range, bits: int) -> int:
+    """How far integers of a range can be shifted within a plane."""
     shift = 0
-    while _planes(range_, shift + 1) == 1 and shift < 8:
+    while _planes(range_, shift + 1, bits) == 1 and shift < bits:
         shift += 1
     return shift
 
 
-def _planes(range_: Range, shift: int) -> int:
-    """Bytes of the shifted integers of a range."""
+def _planes(range_: Range, shift: int, bits: int) -> int:
+    """Planes of the shifted integers of a range."""
     low, high = (value << shift for value in range_)
     planes, signed = 1, low < 0
-    while high >= 1 << (8 * planes - signed) or (signed and low < -(1 << (8 * planes - 1))):
+    while high >= 1 << (bits * planes - signed) or (signed and low < -(1 << (bits * planes - 1))):
         planes += 1
     return planes
 
 
 def packed(
-    operand: Operand, batch: int, shared: Shared, shift: Shift | None, batches: int | None = None
+    operand: Operand, batch: int, shared: Shared, shift: Shift | None, bits: int = BYTE
 ) -> Sequence[Matrix]:
     """A launch that packs an operand, its part of shift(z, k) applied: its planes, the lowest
-    first. `batches`: how many z differ in it."""
-    steps = -(-operand.steps // CHUNK) * CHUNK
-    batches = batch if batches is None else batches
+    first, whose steps are bytes: of one integer, or of two nibbles."""
+    per_word = 32 // bits
+    steps = -(-operand.steps // (per_word * CHUNK // WORD)) * CHUNK
     size = operand.rows * steps
-    plane = batches * size
+    plane = batch * size
     bytes_ = grid.workspace(shared.planes * plane, "int8")
     words = grid.viewed(bytes_, TensorSpec((max(shared.planes * plane // WORD, 1),), "int32"))
-    extents = [batches, operand.rows, steps // WORD]
+    extents = [batch, operand.rows, steps // WORD]
     if operand.adjacent:
-        extents = [batches, steps // WORD, operand.rows]
+        extents = [batch, steps // WORD, operand.rows]
 
     def emit(item: Expr) -> None:
         z, *inner = grid.unravel(item, extents)
         row, word = reversed(inner) if operand.adjacent else inner
         line = operand.row(z, row).kept()
-        values = [_value(operand, line, z, word * WORD + i, shared, shift) for i in range(WORD)]
+        values = [
+            _value(operand, line, z, word * per_word + i, shared, shift) for i in range(per_word)
+        ]
         for number in range(shared.planes):
             at = [z, row, word, number]
             lengths = [size // WORD, steps // WORD, 1, plane // WORD]
-            words.store(grid.linear(at, lengths), _bytes(values, number))
+            words.store(grid.linear(at, lengths), word_of(values, number, bits))
 
-    grid.each(batches * operand.rows * (steps // WORD), emit)
+    grid.each(batch * operand.rows * (steps // WORD), emit)
     return [
-        Matrix(bytes_, operand.rows, steps, steps, 1, size if batches > 1 else 0, number * plane)
+        Matrix(bytes_, operand.rows, steps, steps, 1, size if batch > 1 else 0, number * plane)
         for number in range(shared.planes)
     ]
 
@@ -131,13 +145,13 @@ def _value(
     return grid.keep(grid.cast(bits, "int32"))
 
 
-def _bytes(values: Sequence[Expr], plane: int) -> Expr:
-    """Byte `plane` of four integers as a word."""
+def word_of(values: Sequence[Expr], plane: int, bits: int) -> Expr:
+    """Plane number `plane` of as many integers as a word has."""
     total: Expr = None
     for i, value in enumerate(values):
-        byte = tirx.shift_right(value, grid.const(8 * plane, "int32")) if plane else value
-        byte = tirx.bitwise_and(byte, grid.const(255, "int32"))
-        moved = tirx.shift_left(grid.cast(byte, "uint32"), grid.const(8 * i, "uint32"))
+        part = tirx.shift_right(value, grid.const(bits * plane, "int32")) if plane else value
+        part = tirx.bitwise_and(part, grid.const((1 << bits) - 1, "int32"))
+        moved = tirx.shift_left(grid.cast(part, "uint32"), grid.const(bits * i, "uint32"))
         total = moved if total is None else tirx.bitwise_or(total, moved)
     return grid.cast(total, "int32")
 

@@ -54,20 +54,26 @@ __forceinline__ void sq_add(long long* at, long long value) {
   atomicAdd((unsigned long long*)at, (unsigned long long)value);
 }
 __forceinline__ void sq_largest(int* at, int value) { atomicMax(at, value); }
-#define SQ_PRODUCT(A, B) \\
-__forceinline__ void sq_m16n8k32_##A##_##B(int* c, int ci, const int* a, int ai, \\
-                                                const int* b, int bi) { \\
+#define SQ_MATRICES(WIDE, SMALL, A, B) \\
+__forceinline__ void sq_##WIDE##_##A##_##B(int* c, int ci, const int* a, int ai, \\
+                                           const int* b, int bi) { \\
   c += ci, a += ai, b += bi; \\
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." #A "." #B ".s32 " \\
+  asm volatile("mma.sync.aligned." #WIDE ".row.col.s32." #A "." #B ".s32 " \\
                "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \\
                : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) \\
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])); \\
 } \\
-__forceinline__ void sq_m8n8k16_##A##_##B(int* c, int ci, int a, int b) { \\
+__forceinline__ void sq_##SMALL##_##A##_##B(int* c, int ci, int a, int b) { \\
   c += ci; \\
-  asm volatile("mma.sync.aligned.m8n8k16.row.col.s32." #A "." #B ".s32 " \\
+  asm volatile("mma.sync.aligned." #SMALL ".row.col.s32." #A "." #B ".s32 " \\
                "{%0, %1}, {%2}, {%3}, {%0, %1};" : "+r"(c[0]), "+r"(c[1]) : "r"(a), "r"(b)); \\
-} \\
+}
+#define SQ_NIBBLES(A, B) SQ_MATRICES(m16n8k64, m8n8k32, A, B)
+SQ_NIBBLES(s4, s4)
+SQ_NIBBLES(s4, u4)
+SQ_NIBBLES(u4, s4)
+SQ_NIBBLES(u4, u4)
+#define SQ_BYTES(A, B) SQ_MATRICES(m16n8k32, m8n8k16, A, B) \\
 __forceinline__ int sq_dp4a_##A##_##B(int a, int b, int c) { \\
   int sum; \\
   asm("dp4a." SQ_##A "." SQ_##B " %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c)); \\
@@ -75,10 +81,10 @@ __forceinline__ int sq_dp4a_##A##_##B(int a, int b, int c) { \\
 }
 #define SQ_s8 "s32"
 #define SQ_u8 "u32"
-SQ_PRODUCT(s8, s8)
-SQ_PRODUCT(s8, u8)
-SQ_PRODUCT(u8, s8)
-SQ_PRODUCT(u8, u8)
+SQ_BYTES(s8, s8)
+SQ_BYTES(s8, u8)
+SQ_BYTES(u8, s8)
+SQ_BYTES(u8, u8)
 """
 """A template is only compiled where it is used, and so is an inline function."""
 
@@ -167,15 +173,19 @@ Registers = tuple[Array, int]
 """Registers of a thread from a place on."""
 
 
-def m16n8k32(kinds: tuple[str, str], c: Registers, a: Registers, b: Registers) -> None:
-    """Four accumulators of a thread += four registers of a times two of b, in a whole warp."""
+def wide_product(
+    shape: str, kinds: tuple[str, str], c: Registers, a: Registers, b: Registers
+) -> None:
+    """Four accumulators of a thread += four registers of a times two of b, in a whole warp, by
+    m16n8k32 of bytes or m16n8k64 of nibbles."""
     given = [part for array, first in (c, a, b) for part in (array.buffer.data, first)]
-    _do(f"m16n8k32_{kinds[0]}_{kinds[1]}", *given)
+    _do(f"{shape}_{kinds[0]}_{kinds[1]}", *given)
 
 
-def m8n8k16(kinds: tuple[str, str], c: Registers, a: Expr, b: Expr) -> None:
-    """Two accumulators of a thread += a register of a times one of b, in a whole warp."""
-    _do(f"m8n8k16_{kinds[0]}_{kinds[1]}", c[0].buffer.data, c[1], a, b)
+def small_product(shape: str, kinds: tuple[str, str], c: Registers, a: Expr, b: Expr) -> None:
+    """Two accumulators of a thread += a register of a times one of b, in a whole warp, by m8n8k16
+    of bytes or m8n8k32 of nibbles."""
+    _do(f"{shape}_{kinds[0]}_{kinds[1]}", c[0].buffer.data, c[1], a, b)
 
 
 def dp4a(kinds: tuple[str, str], a: Expr, b: Expr, c: Expr) -> Expr:

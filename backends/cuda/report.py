@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqcompile.backends.cuda import sass
 from sqcompile.backends.cuda.architectures import Architecture, get
@@ -47,25 +47,29 @@ def kernel_rows(
         texts = sass.disassemble(codes, name)
         for record in records:
             if record.name in codes:
-                files = _Files(binary, f"{name}/{record.name}", texts[record.name])
+                stem = f"{name}/{record.name}"
+                source, log = (binary.sources[f"{stem}.{kind}"] for kind in ("cu", "log"))
+                ptx = binary.images[f"{stem}.ptx"].decode()
+                code = Code(source, ptx, usages(log), sass.instructions(texts[record.name]))
                 count = max((macs.get(node, 0) for node in record.nodes), default=0)
-                rows.append(_row(architecture, record, kernels[record.name], files, count))
+                rows.append(kernel_row(architecture, record, kernels[record.name], code, count))
     return rows
 
 
-class _Files:
-    """What a binary holds of one kernel and architecture."""
+class Code(NamedTuple):
+    """One kernel for one architecture: its source, its PTX, what its functions use, and their
+    instructions."""
 
-    def __init__(self, binary: Binary, stem: str, text: str) -> None:
-        self.source = binary.sources[f"{stem}.cu"]
-        self.ptx = binary.images[f"{stem}.ptx"].decode()
-        self.usage = usages(binary.sources[f"{stem}.log"])
-        self.instructions = sass.instructions(text)
+    source: str
+    ptx: str
+    usage: Mapping[str, Usage]
+    instructions: Mapping[str, Mapping[str, int]]
 
 
-def _row(
-    architecture: Architecture, record: KernelRecord, told: Row, files: _Files, macs: int
+def kernel_row(
+    architecture: Architecture, record: KernelRecord, told: Row, files: Code, macs: int = 0
 ) -> Row:
+    """The row of one kernel; told: its launches and workspaces, as device.json has them."""
     functions = [_function(architecture, launch, files) for launch in told["launches"]]
     instructions = [files.instructions[one["function"]] for one in functions]
     tensor = any(sass.uses_tensor_cores(found) for found in instructions)
@@ -87,7 +91,7 @@ def _row(
     }
 
 
-def _function(architecture: Architecture, launch: Row, files: _Files) -> Row:
+def _function(architecture: Architecture, launch: Row, files: Code) -> Row:
     """One launch of a kernel: what its function uses, and how many of its blocks an SM holds."""
     usage: Usage = files.usage[launch["function"]]
     shared = usage.shared + launch["shared"]
@@ -148,7 +152,11 @@ def _faults(spec: KernelSpec, functions: Sequence[Row], tensor: bool) -> list[st
 def needs_tensor_cores(spec: KernelSpec) -> bool:
     """Whether a kernel is a product of integers that tensor cores are for: all but convolutions
     of several groups, which multiply few channels at a time."""
-    name = spec.short_name
-    if not name.startswith(_PRODUCTS):
+    if not is_product(spec):
         return False
-    return name.startswith("shift_matmul") or int(spec.get("groups", 1)) == 1
+    return spec.short_name.startswith("shift_matmul") or int(spec.get("groups", 1)) == 1
+
+
+def is_product(spec: KernelSpec) -> bool:
+    """Whether a kernel multiplies integers: a matrix product or a convolution."""
+    return spec.short_name.startswith(_PRODUCTS)

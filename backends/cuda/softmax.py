@@ -56,6 +56,24 @@ def _unless_zero(total: Expr, value: Expr) -> Expr:
     return grid.keep(grid.select(tirx.EQ(total, _float(0.0)), _float(0.0), value))
 
 
+def _exponentials(
+    team: Team, x: Array, start: Expr, length: int
+) -> tuple[Callable[[Expr], Expr], Expr]:
+    """The exponentials of a row, each computed where it is asked for, and their sum."""
+    largest = _largest(team, x, start, length)
+
+    def value(k: Expr) -> Expr:
+        return _exp(x[start + k] - largest)
+
+    return value, grid.keep(team_sum(team, length, value))
+
+
+def _each(team: Team, length: int, store: Callable[[Expr], None]) -> None:
+    """store(k) of all elements of a row."""
+    with team.owning():
+        team.along(length, store)
+
+
 @KERNELS.kernel("sq::softmax")
 def softmax(spec: KernelSpec) -> object:
     """Exponentials are computed for the sum, and again for the result."""
@@ -63,14 +81,9 @@ def softmax(spec: KernelSpec) -> object:
         x, (out,) = f["x"], f.outputs
 
         def body(team: Team, start: Expr, length: int) -> None:
-            largest = _largest(team, x, start, length)
-            total = team_sum(team, length, lambda k: _exp(x[start + k] - largest))
+            value, total = _exponentials(team, x, start, length)
             inverse = _unless_zero(total, _float(1.0) / total)
-            with team.owning():
-                team.along(
-                    length,
-                    lambda k: out.store(start + k, _exp(x[start + k] - largest) * inverse),
-                )
+            _each(team, length, lambda k: out.store(start + k, value(k) * inverse))
 
         _rows(x.shape, body)
     return f.result
@@ -89,8 +102,7 @@ def softmax_backward(spec: KernelSpec) -> object:
             def store(k: Expr) -> None:
                 out.store(start + k, grid.keep(g[start + k] - total) * y[start + k])
 
-            with team.owning():
-                team.along(length, store)
+            _each(team, length, store)
 
         _rows(g.shape, body)
     return f.result
@@ -110,8 +122,7 @@ def log_softmax(spec: KernelSpec) -> object:
             def store(k: Expr) -> None:
                 out.store(start + k, grid.keep(x[start + k] - largest) - logarithm)
 
-            with team.owning():
-                team.along(length, store)
+            _each(team, length, store)
 
         _rows(x.shape, body)
     return f.result
@@ -130,8 +141,7 @@ def log_softmax_backward(spec: KernelSpec) -> object:
                 spread = grid.fence(_exp(y[start + k]) * total)
                 out.store(start + k, g[start + k] - spread)
 
-            with team.owning():
-                team.along(length, store)
+            _each(team, length, store)
 
         _rows(g.shape, body)
     return f.result
@@ -145,16 +155,13 @@ def softmax_quantize(spec: KernelSpec) -> object:
         x, (q, scale) = f["x"], f.outputs
 
         def body(team: Team, start: Expr, length: int) -> None:
-            largest = _largest(team, x, start, length)
-            total = team_sum(team, length, lambda k: _exp(x[start + k] - largest))
-            total = grid.keep(total)
+            value, total = _exponentials(team, x, start, length)
 
             def store(k: Expr) -> None:
-                level = grid.keep(_exp(x[start + k] - largest) * _float(highest))
+                level = grid.keep(value(k) * _float(highest))
                 q.store(start + k, grid.cast(rounded(level), q.dtype))
 
-            with team.owning():
-                team.along(length, store)
+            _each(team, length, store)
             with team.first():
                 worth = _unless_zero(total, _float(1.0) / grid.keep(total * _float(highest)))
                 scale.store(tirx.floordiv(start, length), worth)
@@ -188,8 +195,7 @@ def softmax_quantized_backward(spec: KernelSpec) -> object:
                 moved = grid.keep(g[start + k] - mean)
                 out.store(start + k, moved * grid.keep(level(k) * worth))
 
-            with team.owning():
-                team.along(length, store)
+            _each(team, length, store)
 
         _rows(g.shape, body)
     return f.result

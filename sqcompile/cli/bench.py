@@ -54,7 +54,8 @@ def _counts(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 def command(
     output: Output, folder: str, threads: list[int], kernels: int, runs: int, warmup: int
 ) -> None:
-    """Time forward, backward, the whole step and every kernel of the artifact in DIR.
+    """Time forward, backward, the whole step and every kernel of the artifact in DIR, on the CPU
+    or, by events of its stream, on a GPU.
 
     PyTorch in fp32 takes turns with it when the model file that DIR was compiled from is still
     there, unchanged: it is executed then. A step is forward and backward, without an optimiser.
@@ -67,26 +68,39 @@ def command(
     from sqcompile.runtime.artifact import load
 
     step = load(folder)
-    machines.require_timed(step.target)
+    device = machines.device_type(step.target)
+    machines.require(device)
+    if threads and device != "cpu":
+        raise UsageError(f"{folder} runs on a GPU: --threads is for the CPU")
     step.train()
     variant = next((v for v in step.variants if v.signature.gradients), None)
     if variant is None:
         raise UsageError(f"{folder} holds no training step: nothing to time")
+    step.to(device)
     samples = _samples(output, step, variant, _model_file(output, Path(folder)))
     counts = threads or [options.use_threads(None)]
     measured = []
     for count in counts:
-        with output.status(f"timing with {count} thread{'s' if count > 1 else ''}"):
+        with output.status(_status(device, count)):
             row = run_at(samples, count, warmup=warmup, runs=runs)
             measured.append({**row, "kernels": _kernels(step, variant, runs)})
-    timing = {"folder": folder, "runs": measured}
+    timing = {"folder": folder, "device": machines.described(device) or device, "runs": measured}
+    if device != "cpu":
+        output.say(f"on {timing['device']}; time between events of its stream")
     output.show(text.timing_table(timing))
     if kernels:
         output.show(text.kernels_table(timing, kernels))
     for row in measured if PEER in samples else []:
         ours, peer = (row["rows"][f"{n} step"]["median_ms"] for n in (step.recipe.name, PEER))
-        output.say(f"{row['threads']} threads: {peer / ours:.2f}x the speed of {PEER}")
+        where = f"{row['threads']} threads" if device == "cpu" else device
+        output.say(f"{where}: {peer / ours:.2f}x the speed of {PEER}")
     output.document(timing)
+
+
+def _status(device: str, threads: int) -> str:
+    if device != "cpu":
+        return f"timing on {device}"
+    return f"timing with {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _kernels(step: "CompiledStep", variant: "Variant", runs: int) -> list[dict[str, Any]]:
@@ -130,13 +144,14 @@ def _samples(
     from sqcompile.report import timing
     from sqcompile.runtime.signature import leaf_text
 
-    leaves = timing.drawn(variant)
+    device = variant.executable.device
+    leaves = timing.on(device, timing.drawn(variant))
     samples: dict[str, Sample] = {}
     if file is not None:
         inputs = file.example_inputs()
         if tuple(map(leaf_text, leaves_of(inputs))) == variant.key.leaves:
-            leaves = leaves_of(inputs)
-            samples[PEER] = timing.eager_sample(file.make_model().train(), inputs)
+            leaves = timing.on(device, leaves_of(inputs))
+            samples[PEER] = timing.eager_sample(file.make_model().train(), inputs, device)
         else:
             output.note("example_inputs() has other shapes now: no comparison with PyTorch")
     return {step.recipe.name: timing.step_sample(step, variant, leaves), **samples}

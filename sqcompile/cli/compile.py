@@ -58,6 +58,7 @@ def command(
     target_name: str,
     mcpu: str | None,
     arch: str | None,
+    int4: bool,
     hw: str | None,
     recipe: str,
     seed: int,
@@ -83,14 +84,14 @@ def command(
 
     sqcompile.load(DIR) gives the step back in Python, with no model file and no compiler.
     """
-    target = options.chosen_target(target_name, mcpu=mcpu, arch=arch, hw=hw)
+    target = options.chosen_target(target_name, mcpu=mcpu, arch=arch, int4=int4, hw=hw)
     from sqcompile import api, modelfile
     from sqcompile.recipe import Recipe
     from sqcompile.report import data, saved
     from sqcompile.runtime import machines
 
     if bench:
-        machines.require_timed(target.name)
+        machines.require(machines.device_type(target.name))
     path = run_folder(folder, model_file)
     chosen = Recipe.load(recipe)
     options.use_threads(threads)
@@ -166,15 +167,21 @@ def _verified(
 def _timed(
     output: Output, file: "ModelFile", step: "CompiledStep", inputs: tuple[Any, ...]
 ) -> dict[str, Any]:
-    from sqcompile.cli.bench import run_at
+    from sqcompile.cli.bench import PEER, run_at
     from sqcompile.report import timing
 
+    variant = step.prepare(*inputs)
+    device = variant.executable.device
+    step.to(device)
+    leaves = timing.on(device, leaves_of(inputs))
     samples = {
-        step.recipe.name: timing.step_sample(step, step.prepare(*inputs), leaves_of(inputs)),
-        "fp32 PyTorch": timing.eager_sample(file.make_model().train(), inputs),
+        step.recipe.name: timing.step_sample(step, variant, leaves),
+        PEER: timing.eager_sample(file.make_model().train(), inputs, device),
     }
     with output.status("timing"):
-        return {"runs": [run_at(samples, options.use_threads(None))]}
+        measured = run_at(samples, options.use_threads(None))
+    step.to("cpu")
+    return {"runs": [measured]}
 
 
 def leaves_of(inputs: tuple[Any, ...]) -> list[Any]:

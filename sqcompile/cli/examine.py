@@ -23,6 +23,7 @@ def command(
     target_name: str,
     mcpu: str | None,
     arch: str | None,
+    int4: bool,
     hw: str | None,
 ) -> None:
     """Trace the model in MODEL.PY, run the passes and look every op up in the target's kernels.
@@ -30,7 +31,7 @@ def command(
     \b
       sqcompile examine model.py --target cpu
     """
-    target = options.chosen_target(target_name, mcpu=mcpu, arch=arch, hw=hw)
+    target = options.chosen_target(target_name, mcpu=mcpu, arch=arch, int4=int4, hw=hw)
     from sqcompile import api, modelfile
     from sqcompile.cli.compile import made
     from sqcompile.report.text import table

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from sqcompile.backends.targets import Target
 
 Command = Callable[..., Any]
-_TARGET_OPTIONS = ("mcpu", "arch", "hw")
 
 
 def _set(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
@@ -50,6 +49,11 @@ def target(function: Command) -> Command:
     """--target and the options that belong to one target."""
     for option in (
         click.option("--hw", metavar="NAME|FILE", help="vta: the accelerator's configuration."),
+        click.option(
+            "--int4",
+            is_flag=True,
+            help="cuda: multiply 4-bit integers as such on sm_75 to sm_89, not as bytes.",
+        ),
         click.option(
             "--arch",
             metavar="sm_80,...",
@@ -110,7 +114,7 @@ threads = click.option(
 )
 
 
-def chosen_target(name: str, **options: str | None) -> "Target":
+def chosen_target(name: str, **options: str | bool | None) -> "Target":
     """The target with those of `options` that were given.
 
     Raises UsageError for a name or option that does not exist, TargetUnavailableError for a
@@ -119,7 +123,7 @@ def chosen_target(name: str, **options: str | None) -> "Target":
     from sqcompile.backends import targets
 
     found = targets.get(name)
-    given = {key: value for key, value in options.items() if value is not None}
+    given = {key: value for key, value in options.items() if value not in (None, False)}
     return targets.get(name, **given) if given else found
 
 

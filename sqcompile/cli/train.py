@@ -60,6 +60,7 @@ def command(
     target_name: str,
     mcpu: str | None,
     arch: str | None,
+    int4: bool,
     hw: str | None,
     recipe: str,
     seed: int,
@@ -81,7 +82,7 @@ def command(
     \b
       sqcompile train examples/digits_resnet.py --epochs 10 --compare-fp32
     """
-    target = options.chosen_target(target_name, mcpu=mcpu, arch=arch, hw=hw)
+    target = options.chosen_target(target_name, mcpu=mcpu, arch=arch, int4=int4, hw=hw)
     from sqcompile import api, modelfile, training
     from sqcompile.cli.compile import made, run_folder, tell, write_run
     from sqcompile.recipe import Recipe

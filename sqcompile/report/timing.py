@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.utils import _pytree as pytree
 if TYPE_CHECKING:
     from sqcompile.runtime.profile import KernelTime
     from sqcompile.runtime.step import CompiledStep
+    from sqcompile.runtime.stopwatch import Stopwatch
     from sqcompile.runtime.variant import Variant
 
 Sample = Callable[[], tuple[float, float]]
@@ -61,7 +61,9 @@ def measure(samples: Mapping[str, Sample], *, warmup: int = 5, runs: int = 30) -
 
 
 def step_sample(step: "CompiledStep", variant: "Variant", leaves: Sequence[Any]) -> Sample:
-    """One training step of a compiled variant on flattened arguments, without the optimiser."""
+    """One training step of a compiled variant on flattened arguments, without the optimiser, where
+    its parameters and arguments are."""
+    from sqcompile.runtime import machines
     from sqcompile.runtime.binding import StepFunction
 
     values = step.values_of(variant, leaves, {})
@@ -76,40 +78,64 @@ def step_sample(step: "CompiledStep", variant: "Variant", leaves: Sequence[Any])
         results = StepFunction.apply(variant, rng, *values)
         return [results[position] for position in positions]
 
-    return _sample(forward, list(step.parameters()))
+    return _sample(forward, list(step.parameters()), machines.stopwatch(variant.executable.device))
 
 
-def eager_sample(model: nn.Module, args: Sequence[Any]) -> Sample:
-    """One training step of a plain model, without the optimiser."""
+def eager_sample(model: nn.Module, args: Sequence[Any], device: str = "cpu") -> Sample:
+    """One training step of a plain model on a device, without the optimiser."""
+    from sqcompile.runtime import machines
+
+    model.to(device)
+    args = on(device, args)
 
     def forward() -> list[Tensor]:
         leaves = pytree.tree_leaves(model(*args))
         return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
 
-    return _sample(forward, list(model.parameters()))
+    return _sample(forward, list(model.parameters()), machines.stopwatch(device))
 
 
-def _sample(forward: Callable[[], list[Tensor]], parameters: Sequence[Tensor]) -> Sample:
+def on(device: str, args: Sequence[Any]) -> tuple[Any, ...]:
+    """Arguments with their tensors on a device, leaves as they were."""
+    moved: tuple[Any, ...] = pytree.tree_map(
+        lambda leaf: _moved(leaf, device) if isinstance(leaf, Tensor) else leaf, tuple(args)
+    )
+    return moved
+
+
+def _moved(leaf: Tensor, device: str) -> Tensor:
+    if leaf.device.type == device:
+        return leaf
+    return leaf.detach().to(device).requires_grad_(leaf.requires_grad)
+
+
+def _sample(
+    forward: Callable[[], list[Tensor]], parameters: Sequence[Tensor], watch: "Stopwatch"
+) -> Sample:
     def sample() -> tuple[float, float]:
         for parameter in parameters:
             parameter.grad = None
-        start = perf_counter()
+        start = watch.mark()
         outputs = forward()
-        middle = perf_counter()
+        middle = watch.mark()
         gradients = [torch.ones_like(output) for output in outputs]
-        before = perf_counter()
+        before = watch.mark()
         torch.autograd.backward(outputs, gradients)
-        return middle - start, perf_counter() - before
+        end = watch.mark()
+        return watch.seconds(start, middle), watch.seconds(before, end)
 
     return sample
 
 
 def step_kernels(step: "CompiledStep", variant: "Variant", *, runs: int = 5) -> "list[KernelTime]":
-    """The time of every kernel of one training step on drawn inputs, slowest first."""
+    """The time of every kernel of one training step on drawn inputs, slowest first; the step is on
+    its target's device."""
     from sqcompile.runtime.profile import kernel_times
 
-    values = [value.detach() for value in step.values_of(variant, drawn(variant), {})]
-    rng = torch.tensor([0, 0, 0, 0])
+    device = variant.executable.device
+    leaves = on(device, drawn(variant))
+    values = [value.detach() for value in step.values_of(variant, leaves, {})]
+    rng = torch.tensor([0, 0, 0, 0]).to(device)
     outputs, saved = variant.run_forward(values, rng)
     places = {port.name: place for place, port in enumerate(variant.signature.outputs)}
     tangents = [torch.ones_like(outputs[places[port.name]]) for port in variant.signature.tangents]

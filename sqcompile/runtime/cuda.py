@@ -29,7 +29,7 @@ INDEX = "device.json"
 """The image that says what the others are."""
 _CREATE = "ffi.Module.create.cuda"
 _DRIVER = "libcuda.so.1"
-_LIBRARY = "libcudart.so.13"
+LIBRARY = "libcudart.so.13"
 _PLUGIN = "libtvm_runtime_cuda.so"
 _NO_DRIVER = """there is no NVIDIA driver here ({error})
   run on a machine with an NVIDIA GPU and its driver (580 or newer); compiling needs neither, and
@@ -86,11 +86,11 @@ def load_runtime() -> None:
 def _load_library() -> None:
     """libcudart from the pip package, or else where the system's loader finds it."""
     try:
-        place = distribution("nvidia-cuda-runtime").locate_file(f"nvidia/cu13/lib/{_LIBRARY}")
+        place = distribution("nvidia-cuda-runtime").locate_file(f"nvidia/cu13/lib/{LIBRARY}")
     except PackageNotFoundError:
         place = Path()
     try:
-        ctypes.CDLL(_LIBRARY, ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(LIBRARY, ctypes.RTLD_GLOBAL)
     except OSError:
         ctypes.CDLL(str(place), ctypes.RTLD_GLOBAL)
 

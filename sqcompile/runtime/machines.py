@@ -5,12 +5,14 @@ from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 import tvm
 import tvm_ffi
 import tvm_ffi_orcjit
 from tvm import relax
 
-from sqcompile.errors import TargetUnavailableError, UsageError
+from sqcompile.errors import TargetUnavailableError
+from sqcompile.runtime.stopwatch import HostStopwatch, Stopwatch
 
 if TYPE_CHECKING:
     from sqcompile.runtime.executable import Binary
@@ -18,13 +20,16 @@ if TYPE_CHECKING:
 
 class _Loader(NamedTuple):
     """How a target's code is loaded: torch's name of the device, what raises without one,
-    `machine(binary, index)`, a context in which kernels go to torch's current stream, and the
-    module that has `machine` and `distinct_architectures` for computers without the device."""
+    `machine(binary, index)`, a context in which kernels go to torch's current stream, what measures
+    time there, the device in words, and the module that has `machine` and `distinct_architectures`
+    for computers without the device."""
 
     device: str
     require: Callable[[], None]
     machine: "Callable[[Binary, int], Any]"
     on_current_stream: Callable[[int], AbstractContextManager[Any]]
+    stopwatch: Callable[[], Stopwatch]
+    described: Callable[[], str]
     emulator: str = ""
 
 
@@ -46,13 +51,18 @@ def load(binary: "Binary", index: int) -> Any:
     return _LOADERS[binary.target].machine(binary, index)
 
 
-def require_timed(target: str) -> None:
-    """Raise for a target whose steps are not timed: TargetUnavailableError without its device,
-    UsageError with it, because what is timed is the CPU."""
-    device = device_type(target)
+def stopwatch(device: str) -> Stopwatch:
+    """What measures time on torch's current stream of a device.
+
+    Raises TargetUnavailableError, with what to do, when this machine has no such device.
+    """
     require(device)
-    if device != "cpu":
-        raise UsageError(f"steps for target {target} are not timed: a GPU runs on after a call")
+    return _LOADERS[device].stopwatch()
+
+
+def described(device: str) -> str:
+    """A device in words, as far as they differ from its name: "NVIDIA A100-SXM4-40GB, sm_80"."""
+    return _LOADERS[device].described()
 
 
 def present(device: str) -> bool:
@@ -115,7 +125,28 @@ def _cuda_stream(index: int) -> AbstractContextManager[Any]:
     return stream
 
 
+def _cuda_stopwatch() -> Stopwatch:
+    def stream() -> int:
+        return torch.cuda.current_stream(0).cuda_stream
+
+    watch: Stopwatch = import_module("sqcompile.runtime.cuda_events").CudaStopwatch(stream)
+    return watch
+
+
+def _described_cuda() -> str:
+    found: str = import_module("sqcompile.runtime.cuda").described_device()
+    return found
+
+
 _LOADERS = {
-    "cpu": _Loader("cpu", lambda: None, _cpu, lambda _: nullcontext()),
-    "cuda": _Loader("cuda", _require_cuda, _cuda, _cuda_stream, "sqcompile.backends.cuda.emulated"),
+    "cpu": _Loader("cpu", lambda: None, _cpu, lambda _: nullcontext(), HostStopwatch, lambda: ""),
+    "cuda": _Loader(
+        "cuda",
+        _require_cuda,
+        _cuda,
+        _cuda_stream,
+        _cuda_stopwatch,
+        _described_cuda,
+        "sqcompile.backends.cuda.emulated",
+    ),
 }

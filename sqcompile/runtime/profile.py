@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 from torch import Tensor
 
+from sqcompile.runtime import machines
 from sqcompile.runtime.executable import Binary, Executable
+from sqcompile.runtime.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -27,29 +28,44 @@ def kernel_times(
     """Every kernel of `function`, slowest first.
 
     The kernels run one by one with a Python call between them, which costs about a microsecond
-    each: sums are a little above the time of the function itself.
+    each: sums are a little above the time of the function itself. On a GPU a kernel's time has
+    the gaps between its launches, and what the device waits for the host's calls.
     """
     executable = Executable(binary)
-    seconds: dict[str, list[float]] = {}
-    calls: dict[str, int] = {}
-    best: dict[str, float] = {}
-    start = 0.0
+    marks = Marks(machines.stopwatch(executable.device))
+    executable.instrument(marks.instrument)
+    best: dict[str, KernelTime] = {}
+    for _ in range(runs):
+        executable.function(function)(*tensors)
+        for name, seconds in marks.taken().items():
+            time = KernelTime(name, function, len(seconds), sum(seconds) * 1e3)
+            best[name] = min(time, best.get(name, time), key=lambda one: one.milliseconds)
+    return sorted(best.values(), key=lambda row: -row.milliseconds)
 
-    def instrument(_function: Any, symbol: str, before: bool, *_rest: Any) -> int:
-        nonlocal start
+
+class Marks:
+    """An instrument of a virtual machine that sets marks before and after every kernel."""
+
+    def __init__(self, stopwatch: Stopwatch) -> None:
+        self._stopwatch = stopwatch
+        self._start: Any = None
+        self._marks: dict[str, list[tuple[Any, Any]]] = {}
+
+    def instrument(self, _function: Any, symbol: str, before: bool, *_rest: Any) -> int:
+        """What the machine calls, also around functions of its own."""
+        name = str(symbol)
+        if name.startswith("vm."):
+            return 0
         if before:
-            start = perf_counter()
+            self._start = self._stopwatch.mark()
         else:
-            seconds.setdefault(str(symbol), []).append(perf_counter() - start)
+            self._marks.setdefault(name, []).append((self._start, self._stopwatch.mark()))
         return 0
 
-    executable.instrument(instrument)
-    for _ in range(runs):
-        seconds.clear()
-        executable.function(function)(*tensors)
-        for kernel, parts in seconds.items():
-            if not kernel.startswith("vm."):
-                best[kernel] = min(best.get(kernel, float("inf")), sum(parts))
-                calls[kernel] = len(parts)
-    found = [KernelTime(name, function, calls[name], best[name] * 1e3) for name in best]
-    return sorted(found, key=lambda row: -row.milliseconds)
+    def taken(self) -> dict[str, list[float]]:
+        """The seconds of every call of every kernel since the last time."""
+        marks, self._marks = self._marks, {}
+        return {
+            name: [self._stopwatch.seconds(*pair) for pair in pairs]
+            for name, pairs in marks.items()
+        }

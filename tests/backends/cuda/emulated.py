@@ -13,7 +13,7 @@ from sqcompile.backends import targets
 from sqcompile.backends.cuda import architectures
 from sqcompile.backends.cuda.emulator import Module, emulate
 from sqcompile.backends.cuda.emulator.batch import compile_together
-from sqcompile.backends.cuda.nvrtc import compile_source
+from sqcompile.backends.cuda.nvrtc import ptx_of
 from sqcompile.backends.cuda.split import SplitKernel, split
 from sqcompile.backends.kernels import KernelSpec
 from tests.backends.test_kernels import bits
@@ -25,11 +25,11 @@ _FIRST_KERNEL = 'extern "C" __global__'
 
 
 def split_kernels(
-    specs: Mapping[str, KernelSpec], arch: str = ARCH, prefix: str = "k"
+    specs: Mapping[str, KernelSpec], arch: str = ARCH, prefix: str = "k", int4: bool = False
 ) -> dict[str, SplitKernel]:
     """The kernel of every spec, split, by the names of `specs`; functions are called `prefix` and
     a number."""
-    target = targets.get("cuda", arch=arch)
+    target = targets.get("cuda", arch=arch, int4=int4)
     found = {}
     with target.compiled_for() as on:
         for index, (name, spec) in enumerate(specs.items()):
@@ -88,11 +88,11 @@ def _argument(place: int, arrays: Sequence[np.ndarray[Any, Any]], workspaces: Se
     return arrays[place] if place >= 0 else workspaces[-1 - place]
 
 
-def emulated(specs: Mapping[str, KernelSpec], arch: str = ARCH) -> Emulated:
+def emulated(specs: Mapping[str, KernelSpec], arch: str = ARCH, int4: bool = False) -> Emulated:
     """Generate, compile and translate the kernels of all specs."""
-    kernels = split_kernels(specs, arch)
+    kernels = split_kernels(specs, arch, int4=int4)
     source = joined([one.source for one in kernels.values()])
-    module = emulate(compile_source(source, architectures.get(arch)).ptx)
+    module = emulate(ptx_of(source, architectures.get(arch)))
     compile_together(module)
     return Emulated(kernels, module)
 

@@ -19,10 +19,14 @@ import tvm
 import tvm_ffi
 
 from sqcompile.errors import TargetUnavailableError
+from sqcompile.runtime.cuda_events import CudaStopwatch
 from sqcompile.runtime.executable import Binary, Executable
+from sqcompile.runtime.profile import Marks
 from tests.backends.cuda.modules import two_floats_values
 
 N = 1000
+STREAM = 0x5150
+"""The address of a stream."""
 COUNTS = (
     "launches",
     "waits",
@@ -132,6 +136,34 @@ def _run(executable: Executable, index: int = 0) -> dict[str, Any]:
     }
 
 
+def _timed(executable: Executable, stub: Stub) -> dict[str, Any]:
+    """The time of every kernel of a call, and what an event that nobody waits for gives."""
+    inputs, _ = two_floats_values(N)
+    tensors = [tvm.runtime.tensor(value, tvm.cuda(0)) for value in inputs]
+    streams: list[int] = []
+
+    def stream() -> int:
+        streams.append(STREAM)
+        return STREAM
+
+    watch = CudaStopwatch(stream)
+    marks = Marks(watch)
+    executable.instrument(marks.instrument)
+    stub.clear()
+    start = watch.mark()
+    with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", 0), STREAM):
+        executable.machine()["forward"](*tensors)
+    end = watch.mark()
+    waits = stub.counts()["waits"]
+    return {
+        "waits of the call": waits,
+        "kernels": marks.taken(),
+        "call": watch.seconds(start, end),
+        "marks": len(streams),
+        "waits of reading": stub.counts()["waits"] - waits,
+    }
+
+
 def _refusal(action: Callable[[], Any]) -> str:
     try:
         action()
@@ -157,6 +189,7 @@ def main(stub_folder: str, binary_folder: str) -> dict[str, Any]:
     executable = Executable(binary)
     found["first"] = _run(executable) | {"launches": list(stub.launches)}
     _again(executable, stub, found)
+    found["timed"] = _timed(Executable(binary), stub)
     for capability in ("70", "75", "86", "120"):
         os.environ["STUB_CAPABILITY"] = capability
         stub.clear()
@@ -187,7 +220,7 @@ def _again(executable: Executable, stub: Stub, found: dict[str, Any]) -> None:
     for _ in range(2):  # the machine holds on to the results of one call
         forward(*tensors)
     stub.clear()
-    with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", 0), 0x5150):
+    with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", 0), STREAM):
         results = forward(*tensors)
     found["again"] = {
         "counts": stub.counts(),

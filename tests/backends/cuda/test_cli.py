@@ -75,3 +75,12 @@ def test_what_needs_a_gpu_is_5_without_one(
 ) -> None:
     assert run([*command, "--target", "cuda", "--arch", "sm_75", "-o", "gpu"]) == 5
     assert "no NVIDIA driver" in capsys.readouterr().err
+
+
+def test_bench_of_a_run_folder_is_5_without_a_gpu(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["net.py", "--target", "cuda", "--arch", "sm_75", "--no-eval", "-o", "timed"]) == 0
+    assert run(["bench", "timed"]) == 5
+    shown = capsys.readouterr().err
+    assert "no NVIDIA driver" in shown and "run on a machine with an NVIDIA GPU" in shown

@@ -3,18 +3,30 @@
 Skipped without one. Nothing here has run on hardware yet: docs/cuda.md.
 """
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from sqcompile import api
 from sqcompile.backends import targets
+from sqcompile.cli import run
 from sqcompile.errors import InputError
 from sqcompile.runtime.executable import Executable
 from sqcompile.runtime.verify import verify_on_target
 from tests.backends.cuda.modules import compiled, two_floats, two_floats_values
 
 pytestmark = pytest.mark.gpu
+MODEL = """\
+import torch
+from torch import nn
+def make_model():
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 16))
+def example_inputs():
+    return (torch.randn(32, 64),)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +60,32 @@ def test_a_tensor_on_the_cpu_is_refused(forward: Executable) -> None:
     inputs, _ = two_floats_values()
     with pytest.raises(InputError, match="argument 0 is on cpu"):
         forward.function("forward")(*map(torch.from_numpy, inputs))
+
+
+def test_bench_times_step_and_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(MODEL)
+    assert run(["net.py", "--target", "cuda", "--no-eval", "-o", "run"]) == 0
+    capsys.readouterr()
+    assert run(["bench", "run", "--runs", "3", "--warmup", "1", "--json"]) == 0
+    timing = json.loads(capsys.readouterr().out)
+    assert "sm_" in timing["device"]
+    (measured,) = timing["runs"]
+    assert all(row["median_ms"] > 0 for row in measured["rows"].values())
+    assert measured["kernels"] and all(row["milliseconds"] > 0 for row in measured["kernels"])
+    assert {"w4a4g4 step", "fp32 PyTorch step"} <= set(measured["rows"])
+
+
+def test_threads_are_no_option_of_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(MODEL)
+    assert run(["net.py", "--target", "cuda", "--no-eval", "-o", "run"]) == 0
+    assert run(["bench", "run", "--threads", "2"]) == 2
+    assert "--threads is for the CPU" in capsys.readouterr().err
 
 
 def test_a_training_step_has_the_bits_of_its_reference() -> None:

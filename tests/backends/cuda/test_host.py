@@ -16,6 +16,7 @@ from sqcompile.errors import TargetUnavailableError
 from sqcompile.runtime.cuda import Image, chosen
 from tests.backends.cuda.conftest import _has_gpu
 from tests.backends.cuda.modules import compiled, two_floats
+from tests.backends.cuda.on_stub import STREAM
 
 _ROOT = Path(__file__).parents[3]
 
@@ -72,7 +73,24 @@ def test_a_call_waits_for_nothing_copies_nothing_and_runs_on_the_given_stream(
 ) -> None:
     again = ran["again"]
     assert again["counts"] == dict.fromkeys(again["counts"], 0) | {"launches": 3}
-    assert {one["stream"] for one in again["launches"]} == {0x5150}
+    assert {one["stream"] for one in again["launches"]} == {STREAM}
+
+
+def test_kernels_are_timed_by_events_of_their_stream(ran: dict[str, Any]) -> None:
+    """The stub's clock counts launches: one millisecond each."""
+    timed = ran["timed"]
+    milliseconds = {name: [1e3 * one for one in took] for name, took in timed["kernels"].items()}
+    assert milliseconds == {
+        "scaled_sum": [pytest.approx(1)],
+        "reversed_blocks": [pytest.approx(2)],
+    }
+    assert timed["call"] == pytest.approx(3e-3)
+    assert timed["marks"] == 2 + 2 * 2
+
+
+def test_timing_waits_when_it_is_read_not_between_kernels(ran: dict[str, Any]) -> None:
+    assert ran["timed"]["waits of the call"] == 0
+    assert ran["timed"]["waits of reading"] == 2 + 1
 
 
 @pytest.mark.parametrize("capability, form", [("75", "cubin"), ("86", "cubin"), ("120", "ptx")])

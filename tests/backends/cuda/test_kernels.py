@@ -11,23 +11,41 @@ import torch
 
 from sqcompile.backends.cpu import KERNELS as CPU_KERNELS
 from sqcompile.backends.cuda import KERNELS
+from tests.backends import cases_product
 from tests.backends.cases import Case, tensors
 from tests.backends.catalogue import all_cases
 from tests.backends.cuda.emulated import Emulated, emulated, wrong
 from tests.conftest import require_tool
 
 CASES = [case for case in all_cases() if case.spec().op in KERNELS]
-FAST = 2
-"""Cases of each op that always run, and as many with groups of activations."""
+PRODUCTS = {
+    f"sq::{op}"
+    for family in (cases_product.products, cases_product.convolutions)
+    for op, _, _ in family()
+}
+"""Ops whose kernels may call PTX: tensor cores, and what feeds them."""
+LONG = {
+    "sq::l1_batch_norm_backward_quantize",
+    "sq::l1_group_norm_backward",
+    "sq::l1_group_norm_packed_backward",
+    "sq::l1_layer_norm_packed_backward",
+    "sq::quantize_l1_layer_norm_backward",
+}
+"""Ops of which PoCL takes seconds to compile a kernel; others are made of the same parts."""
+FAST = 1
+"""Cases of each op that always run, and as many with groups of activations. The second case of an
+op always runs in `test_opencl`; that of what takes long there runs here, and more products run in
+`test_products`."""
 
 
 def _parameters() -> list[Any]:
     seen: Counter[tuple[str, bool]] = Counter()
     found = []
     for case in CASES:
-        kind = case.spec().op, "grouped" in case.name
+        kind = op, _ = case.spec().op, "grouped" in case.name
         seen[kind] += 1
-        marks = [pytest.mark.exhaustive] if seen[kind] > FAST else []
+        fast = FAST + (op in LONG)
+        marks = [pytest.mark.exhaustive] if seen[kind] > fast else []
         found.append(pytest.param(case, id=case.name, marks=marks))
     return found
 

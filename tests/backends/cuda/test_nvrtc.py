@@ -4,7 +4,7 @@ import pytest
 
 from sqcompile.backends.cuda import nvrtc
 from sqcompile.backends.cuda.architectures import ARCHITECTURES, get
-from sqcompile.backends.cuda.nvrtc import Usage, compile_all, compile_source, usages
+from sqcompile.backends.cuda.nvrtc import Usage, compile_all, compile_source, ptx_of, usages
 from sqcompile.errors import SqError
 
 _SUM = """extern "C" __global__ void scaled(float* a, const float* b) {
@@ -36,6 +36,10 @@ def test_float_operations_are_rounded_one_by_one() -> None:
     for instruction in ("mul.rn.f32", "add.rn.f32", "div.rn.f32", "sqrt.rn.f32"):
         assert instruction in ptx, instruction
     assert "fma" not in ptx and ".ftz" not in ptx and ".approx" not in ptx
+
+
+def test_ptx_alone_is_the_same_ptx() -> None:
+    assert ptx_of(_SUM, get("sm_80")) == compile_source(_SUM, get("sm_80")).ptx
 
 
 def test_the_log_of_ptxas_is_read() -> None:

@@ -6,41 +6,28 @@ from typing import Any
 
 import pytest
 
-from tests.backends import cases_product
 from tests.backends.cases import Case
 from tests.backends.cuda.opencl import OpenCL, in_opencl, without_opencl
-from tests.backends.cuda.test_kernels import CASES, check
+from tests.backends.cuda.test_kernels import CASES, LONG, PRODUCTS, check
 from tests.conftest import REQUIRE_TOOLS
 
 PLATFORM = "Portable Computing Language"
-PRODUCTS = {
-    f"sq::{op}"
-    for family in (cases_product.products, cases_product.convolutions)
-    for op, _, _ in family()
-}
-"""Ops whose kernels may call PTX: tensor cores, and what feeds them."""
-
-
-LONG = {
-    "sq::l1_batch_norm_backward_quantize",
-    "sq::l1_group_norm_backward",
-    "sq::l1_group_norm_packed_backward",
-    "sq::l1_layer_norm_packed_backward",
-    "sq::quantize_l1_layer_norm_backward",
-}
-"""Ops of which PoCL takes seconds to compile a kernel; others are made of the same parts."""
 
 
 def _parameters() -> list[Any]:
-    """The first case of each op is always run, but for products and what takes long to compile."""
-    seen: set[str] = PRODUCTS | LONG
-    found = []
+    """One case of each op is always run, the second where there is one, but for products and what
+    takes long to compile."""
+    of_op: dict[str, list[Case]] = {}
     for case in CASES:
-        op = case.spec().op
-        marks = [pytest.mark.exhaustive] if op in seen else []
-        seen.add(op)
-        found.append(pytest.param(case, id=case.name, marks=marks))
-    return found
+        of_op.setdefault(case.spec().op, []).append(case)
+    fast = [cases[:2][-1] for op, cases in of_op.items() if op not in PRODUCTS | LONG]
+    chosen = {case.name for case in fast}
+    return [
+        pytest.param(
+            case, id=case.name, marks=[] if case.name in chosen else [pytest.mark.exhaustive]
+        )
+        for case in CASES
+    ]
 
 
 def _unavailable(reason: str) -> None:

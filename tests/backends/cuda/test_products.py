@@ -37,12 +37,17 @@ NAMES = (
     "conv_dgrad_dequantize-2x10x10x64-80x64x3x3-2x2x1x1-4-4",
     "conv_wgrad-2x10x10x64-80x64x3x3-2x2x1x1-4-4",
     "conv_wgrad_dequantize-2x9x7x4-6x2x3x2-2x1x1x2-8-4",
+    # three and five channels: an image that is packed, two planes
+    "conv_fprop_dequantize-5x9x7x3-5x3x3x3-1x1x1x1-6-4",
+    "conv_dgrad-5x9x7x3-5x3x3x3-1x1x1x1-6-4",
 )
 CASES = {case.name: case for case in all_cases() if case.name in NAMES}
-SLOW = (NAMES[1], NAMES[3], NAMES[6], NAMES[8], *NAMES[10:])
+SLOW = (NAMES[1], NAMES[3], NAMES[6], NAMES[8], *NAMES[10:14])
 """Whose ways to bring operands others take too."""
-GATED = (NAMES[0], NAMES[2], NAMES[1], NAMES[6], NAMES[9], NAMES[11])
+GATED = (NAMES[0], NAMES[2], NAMES[1], NAMES[6], NAMES[9], NAMES[11], *NAMES[13:])
 """Whose machine code is looked at: of every way to bring operands, and to finish results."""
+LIKE_SM_80 = ("sm_86", "sm_89")
+"""Architectures whose code is of sm_80's source, with its instructions."""
 WITHOUT_MATRICES = "sm_75"
 """The architecture that plays one without matrix instructions."""
 
@@ -101,15 +106,15 @@ def test_products_by_dp4a_equal_their_references(no_matrices: None) -> None:
         checked(CASES[name], kernels)
 
 
-def _gate(names: tuple[str, ...], arch: str, instruction: str) -> None:
+def gate(asked: Mapping[str, KernelSpec], arch: str, instruction: str, int4: bool = False) -> None:
     """Nothing spills, and every launch that has tiles in shared memory multiplies by
     `instruction`."""
-    kernels = split_kernels(specs(names), arch)
+    kernels = split_kernels(asked, arch, int4=int4)
     source = joined([kernel.source for kernel in kernels.values()])
     compiled = compile_source(source, architectures.get(arch))
     listed = sass.instructions(sass.disassemble({"all": compiled.cubin}, arch)["all"])
     products = {name for name, used in compiled.usage.items() if used.shared}
-    assert len(products) >= len(names)
+    assert len(products) >= len(asked)
     for name, used in compiled.usage.items():
         assert (used.spill_stores, used.spill_loads) == (0, 0), name
         if name in products:
@@ -123,13 +128,13 @@ def _multiplies(found: Mapping[str, int], instruction: str) -> bool:
 @pytest.mark.parametrize(
     "arch",
     [
-        pytest.param(arch, marks=[pytest.mark.slow] if arch in ("sm_86", "sm_89", "sm_90") else [])
+        pytest.param(arch, marks=[pytest.mark.exhaustive] if arch in LIKE_SM_80 else [])
         for arch in ARCHITECTURES
     ],
 )
 def test_products_use_tensor_cores_and_spill_nothing(arch: str) -> None:
-    _gate(GATED, arch, "IMMA.8816" if arch == "sm_75" else "IMMA.16832")
+    gate(specs(GATED), arch, "IMMA.8816" if arch == "sm_75" else "IMMA.16832")
 
 
 def test_products_without_tensor_cores_use_dp4a(no_matrices: None) -> None:
-    _gate(GATED[:2], WITHOUT_MATRICES, "IDP.4A")
+    gate(specs(GATED[:2]), WITHOUT_MATRICES, "IDP.4A")

@@ -6,6 +6,7 @@
 
 extern "C" {
 int stub_capability();
+long stub_count(int what);
 int stub_devices();
 void stub_add(int what);
 int stub_allocate(void** pointer, size_t size);
@@ -15,6 +16,7 @@ int stub_copy(void* to, const void* from, size_t size, int kind);
 
 namespace {
 constexpr int kSynchronizations = 1;
+struct Event { long launches; void* stream; bool reached; };
 thread_local int device = 0;
 
 int synchronized() { stub_add(kSynchronizations); return 0; }
@@ -68,11 +70,24 @@ int cudaStreamCreateWithFlags(void** stream, unsigned) { return cudaStreamCreate
 int cudaStreamDestroy(void* stream) { std::free(stream); return 0; }
 int cudaStreamSynchronize(void*) { return synchronized(); }
 int cudaStreamWaitEvent(void*, void*, unsigned) { return 0; }
-int cudaEventCreate(void** event) { *event = std::malloc(1); return 0; }
-int cudaEventDestroy(void* event) { std::free(event); return 0; }
-int cudaEventRecord(void*, void*) { return 0; }
-int cudaEventSynchronize(void*) { return synchronized(); }
-int cudaEventElapsedTime(float* milliseconds, void*, void*) { *milliseconds = 0; return 0; }
+// Time is the number of launches, in milliseconds. An event is there once somebody waited for it.
+int cudaEventCreate(void** event) { *event = new Event{}; return 0; }
+int cudaEventDestroy(void* event) { delete static_cast<Event*>(event); return 0; }
+int cudaEventRecord(void* event, void* stream) {
+  *static_cast<Event*>(event) = {stub_count(0), stream, false};
+  return 0;
+}
+int cudaEventSynchronize(void* event) {
+  static_cast<Event*>(event)->reached = true;
+  return synchronized();
+}
+int cudaEventElapsedTime(float* milliseconds, void* from, void* to) {
+  auto start = static_cast<Event*>(from), end = static_cast<Event*>(to);
+  if (!end->reached) return 600;  // cudaErrorNotReady
+  if (start->stream != end->stream) return 400;
+  *milliseconds = end->launches - start->launches;
+  return 0;
+}
 
 int cudaGraphDestroy(void*) { absent(); }
 int cudaGraphExecDestroy(void*) { absent(); }
