@@ -180,6 +180,12 @@ class KernelTable:
 
         return register
 
+    def derived(self, target: str, kernels: Mapping[str, Kernel]) -> "KernelTable":
+        """A table like this one for another target, with these kernels in the place of its own."""
+        table = KernelTable(target)
+        table.__dict__.update(vars(self) | {"target": target, "_kernels": self._kernels | kernels})
+        return table
+
     def elementwise(self, *ops: str, limit: Limit = no_limit) -> Callable[[Generator], Generator]:
         """Register a generator for ops that may also stand in a group."""
         for op in ops:

@@ -16,6 +16,7 @@ from sqcompile.errors import UsageError
 from sqcompile.recipe import FIRST, LAST, Recipe
 from sqcompile.report.products import Product, products
 from sqcompile.report.saved import layers, saved_tensors
+from sqcompile.runtime import machines
 
 if TYPE_CHECKING:
     from sqcompile.runtime.step import CompiledStep
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 REPORT = "report.json"
-EXECUTED_BY = {"cpu": "cpu"}
-"""What runs the code of a target on every machine."""
 NOT_EXECUTED = "nothing"
 _VERSIONS = ("torch", "apache-tvm", "apache-tvm-ffi", "numpy")
 
@@ -60,7 +59,7 @@ def report(
         "python": platform.python_version(),
         "machine": platform.machine(),
         "target": step.target,
-        "executed_by": executed_by or EXECUTED_BY.get(step.target, NOT_EXECUTED),
+        "executed_by": executed_by or machines.executor(step.target) or NOT_EXECUTED,
         "recipe": step.recipe.to_json(),
         "unused_rules": unused_rules(step.recipe, found),
         "seed": step.training_state()["seed"],

@@ -18,14 +18,18 @@ if TYPE_CHECKING:
 
 class _Loader(NamedTuple):
     """How a target's code is loaded: torch's name of the device, what raises without one,
-    `machine(binary, index)`, a context in which kernels go to torch's current stream, and the
-    module that has `machine` and `distinct_architectures` for computers without the device."""
+    `machine(binary, index)`, a context in which kernels go to torch's current stream, the
+    module that has `machine` and `distinct_architectures` for computers without the device, what
+    runs the code on every computer ("" where that takes the device), and why its steps are not
+    timed."""
 
     device: str
     require: Callable[[], None]
     machine: "Callable[[Binary, int], Any]"
     on_current_stream: Callable[[int], AbstractContextManager[Any]]
     emulator: str = ""
+    executor: str = ""
+    untimed: str = ""
 
 
 def device_type(target: str) -> str:
@@ -46,13 +50,17 @@ def load(binary: "Binary", index: int) -> Any:
     return _LOADERS[binary.target].machine(binary, index)
 
 
+def executor(target: str) -> str:
+    """What runs the code of a target on every computer; "" where that takes the device."""
+    return _LOADERS[target].executor
+
+
 def require_timed(target: str) -> None:
     """Raise for a target whose steps are not timed: TargetUnavailableError without its device,
     UsageError with it, because what is timed is the CPU."""
-    device = device_type(target)
-    require(device)
-    if device != "cpu":
-        raise UsageError(f"steps for target {target} are not timed: a GPU runs on after a call")
+    require(device_type(target))
+    if _LOADERS[target].untimed:
+        raise UsageError(f"steps for target {target} are not timed: {_LOADERS[target].untimed}")
 
 
 def present(device: str) -> bool:
@@ -100,6 +108,10 @@ def _cpu(binary: "Binary", index: int) -> Any:
     return relax.VirtualMachine(module, tvm.cpu(index))
 
 
+def _vta(binary: "Binary", index: int) -> Any:
+    return import_module("sqcompile.runtime.vta").machine(binary, index)
+
+
 def _require_cuda() -> None:
     import_module("sqcompile.runtime.cuda").capability(0)
 
@@ -116,6 +128,21 @@ def _cuda_stream(index: int) -> AbstractContextManager[Any]:
 
 
 _LOADERS = {
-    "cpu": _Loader("cpu", lambda: None, _cpu, lambda _: nullcontext()),
-    "cuda": _Loader("cuda", _require_cuda, _cuda, _cuda_stream, "sqcompile.backends.cuda.emulated"),
+    "cpu": _Loader("cpu", lambda: None, _cpu, lambda _: nullcontext(), executor="cpu"),
+    "cuda": _Loader(
+        "cuda",
+        _require_cuda,
+        _cuda,
+        _cuda_stream,
+        "sqcompile.backends.cuda.emulated",
+        untimed="a GPU runs on after a call",
+    ),
+    "vta": _Loader(
+        "cpu",
+        lambda: None,
+        _vta,
+        lambda _: nullcontext(),
+        executor="vta-simulator",
+        untimed="a simulator runs them; report.json has the cycles",
+    ),
 }

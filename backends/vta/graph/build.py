@@ -1,0 +1,102 @@
+"""From a lowered module to a Binary: the CPU's code, and programs of the accelerator as data.
+
+A binary holds, beside what one for the CPU has,
+
+    NAME.program    a program with the layout of its operands (backends/vta/program.py)
+    vta.json        the format, the accelerator, the program of every product's kernel, and why a
+                    product has none
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+from sqcompile.backends.cpu import build as host
+from sqcompile.backends.lower import KernelRecord
+from sqcompile.backends.targets import Target
+from sqcompile.backends.vta import hardware
+from sqcompile.backends.vta.graph import offload, partition, table
+from sqcompile.runtime import cache
+from sqcompile.runtime.executable import Binary
+from sqcompile.runtime.vta import FORMAT, INDEX, index_of
+
+
+def machines(target: Target) -> list[Target]:
+    """One; raises UsageError for an accelerator that does not exist."""
+    hardware.get(target.hw)
+    return [target]
+
+
+def identity(target: Target) -> str:
+    """What of the target's options decides the code: the accelerator's parameters, and the CPU."""
+    return json.dumps([hardware.get(target.hw).parameters(), host.identity(target)])
+
+
+def binary_key(modules: Sequence[tvm.IRModule], target: Target) -> str:
+    """The name in the cache of what `build` makes of the one module there is."""
+    (module,) = modules
+    return cache.key_of(f"vta\n{identity(target)}\n{tvm.ir.save_json(module)}")
+
+
+def cached_build(key: str, modules: Sequence[tvm.IRModule], target: Target) -> Binary:
+    """`build`, or what an earlier build left in the cache; `key` is what `binary_key` gives."""
+    (module,) = modules
+    return cache.cached(key, lambda: build(module, target))
+
+
+def build(module: tvm.IRModule, target: Target) -> Binary:
+    """Programs for the products that the accelerator takes, the CPU's code for the rest."""
+    accelerator = hardware.get(target.hw)
+    offloads: dict[str, offload.Offload] = {}
+    left: dict[str, str] = {}
+    for name, spec in products_of(module).items():
+        made = offload.offload(spec, accelerator)
+        if isinstance(made, str):
+            left[name] = made
+        else:
+            offloads[name] = made
+    index = {
+        "format": FORMAT,
+        "hardware": {"name": accelerator.name, **accelerator.parameters()},
+        "kernels": {name: one.identity for name, one in offloads.items()},
+        "left": left,
+        "programs": sorted({one.identity for one in offloads.values()}),
+    }
+    images = {f"{one.identity}.program": one.data for one in offloads.values()}
+    images[INDEX] = json.dumps(index, indent=1).encode()
+    return host.build(partition.partitioned(module, offloads), target, images)
+
+
+def products_of(module: tvm.IRModule) -> dict[str, Any]:
+    """The specs of a lowered module's products, by the names of their kernels."""
+    return {
+        variable.name_hint: table.spec_from(function.attrs[table.SPEC])
+        for variable, function in module.functions.items()
+        if isinstance(function, tirx.PrimFunc) and table.SPEC in function.attrs
+    }
+
+
+def left(binary: Binary, records: Sequence[KernelRecord]) -> dict[str, str]:
+    """The products that the CPU computes, and why, by node."""
+    reasons = index_of(binary)["left"]
+    return {
+        node: reasons[record.name]
+        for record in records
+        for node in record.nodes
+        if record.name in reasons
+    }
+
+
+def listings(binary: Binary) -> dict[str, str]:
+    """The assembly of the CPU's kernels."""
+    return host.listings(binary)
+
+
+def kernel_rows(
+    binary: Binary, records: Sequence[KernelRecord], macs: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """None: what is known of programs stands in a report's `vta`."""
+    return []

@@ -1,0 +1,110 @@
+"""From a product's kernel to a program of the accelerator, or the reason why there is none."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from sqcompile.backends.kernels import KernelSpec
+from sqcompile.backends.vta.hardware import Hardware
+from sqcompile.backends.vta.program import product_program
+from sqcompile.backends.vta.spec import ConvSpec, GemmSpec, Spec, Values
+from sqcompile.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Offload:
+    """A program for a product: its identity (equal programs have equal ones), its bytes, and how
+    many bytes of DRAM it works in."""
+
+    identity: str
+    data: bytes
+    dram: int
+
+
+def offload(spec: KernelSpec, hardware: Hardware) -> Offload | str:
+    """The program for a product on an accelerator, or why there is none."""
+    if spec.outputs[0].dtype != "int32":
+        return "its sums need 64 bits, and accumulators have 32"
+    try:
+        program = product_program(hardware, product_spec(spec))
+    except UsageError as error:
+        return str(error)
+    data, dram = program.to_bytes(), max(region.end for region in program.regions.values())
+    return Offload(sha256(data).hexdigest()[:16], data, dram)
+
+
+def product_spec(spec: KernelSpec) -> Spec:
+    """What `spec` asks for, as a program is asked for."""
+    return _SPECS[spec.op](spec)
+
+
+def _matrices(spec: KernelSpec) -> GemmSpec:
+    a, b = spec.tensor("a"), spec.tensor("b")
+    (m, k), n = a.shape[-2:], spec.outputs[0].shape[-1]
+    if spec["transpose_a"]:
+        m, k = k, m
+    first, second = _values(spec, "a", "b")
+    return GemmSpec(
+        m,
+        n,
+        k,
+        first,
+        second,
+        batch=a.shape[0] if len(a.shape) == 3 else None,
+        transpose_a=spec["transpose_a"],
+        transpose_b=spec["transpose_b"],
+        groups=_groups(spec, "groups"),
+    )
+
+
+def _fprop(spec: KernelSpec) -> ConvSpec:
+    x, w, y = spec.tensor("x"), spec.tensor("w"), spec.outputs[0]
+    return _convolution(spec, "fprop", x.shape, w.shape, y.shape, "x", "w")
+
+
+def _dgrad(spec: KernelSpec) -> ConvSpec:
+    g, w, x = spec.tensor("g"), spec.tensor("w"), spec.outputs[0]
+    return _convolution(spec, "dgrad", x.shape, w.shape, g.shape, "g", "w")
+
+
+def _wgrad(spec: KernelSpec) -> ConvSpec:
+    g, x, w = spec.tensor("g"), spec.tensor("x"), spec.outputs[0]
+    return _convolution(spec, "wgrad", x.shape, w.shape, g.shape, "g", "x")
+
+
+def _convolution(
+    spec: KernelSpec, kind: Any, x: Any, w: Any, y: Any, first: str, second: str
+) -> ConvSpec:
+    one, other = _values(spec, first, second)
+    return ConvSpec(
+        kind,
+        x,
+        w,
+        y,
+        stride=spec["stride"],
+        padding=spec["padding"],
+        dilation=spec["dilation"],
+        channel_groups=spec["groups"],
+        first=one,
+        second=other,
+        groups=_groups(spec, "shift_groups"),
+    )
+
+
+def _values(spec: KernelSpec, first: str, second: str) -> tuple[Values, Values]:
+    one, other = spec.ranges(first, second)
+    return Values(*one), Values(*other)
+
+
+def _groups(spec: KernelSpec, name: str) -> int:
+    """Groups of shifts; without exponents there is one."""
+    return 1 if spec.tensor("exponent") is None else int(spec[name])
+
+
+_SPECS: dict[str, Callable[[KernelSpec], Any]] = {
+    "sq::shift_matmul": _matrices,
+    "sq::conv_fprop": _fprop,
+    "sq::conv_dgrad": _dgrad,
+    "sq::conv_wgrad": _wgrad,
+}
