@@ -6,7 +6,8 @@ part of it: a generator names them and reads them from a vector.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -147,7 +148,7 @@ class KernelTable:
 
     def __init__(self, target: str) -> None:
         self.target = target
-        self._kernels: dict[str, Kernel] = {}
+        self._kernels: MutableMapping[str, Kernel] = {}
         self._joins: dict[str, Callable[[KernelSpec], bool]] = {}
         self._ends: dict[str, Callable[[KernelSpec], bool]] = {}
         self._one_shape: set[str] = set()
@@ -183,7 +184,8 @@ class KernelTable:
     def derived(self, target: str, kernels: Mapping[str, Kernel]) -> "KernelTable":
         """A table like this one for another target, with these kernels in the place of its own."""
         table = KernelTable(target)
-        table.__dict__.update(vars(self) | {"target": target, "_kernels": self._kernels | kernels})
+        table.__dict__.update(vars(self))
+        table.target, table._kernels = target, ChainMap(dict(kernels), self._kernels)
         return table
 
     def elementwise(self, *ops: str, limit: Limit = no_limit) -> Callable[[Generator], Generator]:

@@ -55,8 +55,9 @@ class Target:
         listings(binary): texts for readers, by file name, that are made when they are asked for;
         kernel_rows(binary, records, macs): rows of a report on every kernel, of what is known
         without running it; each has "faults", which no kernel may have;
-        left(binary, records): the products that do not run on the target, and why, by node
-        ("forward/mm_1").
+        accelerator(binary, records, macs): for a target that does not run every product, a mapping
+        with those that it leaves to the CPU ("left": why, by node), else None; `macs` are those of
+        all products, by node ("forward/mm_1").
         """
         return import_module(f"{self.package}.build")
 

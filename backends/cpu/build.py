@@ -119,9 +119,8 @@ def listings(binary: Binary) -> dict[str, str]:
     return {name: content.decode() for name, content in kept.items()}
 
 
-def left(binary: Binary, records: Sequence[KernelRecord]) -> dict[str, str]:
-    """No product: all have kernels."""
-    return {}
+def accelerator(binary: Binary, records: Sequence[KernelRecord], macs: Mapping[str, int]) -> None:
+    """None: all products have kernels."""
 
 
 def kernel_rows(

@@ -33,12 +33,12 @@ from sqcompile.runtime.cuda import INDEX
 from sqcompile.runtime.executable import Binary
 
 __all__ = [
+    "accelerator",
     "binary_key",
     "build",
     "cached_build",
     "identity",
     "kernel_rows",
-    "left",
     "listings",
     "machines",
 ]
@@ -146,9 +146,8 @@ def _launchers(parts: Sequence[SplitKernel]) -> bytes:
     return vm.written(codegen_build(host, tvm.target.Target("llvm")), "o")
 
 
-def left(binary: Binary, records: Sequence[KernelRecord]) -> dict[str, str]:
-    """No product: all have kernels."""
-    return {}
+def accelerator(binary: Binary, records: Sequence[KernelRecord], macs: Mapping[str, int]) -> None:
+    """None: all products have kernels."""
 
 
 def listings(binary: Binary) -> dict[str, str]:

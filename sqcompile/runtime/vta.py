@@ -78,13 +78,11 @@ def machine(binary: Binary, index: int) -> Any:
     return found
 
 
-@tvm_ffi.register_global_func(PACK, override=True)
 def _pack(identity: str, *tensors: Any) -> None:
     *operands, image = map(_array, tensors)
     image[...] = np.frombuffer(_programs[identity].image(operands), np.uint8)
 
 
-@tvm_ffi.register_global_func(EXECUTE, override=True)
 def _execute(identity: str, *tensors: Any) -> None:
     image, after = map(_array, tensors)
     program = _programs[identity]
@@ -93,7 +91,6 @@ def _execute(identity: str, *tensors: Any) -> None:
     executed[identity] += 1
 
 
-@tvm_ffi.register_global_func(UNPACK, override=True)
 def _unpack(identity: str, *tensors: Any) -> None:
     image, *operands, result = map(_array, tensors)
     result[...] = _programs[identity].result(image.tobytes(), operands)
@@ -101,3 +98,7 @@ def _unpack(identity: str, *tensors: Any) -> None:
 
 def _array(tensor: Any) -> NDArray[Any]:
     return np.from_dlpack(tensor)
+
+
+for _name, _function in {PACK: _pack, EXECUTE: _execute, UNPACK: _unpack}.items():
+    tvm_ffi.register_global_func(_name, _function, override=True)

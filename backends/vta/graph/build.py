@@ -9,6 +9,7 @@ A binary holds, beside what one for the CPU has,
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import tvm
@@ -17,11 +18,23 @@ from tvm import tirx
 from sqcompile.backends.cpu import build as host
 from sqcompile.backends.lower import KernelRecord
 from sqcompile.backends.targets import Target
-from sqcompile.backends.vta import hardware
+from sqcompile.backends.vta import assembler, hardware
 from sqcompile.backends.vta.graph import offload, partition, table
+from sqcompile.backends.vta.graph.report import accelerator
 from sqcompile.runtime import cache
 from sqcompile.runtime.executable import Binary
-from sqcompile.runtime.vta import FORMAT, INDEX, index_of
+from sqcompile.runtime.vta import FORMAT, INDEX, programs
+
+__all__ = [
+    "accelerator",
+    "binary_key",
+    "build",
+    "cached_build",
+    "identity",
+    "kernel_rows",
+    "listings",
+    "machines",
+]
 
 
 def machines(target: Target) -> list[Target]:
@@ -49,18 +62,18 @@ def cached_build(key: str, modules: Sequence[tvm.IRModule], target: Target) -> B
 
 def build(module: tvm.IRModule, target: Target) -> Binary:
     """Programs for the products that the accelerator takes, the CPU's code for the rest."""
-    accelerator = hardware.get(target.hw)
+    chosen = hardware.get(target.hw)
     offloads: dict[str, offload.Offload] = {}
     left: dict[str, str] = {}
     for name, spec in products_of(module).items():
-        made = offload.offload(spec, accelerator)
+        made = offload.offload(spec, chosen)
         if isinstance(made, str):
             left[name] = made
         else:
             offloads[name] = made
     index = {
         "format": FORMAT,
-        "hardware": {"name": accelerator.name, **accelerator.parameters()},
+        "hardware": asdict(chosen),
         "kernels": {name: one.identity for name, one in offloads.items()},
         "left": left,
         "programs": sorted({one.identity for one in offloads.values()}),
@@ -79,24 +92,16 @@ def products_of(module: tvm.IRModule) -> dict[str, Any]:
     }
 
 
-def left(binary: Binary, records: Sequence[KernelRecord]) -> dict[str, str]:
-    """The products that the CPU computes, and why, by node."""
-    reasons = index_of(binary)["left"]
-    return {
-        node: reasons[record.name]
-        for record in records
-        for node in record.nodes
-        if record.name in reasons
-    }
-
-
 def listings(binary: Binary) -> dict[str, str]:
-    """The assembly of the CPU's kernels."""
-    return host.listings(binary)
+    """The assembly of the CPU's kernels, and every program as text."""
+    texts = host.listings(binary)
+    for name, program in programs(binary).items():
+        texts[f"{name}.txt"] = assembler.listing(program.hardware, program.decoded)
+    return texts
 
 
 def kernel_rows(
     binary: Binary, records: Sequence[KernelRecord], macs: Mapping[str, int]
 ) -> list[dict[str, Any]]:
-    """None: what is known of programs stands in a report's `vta`."""
+    """None: what is known of programs is `accelerator`."""
     return []

@@ -9,13 +9,13 @@ from sqcompile.backends.kernels import KernelSpec
 from sqcompile.backends.vta.hardware import Hardware
 from sqcompile.backends.vta.program import product_program
 from sqcompile.backends.vta.spec import ConvSpec, GemmSpec, Spec, Values
-from sqcompile.errors import UsageError
+from sqcompile.errors import SqError
 
 
 @dataclass(frozen=True)
 class Offload:
-    """A program for a product: its identity (equal programs have equal ones), its bytes, and how
-    many bytes of DRAM it works in."""
+    """A program for a product: its identity (different programs have different ones), its bytes,
+    and how many bytes of DRAM it works in."""
 
     identity: str
     data: bytes
@@ -28,10 +28,10 @@ def offload(spec: KernelSpec, hardware: Hardware) -> Offload | str:
         return "its sums need 64 bits, and accumulators have 32"
     try:
         program = product_program(hardware, product_spec(spec))
-    except UsageError as error:
+    except SqError as error:
         return str(error)
     data, dram = program.to_bytes(), max(region.end for region in program.regions.values())
-    return Offload(sha256(data).hexdigest()[:16], data, dram)
+    return Offload(f"{spec.short_name}-{sha256(data).hexdigest()[:12]}", data, dram)
 
 
 def product_spec(spec: KernelSpec) -> Spec:
@@ -40,7 +40,7 @@ def product_spec(spec: KernelSpec) -> Spec:
 
 
 def _matrices(spec: KernelSpec) -> GemmSpec:
-    a, b = spec.tensor("a"), spec.tensor("b")
+    a = spec.tensor("a")
     (m, k), n = a.shape[-2:], spec.outputs[0].shape[-1]
     if spec["transpose_a"]:
         m, k = k, m

@@ -2,8 +2,9 @@
 
 `FuseOpsByPattern` finds the calls of kernels that have a program and makes each a function for the
 code generator called vta; `RunCodegen` puts calls of external functions in their place; `transfers`
-writes out what such a call does: operands into an image of DRAM, the program, results out of it. `MergeCompositeFunctions` has nothing to merge, for between two products there is always a
-float epilogue, and every product is a program of its own.
+writes out what such a call does: operands into an image of DRAM, the program, results out of it.
+`MergeCompositeFunctions` has nothing to merge, for between two products there is always a float
+epilogue, and every product is a program of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,10 +72,12 @@ def _kernels(function: relax.Function) -> list[str]:
     return names
 
 
-@tvm_ffi.register_global_func(f"relax.ext.{CODEGEN}", override=True)
 def _generated(functions: Sequence[Any], options: Any, constants: Any) -> list[Any]:
     """What RunCodegen asks for: runtime modules. Programs are data, so there is none."""
     return []
+
+
+tvm_ffi.register_global_func(f"relax.ext.{CODEGEN}", _generated, override=True)
 
 
 def transfers(module: tvm.IRModule, offloads: Mapping[str, Offload]) -> tvm.IRModule:
@@ -89,7 +92,7 @@ def transfers(module: tvm.IRModule, offloads: Mapping[str, Offload]) -> tvm.IRMo
 
 
 @mutator
-class _Transfers(PyExprMutator):  # type: ignore[misc]
+class _Transfers(PyExprMutator):
     def __init__(self, module: tvm.IRModule, offloads: Mapping[str, Offload]) -> None:
         super().__init__(module)
         self.offloads = offloads

@@ -6,9 +6,10 @@ takes over is decided on the whole module (`partition`), and what it cannot stay
 
 import json
 from functools import wraps
+from typing import Any
 
 from sqcompile.backends.cpu import KERNELS as HOST
-from sqcompile.backends.kernels import Generator, Kernel, KernelSpec, TensorSpec
+from sqcompile.backends.kernels import Attribute, Generator, Kernel, KernelSpec, TensorSpec
 
 PRODUCTS = ("sq::shift_matmul", "sq::conv_fprop", "sq::conv_dgrad", "sq::conv_wgrad")
 """The ops that the accelerator computes; `passes.plain_products` leaves no other products."""
@@ -49,12 +50,12 @@ def spec_from(text: str) -> KernelSpec:
     )
 
 
-def _tensor(one: list) -> TensorSpec:
+def _tensor(one: list[Any]) -> TensorSpec:
     shape, dtype = one
     return TensorSpec(tuple(shape), dtype)
 
 
-def _frozen(value: object) -> object:
+def _frozen(value: Any) -> Attribute:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
