@@ -6,9 +6,11 @@ from typing import Any
 
 from sqcompile.backends.lower import KernelRecord
 from sqcompile.backends.vta import isa
+from sqcompile.backends.vta.graph.timeline import picture
 from sqcompile.backends.vta.hardware import Hardware
 from sqcompile.backends.vta.isa import Module
 from sqcompile.backends.vta.program import Program
+from sqcompile.backends.vta.simulator import timing
 from sqcompile.runtime.executable import Binary
 from sqcompile.runtime.vta import index_of, programs
 
@@ -67,12 +69,19 @@ def accelerator(
                 rows.append({**row, **_shares(hardware, macs[node], known[name])})
     order = {node: number for number, node in enumerate(macs)}
     rows.sort(key=lambda row: order[row["node"]])
+    spans = {
+        name: timing.timeline(program.hardware, program.decoded, DRAM_LATENCY)
+        for name, program in found.items()
+    }
+    runs = [(row["node"], row["cycles"], spans[row["program"]]) for row in rows]
     return {
         "name": hardware.name,
         "hardware": hardware.parameters(),
         "dram_latency": DRAM_LATENCY,
         "products": rows,
         "left": left(binary, records),
+        "timeline": picture(runs),
+        "longest": picture(sorted(runs, key=lambda run: -run[1])[:1]),
         **_total(hardware, rows),
     }
 
