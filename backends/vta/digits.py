@@ -23,18 +23,17 @@ class Digits:
     offset: int
 
     @classmethod
-    def of(cls, values: Values, width: int) -> "Digits":
-        """The fewest digits that span the values, and the offset next to zero that does."""
-        low, high = -(1 << width - 1), (1 << width - 1) - 1
+    def of(cls, values: Values, width: int, centred: bool = False) -> "Digits":
+        """The fewest digits that span the values, and the offset next to zero that does; 0 when
+        `centred`, which may take a digit more."""
         count = 1
         while True:
             ones = sum(1 << width * place for place in range(count))
-            least, most = low * ones, high * ones
-            if values.high - values.low <= most - least:
-                break
+            least, most = -(ones << width - 1), (ones << width - 1) - ones
+            offset = max(0, values.high - most) or min(0, values.low - least)
+            if values.low - offset >= least and not (centred and offset):
+                return cls(width, count, offset)
             count += 1
-        offset = max(0, values.high - most) or min(0, values.low - least)
-        return cls(width, count, offset)
 
     def split(self, values: NDArray[Any]) -> NDArray[np.int8]:
         """(...) integers -> (count, ...), the lowest digit first."""

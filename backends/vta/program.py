@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqcompile.backends.vta import isa
+from sqcompile.backends.vta.conv import ConvForm
 from sqcompile.backends.vta.emit import ACC_BITS, Addresses, Emitter, Tiling
 from sqcompile.backends.vta.forms import Form
 from sqcompile.backends.vta.gemm import GemmForm
@@ -24,7 +25,7 @@ from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.simulator import elements, machine
 from sqcompile.backends.vta.simulator.core import NULL_PAGE, Profile
 from sqcompile.backends.vta.simulator.timing import Cycles, cycles
-from sqcompile.backends.vta.spec import GemmSpec, Spec, Values
+from sqcompile.backends.vta.spec import ConvSpec, GemmSpec, Spec, Values
 from sqcompile.backends.vta.tiling import tiled
 from sqcompile.backends.vta.uops import encode_uops
 
@@ -128,7 +129,7 @@ class Program:
         )
 
 
-_FORMS: dict[type, Any] = {GemmSpec: GemmForm}
+_FORMS: dict[type, Any] = {GemmSpec: GemmForm, ConvSpec: ConvForm}
 
 
 def form_of(hardware: Hardware, spec: Spec) -> Form:
@@ -138,7 +139,7 @@ def form_of(hardware: Hardware, spec: Spec) -> Form:
 
 
 def product_program(hardware: Hardware, spec: Spec, buffers: int = 2) -> Program:
-    """The program of a product; with one buffer nothing overlaps but what tokens happen to allow."""
+    """The program of a product; with one buffer, a chunk is loaded when the last one is used up."""
     form = form_of(hardware, spec)
     of = form.correlation
     tiling = tiled(hardware, of, buffers)
