@@ -21,7 +21,7 @@ import numpy as np
 from sqcompile.backends.conv_geometry import Lines, Phase, backward, forward
 from sqcompile.backends.vta.correlation import MOST_PADDING, Correlation, outside, plain, widened
 from sqcompile.backends.vta.digits import Digits
-from sqcompile.backends.vta.forms import Array, chunks, horner, joined, shifted
+from sqcompile.backends.vta.forms import Array, chunks, horner, joined, result_bits, shifted
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.spec import ConvSpec
 
@@ -49,10 +49,12 @@ class ConvForm:
         )
         if wgrad:
             reduced, kernel = images * spec.y[2], (spec.y[1], 1)
+            length = reduced * spec.y[1]
             columns = plain(spec.w[3] * -(-self.inputs // batch))
         else:
             reduced = self.outputs if spec.kind == "dgrad" else self.inputs
             kernel = (spec.w[2], spec.w[3])
+            length = reduced * spec.w[2] * spec.w[3]
         planes = -(-reduced // block)
         results = self.inputs if spec.kind == "dgrad" else self.outputs
         self.correlation = Correlation(
@@ -65,6 +67,7 @@ class ConvForm:
             columns=columns,
             kernel=kernel,
             segments=horner(self.inp, self.wgt, planes),
+            result_bits=result_bits(self.inp, self.wgt, (inp, wgt), length),
         )
 
     def pack(self, operands: Sequence[Array]) -> tuple[Array, Array]:

@@ -17,11 +17,11 @@ MOST_PADDING = 15
 
 
 class Run(NamedTuple):
-    """`count` planes of INP from `inp` on that meet as many planes of WGT from `wgt` on."""
+    """So many planes of INP from `inp` on, and of WGT from `wgt` on, that meet one by one."""
 
     inp: int
     wgt: int
-    count: int
+    planes: int
 
 
 class Segment(NamedTuple):
@@ -33,7 +33,8 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Correlation:
-    """`groups` correlations of `images` grids each. Segments are in order (Horner)."""
+    """`groups` correlations of `images` grids each. Segments are in order (Horner). Results are
+    signed integers of `result_bits`: what is above the lowest of a result's 32 bits is its sign."""
 
     groups: int
     images: int
@@ -44,6 +45,11 @@ class Correlation:
     columns: Lines
     kernel: tuple[int, int]
     segments: tuple[Segment, ...]
+    result_bits: int
+
+    def slices(self, width: int) -> int:
+        """Slices of `width` bits that a result has in DRAM."""
+        return -(-self.result_bits // width)
 
     @property
     def inp_shape(self) -> tuple[int, ...]:
@@ -63,7 +69,7 @@ class Correlation:
     @property
     def tile_operations(self) -> int:
         """Products of one tile with another, those with padding included."""
-        planes = sum(run.count for segment in self.segments for run in segment.runs)
+        planes = sum(run.planes for segment in self.segments for run in segment.runs)
         lines = [sum(p.count * p.taps for p in axis.phases) for axis in (self.rows, self.columns)]
         return self.groups * self.images * self.outputs * planes * lines[0] * lines[1]
 

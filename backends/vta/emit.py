@@ -3,39 +3,38 @@
 For every block of results: accumulators are cleared, then for every chunk of the reduction a box
 of INP and one of WGT are loaded and multiplied, then the block is stored, in as many slices as
 OUT is narrower than an accumulator. Nothing here speaks of tokens: `Stream` places them. Two
-blocks or chunks overlap when they lie in different halves of a scratchpad, no more is needed.
+blocks or chunks overlap when they lie in different parts of a scratchpad, no more is needed.
+
+A slice is stored before the next one may be shifted into its place. So that COMPUTE does not wait
+for STORE then, a block's later slices come one by one after the products of the blocks behind it.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from sqcompile.backends.conv_geometry import Lines, Phase
 from sqcompile.backends.vta import isa
 from sqcompile.backends.vta.boxes import rectangles
 from sqcompile.backends.vta.correlation import Correlation, Run
+from sqcompile.backends.vta.cuts import (
+    Span,
+    Tiling,
+    Window,
+    clipped,
+    counted,
+    parts,
+    results_of,
+    sizes_of,
+    taps_of,
+    window,
+)
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.isa import AluOp
 from sqcompile.backends.vta.nests import Loop, Nest, Uops, nest
 from sqcompile.backends.vta.stream import Stream, Tiles
 
-ACC_BITS = 32
 MOST_RIGHT, MOST_LEFT = 15, 16
 """Shifts on which all implementations agree."""
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """Sizes of a block of results (output tiles, rows and columns of each phase) and of a chunk
-    of the reduction (planes, taps), and in how many buffers chunks and blocks take turns."""
-
-    outputs: int
-    rows: int
-    columns: int
-    planes: int
-    row_taps: int
-    column_taps: int
-    buffers: int
 
 
 class Addresses(NamedTuple):
@@ -45,63 +44,6 @@ class Addresses(NamedTuple):
     wgt: int
     out: int
     uops: int
-
-
-class Span(NamedTuple):
-    """Part of an axis: results first..last of every phase, taps begin..end; both ends exclusive."""
-
-    first: int
-    last: int
-    begin: int
-    end: int
-
-
-class Window(NamedTuple):
-    """What a span of an axis touches: source lines, kernel lines, result lines."""
-
-    source: int
-    sources: int
-    kernel: int
-    kernels: int
-    result: int
-    results: int
-
-
-def window(lines: Lines, span: Span) -> Window | None:
-    """None when no tap of the span is met by a result of it."""
-    sources, kernels = [], []
-    for phase in lines.phases:
-        count, taps = counted(phase, span)
-        if count and taps:
-            low = phase.offset + span.first * lines.stride + span.begin * lines.spacing
-            high = low + (count - 1) * lines.stride + (taps - 1) * lines.spacing
-            sources += [low, high]
-            line = phase.kernel + span.begin * lines.kernel_step
-            kernels += [line, line + (taps - 1) * lines.kernel_step]
-    if not sources or max(sources) < 0 or min(sources) >= lines.source:
-        return None
-    result = span.first * lines.step
-    results = min(span.last * lines.step, lines.results) - result
-    return Window(
-        min(sources),
-        max(sources) - min(sources) + 1,
-        min(kernels),
-        max(kernels) - min(kernels) + 1,
-        result,
-        results,
-    )
-
-
-def counted(phase: Phase, span: Span) -> tuple[int, int]:
-    """Results and taps of a phase inside a span."""
-    count = max(0, min(span.last, phase.count) - span.first)
-    return count, max(0, min(span.end, phase.taps) - span.begin)
-
-
-def parts(length: int, size: int) -> Iterator[tuple[int, int]]:
-    """(begin, end) of pieces of `size`."""
-    for begin in range(0, length, size):
-        yield begin, min(begin + size, length)
 
 
 class Slots:
@@ -153,10 +95,11 @@ class Emitter:
         self.stream = Stream(hardware)
         self.uops = Uops(hardware)
         self.page_loads: list[dict[str, Any]] = []
-        sizes = chunk_sizes(correlation, tiling)
+        sizes = sizes_of(correlation, tiling)
         self.inp = Slots(Memory.INP, sizes.inp, tiling.buffers)
         self.wgt = Slots(Memory.WGT, sizes.wgt, tiling.buffers)
-        self.acc = Slots(Memory.ACC, sizes.acc, tiling.buffers)
+        self.acc = Slots(Memory.ACC, sizes.acc, tiling.acc_buffers)
+        self.unfinished: list[Iterator[None]] = []
 
     def run(self) -> tuple[isa.Instruction, ...]:
         """All instructions."""
@@ -169,7 +112,10 @@ class Emitter:
                     covered |= self._reduce(block, run)
             if not covered or self._lacking():
                 self._alu(block, AluOp.ADD, 0)
-            self._store(block)
+            self._advance([*self.unfinished, self._slices(block)])
+            if self.tiling.acc_buffers == 1:
+                self._finish_blocks()
+        self._finish_blocks()
         self._patch_pages()
         return self.stream.finished()
 
@@ -182,8 +128,8 @@ class Emitter:
                         for columns in parts(of.columns.count, tiling.columns):
                             shape = (
                                 outputs[1] - outputs[0],
-                                _results(of.rows, rows),
-                                _results(of.columns, columns),
+                                results_of(of.rows, rows),
+                                results_of(of.columns, columns),
                             )
                             key = (group, outputs, image, rows, columns)
                             base, _ = self.acc.take(key)
@@ -198,10 +144,10 @@ class Emitter:
         """Add the products of a run of planes; False when there is none."""
         of, tiling = self.of, self.tiling
         some = False
-        for planes in parts(run.count, tiling.planes):
-            for row_taps in parts(_taps(of.rows), tiling.row_taps):
+        for planes in parts(run.planes, tiling.planes):
+            for row_taps in parts(taps_of(of.rows), tiling.row_taps):
                 rows = window(of.rows, Span(*block.rows, *row_taps))
-                for column_taps in parts(_taps(of.columns), tiling.column_taps):
+                for column_taps in parts(taps_of(of.columns), tiling.column_taps):
                     columns = window(of.columns, Span(*block.columns, *column_taps))
                     if rows is None or columns is None:
                         continue
@@ -219,8 +165,8 @@ class Emitter:
         base, there = self.inp.take(key)
         if there:
             return base
-        top, height, bottom = _clipped(rows, lines.source)
-        left, width, right = _clipped(columns, across.source)
+        top, height, bottom = clipped(rows, lines.source)
+        left, width, right = clipped(columns, across.source)
         pads = {"y_pad_0": top, "y_pad_1": bottom, "x_pad_0": left, "x_pad_1": right}
         starts = (block.group, block.image, plane, rows.source + top, columns.source + left)
         if any(pads.values()):
@@ -334,32 +280,44 @@ class Emitter:
         writes = (Tiles(Memory.OUT, block.base, block.tiles),)
         self.stream.add(kind, steps | fields, reads, writes)
 
-    def _store(self, block: Block) -> None:
-        """The block's int32 in slices of OUT's width, the lowest first."""
+    def _advance(self, blocks: list[Iterator[None]]) -> None:
+        """Let every block store one slice, the oldest block first."""
+        self.unfinished = [block for block in blocks if next(block, self) is not self]
+
+    def _finish_blocks(self) -> None:
+        while self.unfinished:
+            self._advance(self.unfinished)
+
+    def _slices(self, block: Block) -> Iterator[None]:
+        """Store the block in slices of OUT's width, the lowest first, one at a time."""
         width = self.hardware.width(Memory.OUT)
-        grid = (ACC_BITS // width, *self.of.result_shape)
-        _, rows, columns = block.shape
-        for number in range(ACC_BITS // width):
+        for number in range(self.of.slices(width)):
             self._shift(block, width if number else 0)
-            starts = (
-                number,
-                block.group,
-                block.image,
-                block.outputs[0],
-                block.rows[0] * self.of.rows.step,
-                block.columns[0] * self.of.columns.step,
-            )
-            for one in rectangles(grid, starts, (1, 1, 1, block.shape[0], rows, columns)):
-                fields = {
-                    "memory": Memory.OUT,
-                    "sram_base": block.base + one.done,
-                    "dram_base": self.at.out + one.first,
-                    "y_size": one.rows,
-                    "x_size": one.columns,
-                    "x_stride": one.stride,
-                }
-                tiles = Tiles(Memory.OUT, block.base + one.done, one.rows * one.columns)
-                self.stream.add(isa.Store, fields, reads=(tiles,))
+            self._store(block, number)
+            if number + 1 < self.of.slices(width):
+                yield
+
+    def _store(self, block: Block, number: int) -> None:
+        grid = (self.of.slices(self.hardware.width(Memory.OUT)), *self.of.result_shape)
+        starts = (
+            number,
+            block.group,
+            block.image,
+            block.outputs[0],
+            block.rows[0] * self.of.rows.step,
+            block.columns[0] * self.of.columns.step,
+        )
+        for one in rectangles(grid, starts, (1, 1, 1, *block.shape)):
+            fields = {
+                "memory": Memory.OUT,
+                "sram_base": block.base + one.done,
+                "dram_base": self.at.out + one.first,
+                "y_size": one.rows,
+                "x_size": one.columns,
+                "x_stride": one.stride,
+            }
+            tiles = Tiles(Memory.OUT, block.base + one.done, one.rows * one.columns)
+            self.stream.add(isa.Store, fields, reads=(tiles,))
 
     def _patch_pages(self) -> None:
         """Now that every page is full, its load's place and length."""
@@ -400,53 +358,4 @@ def _axis(lines: Lines, phase: Phase, span: Span, seen: Window) -> _Axis | None:
         kernel - seen.kernel,
         (taps, lines.spacing, lines.kernel_step),
         (count, lines.step, lines.stride),
-    )
-
-
-def _clipped(seen: Window, length: int) -> tuple[int, int, int]:
-    """Lines of zeros before, lines of the source, lines of zeros after."""
-    before = max(0, -seen.source)
-    after = max(0, seen.source + seen.sources - length)
-    return before, seen.sources - before - after, after
-
-
-def _taps(lines: Lines) -> int:
-    return max(phase.taps for phase in lines.phases)
-
-
-def _results(lines: Lines, part: tuple[int, int]) -> int:
-    return min(part[1] * lines.step, lines.results) - part[0] * lines.step
-
-
-class Sizes(NamedTuple):
-    """Tiles that a chunk or block takes at most."""
-
-    inp: int
-    wgt: int
-    acc: int
-
-
-def chunk_sizes(of: Correlation, tiling: Tiling) -> Sizes:
-    """The most tiles of any chunk of INP and WGT and of any block."""
-    seen = []
-    pieces: Sequence[tuple[Lines, int, int]] = (
-        (of.rows, tiling.rows, tiling.row_taps),
-        (of.columns, tiling.columns, tiling.column_taps),
-    )
-    results = 1
-    for lines, size, taps in pieces:
-        windows = [
-            window(lines, Span(*part, *tap))
-            for part in parts(lines.count, size)
-            for tap in parts(_taps(lines), taps)
-        ]
-        there = [one for one in windows if one is not None]
-        seen.append([max((one[place] for one in there), default=1) for place in (1, 3)])
-        results *= max(_results(lines, part) for part in parts(lines.count, size))
-    planes = min(tiling.planes, max(run.count for s in of.segments for run in s.runs))
-    outputs = min(tiling.outputs, of.outputs)
-    return Sizes(
-        planes * seen[0][0] * seen[1][0],
-        outputs * planes * seen[0][1] * seen[1][1],
-        outputs * results,
     )

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from sqcompile.backends.vta.correlation import Correlation, Run, Segment
 from sqcompile.backends.vta.digits import Digits
+from sqcompile.backends.vta.spec import Values
 
 Array = NDArray[Any]
+ACC_BITS = 32
 
 
 class Form(Protocol):
@@ -64,3 +66,11 @@ def horner(inp: Digits, wgt: Digits, planes: int) -> tuple[Segment, ...]:
         segments.append(Segment(shift, tuple(weights[weight])))
         previous = weight
     return tuple(segments)
+
+
+def result_bits(inp: Digits, wgt: Digits, values: tuple[Values, Values], length: int) -> int:
+    """Bits of a signed sum of `length` products of the operands' values less their offsets."""
+    bound = length
+    for digits, of in zip((inp, wgt), values, strict=True):
+        bound *= max(abs(of.low - digits.offset), abs(of.high - digits.offset))
+    return min(ACC_BITS, bound.bit_length() + 1)

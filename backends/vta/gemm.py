@@ -6,7 +6,7 @@ import numpy as np
 
 from sqcompile.backends.vta.correlation import Correlation, plain
 from sqcompile.backends.vta.digits import Digits
-from sqcompile.backends.vta.forms import Array, chunks, horner, joined, shifted
+from sqcompile.backends.vta.forms import Array, chunks, horner, joined, result_bits, shifted
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.spec import GemmSpec
 
@@ -39,6 +39,7 @@ class GemmForm:
             columns=plain(-(-self.rows // batch)),
             kernel=(1, 1),
             segments=horner(self.inp, self.wgt, planes),
+            result_bits=result_bits(self.inp, self.wgt, (first, second), spec.k),
         )
 
     def pack(self, operands: Sequence[Array]) -> tuple[Array, Array]:

@@ -15,9 +15,9 @@ _MOST_ITERATIONS = (1 << 14) - 1
 
 
 class Loop(NamedTuple):
-    """`count` iterations, and the steps of the three indices from one to the next."""
+    """`length` iterations, and the steps of the three indices from one to the next."""
 
-    count: int
+    length: int
     dst: int = 0
     src: int = 0
     wgt: int = 0
@@ -35,8 +35,8 @@ class Nest(NamedTuple):
         found = {
             "uop_bgn": begin,
             "uop_end": begin + len(self.uops),
-            "iter_out": self.outer.count,
-            "iter_in": self.inner.count,
+            "iter_out": self.outer.length,
+            "iter_in": self.inner.length,
         }
         for name in ("dst", "src", "wgt") if has_weights else ("dst", "src"):
             found |= {
@@ -54,7 +54,7 @@ def nest(loops: Sequence[Loop], base: tuple[int, int, int]) -> Nest:
         count, *steps = loops[number]
         return 1 < count <= _MOST_ITERATIONS and min(steps) >= 0
 
-    stay = sorted(filter(may_stay, range(len(loops))), key=lambda number: -loops[number].count)[:2]
+    stay = sorted(filter(may_stay, range(len(loops))), key=lambda number: -loops[number].length)[:2]
     uops = np.array([base], np.int64)
     for number, (count, *by) in enumerate(loops):
         if number not in stay:

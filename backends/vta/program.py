@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from sqcompile.backends.vta import isa
 from sqcompile.backends.vta.conv import ConvForm
-from sqcompile.backends.vta.emit import ACC_BITS, Addresses, Emitter, Tiling
+from sqcompile.backends.vta.cuts import Tiling
+from sqcompile.backends.vta.emit import Addresses, Emitter
 from sqcompile.backends.vta.forms import Form
 from sqcompile.backends.vta.gemm import GemmForm
 from sqcompile.backends.vta.hardware import Hardware, Memory
@@ -87,14 +88,13 @@ class Program:
         """The product in DRAM after the program; the operands are those of `image`."""
         region = self.regions["out"]
         width = self.hardware.width(Memory.OUT)
-        slices = ACC_BITS // width
-        data = np.frombuffer(dram, np.uint8)[region.start : region.end].reshape(slices, -1)
-        total = np.zeros(data.shape[1] * 8 // width, np.int32)
-        for number in range(slices):
-            digits = elements.unpacked(data[number], width)
-            lowest = digits & ((1 << width) - 1) if width < ACC_BITS else digits
-            total |= lowest << (width * number)
-        shape = (*self.form.correlation.result_shape, self.hardware.batch, self.hardware.block)
+        of = self.form.correlation
+        data = np.frombuffer(dram, np.uint8)[region.start : region.end]
+        data = data.reshape(of.slices(width), -1)
+        total = elements.unpacked(data[-1], width)  # with the sign
+        for digits in data[-2::-1]:
+            total = (total << width) + (elements.unpacked(digits, width) & ((1 << width) - 1))
+        shape = (*of.result_shape, self.hardware.batch, self.hardware.block)
         return self.form.unpack(total.reshape(shape), operands)
 
     def cycles(self, dram_latency: int) -> Cycles:
@@ -138,12 +138,12 @@ def form_of(hardware: Hardware, spec: Spec) -> Form:
     return form
 
 
-def product_program(hardware: Hardware, spec: Spec, buffers: int = 2) -> Program:
-    """The program of a product; with one buffer, a chunk is loaded when the last one is used up."""
+def product_program(hardware: Hardware, spec: Spec, overlap: bool = True) -> Program:
+    """The program of a product; without overlap, everything has one buffer."""
     form = form_of(hardware, spec)
     of = form.correlation
-    tiling = tiled(hardware, of, buffers)
-    slices = ACC_BITS // hardware.width(Memory.OUT)
+    tiling = tiled(hardware, of, overlap)
+    slices = of.slices(hardware.width(Memory.OUT))
     counts = {
         Memory.INP: int(np.prod(of.inp_shape)),
         Memory.WGT: int(np.prod(of.wgt_shape)),
