@@ -216,6 +216,7 @@ def refuse(report: dict[str, Any], verify: bool) -> None:
     """With --verify, raise VerificationError for values that differ, products in float, too many
     that the target leaves to the CPU, and kernels whose code is not as it must be."""
     from sqcompile.report import data
+    from sqcompile.report.format import share
 
     lines = [
         f"  {result['mode']}: {row['kind']} {row['name']}: {row['differing']} elements differ, "
@@ -235,10 +236,11 @@ def refuse(report: dict[str, Any], verify: bool) -> None:
         raise VerificationError("products that are not in integers:\n  " + "\n  ".join(left))
     left = data.off_target(report) if verify else []
     if left:
-        share, least = report["macs"]["on_target_share"], data.LEAST_ON_TARGET
+        macs = report["macs"]
         raise VerificationError(
-            f"{share:.1%} of the step's multiply-accumulates run on {report['target']}, and "
-            f"{least:.0%} must; left to the CPU:\n  " + "\n  ".join(left)
+            f"{share(macs['on_target'], macs['total'])} of the step's multiply-accumulates run on "
+            f"{report['target']}, and {100 * data.LEAST_ON_TARGET:g} % must; left to the CPU:\n  "
+            + "\n  ".join(left)
         )
     faults = data.kernel_faults(report) if verify else []
     if faults:

@@ -1,13 +1,13 @@
 """A binary of the VTA target in this process: the CPU's kernels, and programs in the simulator.
 
 A module calls three external functions for every product; each gets the identity of its program
-first. Programs are data: they are read from the binary's images, and nothing of them is executed
-but by the simulator.
+first, PACK and UNPACK also which part of the operands it reads (all where that is empty). Programs
+are data: they are read from the binary's images, and nothing but the simulator executes them.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakValueDictionary
@@ -28,8 +28,10 @@ INDEX = "vta.json"
 """The image that says which programs there are."""
 FORMAT = 1
 """Of the index and of the programs."""
-PACK, EXECUTE, UNPACK = (f"sqcompile.vta.{name}" for name in ("pack", "execute", "unpack"))
-"""Operands into an image of DRAM; the program; results out of DRAM."""
+PACK, EXECUTE, UNPACK, ADD = (
+    f"sqcompile.vta.{name}" for name in ("pack", "execute", "unpack", "add")
+)
+"""Operands into an image of DRAM; the program; results out of DRAM; parts to their sum."""
 
 _programs: WeakValueDictionary[str, Program] = WeakValueDictionary()
 """Programs by identity, for as long as a machine has them."""
@@ -78,9 +80,20 @@ def machine(binary: Binary, index: int) -> Any:
     return found
 
 
-def _pack(identity: str, *tensors: Any) -> None:
+def taken(cut: str, operands: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """What a part reads of its product's operands."""
+    if not cut:
+        return list(operands)
+    places = json.loads(cut)
+    return [
+        one if place is None else one[(slice(None),) * place[0] + (slice(place[1], place[2]),)]
+        for one, place in zip(operands, places, strict=True)
+    ]
+
+
+def _pack(identity: str, cut: str, *tensors: Any) -> None:
     *operands, image = map(_array, tensors)
-    image[...] = np.frombuffer(_programs[identity].image(operands), np.uint8)
+    image[...] = np.frombuffer(_programs[identity].image(taken(cut, operands)), np.uint8)
 
 
 def _execute(identity: str, *tensors: Any) -> None:
@@ -91,14 +104,19 @@ def _execute(identity: str, *tensors: Any) -> None:
     executed[identity] += 1
 
 
-def _unpack(identity: str, *tensors: Any) -> None:
+def _unpack(identity: str, cut: str, *tensors: Any) -> None:
     image, *operands, result = map(_array, tensors)
-    result[...] = _programs[identity].result(image.tobytes(), operands)
+    result[...] = _programs[identity].result(image.tobytes(), taken(cut, operands))
+
+
+def _add(*tensors: Any) -> None:
+    *parts, total = map(_array, tensors)
+    total[...] = sum(part.astype(np.int64) for part in parts)
 
 
 def _array(tensor: Any) -> NDArray[Any]:
     return np.from_dlpack(tensor)
 
 
-for _name, _function in {PACK: _pack, EXECUTE: _execute, UNPACK: _unpack}.items():
+for _name, _function in {PACK: _pack, EXECUTE: _execute, UNPACK: _unpack, ADD: _add}.items():
     tvm_ffi.register_global_func(_name, _function, override=True)

@@ -3,7 +3,7 @@
 A binary holds, beside what one for the CPU has,
 
     NAME.program    a program with the layout of its operands (backends/vta/program.py)
-    vta.json        the format, the accelerator, the program of every product's kernel, and why a
+    vta.json        the format, the accelerator, the programs of every product's kernel, and why a
                     product has none
 """
 
@@ -44,8 +44,9 @@ def machines(target: Target) -> list[Target]:
 
 
 def identity(target: Target) -> str:
-    """What of the target's options decides the code: the accelerator's parameters, and the CPU."""
-    return json.dumps([hardware.get(target.hw).parameters(), host.identity(target)])
+    """What of the target's options decides the code: the accelerator, its clock and bus too (cycles
+    choose between programs), and the CPU."""
+    return json.dumps([asdict(hardware.get(target.hw)), host.identity(target)])
 
 
 def binary_key(modules: Sequence[tvm.IRModule], target: Target) -> str:
@@ -63,7 +64,7 @@ def cached_build(key: str, modules: Sequence[tvm.IRModule], target: Target) -> B
 def build(module: tvm.IRModule, target: Target) -> Binary:
     """Programs for the products that the accelerator takes, the CPU's code for the rest."""
     chosen = hardware.get(target.hw)
-    offloads: dict[str, offload.Offload] = {}
+    offloads: dict[str, list[offload.Offload]] = {}
     left: dict[str, str] = {}
     for name, spec in products_of(module).items():
         made = offload.offload(spec, chosen)
@@ -71,14 +72,15 @@ def build(module: tvm.IRModule, target: Target) -> Binary:
             left[name] = made
         else:
             offloads[name] = made
+    kernels = {name: [one.identity for one in parts] for name, parts in offloads.items()}
+    images = {f"{one.identity}.program": one.data for parts in offloads.values() for one in parts}
     index = {
         "format": FORMAT,
         "hardware": asdict(chosen),
-        "kernels": {name: one.identity for name, one in offloads.items()},
+        "kernels": kernels,
         "left": left,
-        "programs": sorted({one.identity for one in offloads.values()}),
+        "programs": sorted({name for parts in kernels.values() for name in parts}),
     }
-    images = {f"{one.identity}.program": one.data for one in offloads.values()}
     images[INDEX] = json.dumps(index, indent=1).encode()
     return host.build(partition.partitioned(module, offloads), target, images)
 

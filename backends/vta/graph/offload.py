@@ -1,11 +1,12 @@
 """From a product's kernel to a program of the accelerator, or the reason why there is none."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
 from sqcompile.backends.kernels import KernelSpec
+from sqcompile.backends.vta.graph import split
 from sqcompile.backends.vta.hardware import Hardware
 from sqcompile.backends.vta.program import product_program
 from sqcompile.backends.vta.spec import ConvSpec, GemmSpec, Spec, Values
@@ -14,22 +15,32 @@ from sqcompile.errors import SqError
 
 @dataclass(frozen=True)
 class Offload:
-    """A program for a product: its identity (different programs have different ones), its bytes,
-    and how many bytes of DRAM it works in."""
+    """A program for a product, or for a part of one: its identity (different programs have
+    different ones), its bytes, how many bytes of DRAM it works in, and the part's `cut`."""
 
     identity: str
     data: bytes
     dram: int
+    cut: str = ""
 
 
-def offload(spec: KernelSpec, hardware: Hardware) -> Offload | str:
-    """The program for a product on an accelerator, or why there is none."""
-    if spec.outputs[0].dtype != "int32":
-        return "its sums need 64 bits, and accumulators have 32"
+def offload(spec: KernelSpec, hardware: Hardware) -> list[Offload] | str:
+    """The programs whose results add up to a product on an accelerator, or why there are none."""
+    parts = split.parts(spec)
+    if isinstance(parts, str):
+        return parts
+    made: dict[KernelSpec, Offload] = {}
     try:
-        program = product_program(hardware, product_spec(spec))
+        for part in parts:
+            if part.spec not in made:
+                made[part.spec] = _offload(part.spec, hardware)
     except SqError as error:
         return str(error)
+    return [replace(made[part.spec], cut=part.cut) for part in parts]
+
+
+def _offload(spec: KernelSpec, hardware: Hardware) -> Offload:
+    program = product_program(hardware, product_spec(spec))
     data, dram = program.to_bytes(), max(region.end for region in program.regions.values())
     return Offload(f"{spec.short_name}-{sha256(data).hexdigest()[:12]}", data, dram)
 

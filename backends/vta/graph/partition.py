@@ -19,13 +19,13 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.relax.transform import FuseOpsByPattern, FusionPattern, RunCodegen
 
 from sqcompile.backends.vta.graph.offload import Offload
-from sqcompile.runtime.vta import EXECUTE, PACK, UNPACK
+from sqcompile.runtime.vta import ADD, EXECUTE, PACK, UNPACK
 
 CODEGEN = "vta"
 """The name of the code generator, which is the prefix of the pattern's."""
 
 
-def partitioned(module: tvm.IRModule, offloads: Mapping[str, Offload]) -> tvm.IRModule:
+def partitioned(module: tvm.IRModule, offloads: Mapping[str, Sequence[Offload]]) -> tvm.IRModule:
     """A lowered module in which calls of the kernels in `offloads` run on the accelerator; kernels
     that nothing calls any more are gone."""
     entries = [
@@ -38,10 +38,16 @@ def partitioned(module: tvm.IRModule, offloads: Mapping[str, Offload]) -> tvm.IR
     symbols = _symbols(found)
     external = RunCodegen(entry_functions=entries)(found)
     explicit = transfers(external, {name: offloads[kernel] for name, kernel in symbols.items()})
-    return relax.transform.DeadCodeElimination(entries)(explicit)
+    called = {name for entry in entries for name in _kernels(explicit[entry])}
+    kept = {
+        variable: function
+        for variable, function in explicit.functions.items()
+        if variable.name_hint in called or variable.name_hint in entries
+    }
+    return tvm.IRModule(kept, attrs=explicit.attrs)
 
 
-def _pattern(offloads: Mapping[str, Offload]) -> FusionPattern:
+def _pattern(offloads: Mapping[str, Sequence[Offload]]) -> FusionPattern:
     """A call of one of the kernels."""
 
     def chosen(context: Any) -> bool:
@@ -80,10 +86,10 @@ def _generated(functions: Sequence[Any], options: Any, constants: Any) -> list[A
 tvm_ffi.register_global_func(f"relax.ext.{CODEGEN}", _generated, override=True)
 
 
-def transfers(module: tvm.IRModule, offloads: Mapping[str, Offload]) -> tvm.IRModule:
+def transfers(module: tvm.IRModule, offloads: Mapping[str, Sequence[Offload]]) -> tvm.IRModule:
     """A module in which a call of an external function, by name in `offloads`, is three: PACK
     gives an image of DRAM with the operands, EXECUTE what a program makes of it, UNPACK the
-    product."""
+    product. A product in parts has those for each of them, and ADD their sum."""
     writer = _Transfers(module, offloads)
     for variable, function in module.functions.items():
         if isinstance(function, relax.Function):
@@ -93,7 +99,7 @@ def transfers(module: tvm.IRModule, offloads: Mapping[str, Offload]) -> tvm.IRMo
 
 @mutator
 class _Transfers(PyExprMutator):
-    def __init__(self, module: tvm.IRModule, offloads: Mapping[str, Offload]) -> None:
+    def __init__(self, module: tvm.IRModule, offloads: Mapping[str, Sequence[Offload]]) -> None:
         super().__init__(module)
         self.offloads = offloads
 
@@ -105,13 +111,20 @@ class _Transfers(PyExprMutator):
         symbol = str(call.args[0].global_symbol)
         if symbol not in self.offloads:
             return call
-        offload = self.offloads[symbol]
-        identity, operands = tvm.ir.StringImm(offload.identity), list(call.args[1].fields)
+        operands, (result,) = list(call.args[1].fields), call.ty_args
+        parts = [self._part(one, operands, result) for one in self.offloads[symbol]]
+        if len(parts) == 1:
+            return parts[0]
+        return relax.call_dps_packed(ADD, [self.builder_.emit(part) for part in parts], result)
+
+    def _part(self, offload: Offload, operands: list[Any], product: Any) -> Any:
+        """The last of the calls for a program: UNPACK."""
+        identity, cut = (tvm.ir.StringImm(one) for one in (offload.identity, offload.cut))
         dram = relax.TensorType((offload.dram,), "uint8")
-        before = self._emit(PACK, [identity, *operands], dram)
+        before = self._emit(PACK, [identity, cut, *operands], dram)
         after = self._emit(EXECUTE, [identity, before], dram)
-        (result,) = call.ty_args
-        return relax.call_dps_packed(UNPACK, [identity, after, *operands], result)
+        accumulators = relax.TensorType(product.shape, "int32")
+        return relax.call_dps_packed(UNPACK, [identity, cut, after, *operands], accumulators)
 
     def _emit(self, symbol: str, arguments: list[Any], result: Any) -> Any:
         return self.builder_.emit(relax.call_dps_packed(symbol, arguments, result))

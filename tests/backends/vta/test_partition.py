@@ -1,5 +1,7 @@
 """Golden test of the partition: products become programs, with their transfers; the rest stays."""
 
+import json
+
 import pytest
 import tvm
 from tvm import relax, tirx
@@ -11,6 +13,7 @@ from sqcompile.backends.vta.graph.build import products_of
 from sqcompile.backends.vta.hardware import PRESETS
 from sqcompile.passes.assign_precision import Operand, ProductSpec
 from sqcompile.passes.plain_products import plain_products
+from sqcompile.runtime import vta
 from tests.passes.programs import graph
 
 SPEC = ProductSpec(
@@ -43,7 +46,7 @@ def calls(module):
             if isinstance(call, relax.Call):
                 callee, arguments = call.args[0], call.args[1]
                 short = getattr(callee, "name_hint", None) or callee.global_symbol
-                given = [names.get(one, "program") for one in arguments.fields]
+                given = [names.get(one, "text") for one in arguments.fields]
                 (kind,) = call.ty_args
                 shape = [int(size) for size in kind.shape]
                 names[binding.var] = short.split(".")[-1]
@@ -51,30 +54,30 @@ def calls(module):
     return found
 
 
-def offloads(module):
-    return {
-        name: offload.offload(spec, PRESETS["pynq"]) for name, spec in products_of(module).items()
-    }
+def offloads(module, hardware=PRESETS["pynq"]):
+    return {name: offload.offload(spec, hardware) for name, spec in products_of(module).items()}
 
 
 def test_a_product_is_three_calls_of_the_accelerator(lowered):
     programs = offloads(lowered)
-    dram = programs["shift_matmul"].dram
+    dram = programs["shift_matmul"][0].dram
     assert calls(lowered) == [
         "quantize(x_0, r): uint8[4, 8]",
         "shift_matmul(quantize, w): int32[4, 6]",
-        "dequantize_relu(shift_matmul, s): float32[4, 6]",
+        "dequantize(shift_matmul, s): float32[4, 6]",
+        "relu(dequantize): float32[4, 6]",
     ]
     found = partition.partitioned(lowered, programs)
     assert calls(found) == [
         "quantize(x_0, r): uint8[4, 8]",
-        f"sqcompile.vta.pack(program, quantize, w): uint8[{dram}]",
-        f"sqcompile.vta.execute(program, pack): uint8[{dram}]",
-        "sqcompile.vta.unpack(program, execute, quantize, w): int32[4, 6]",
-        "dequantize_relu(unpack, s): float32[4, 6]",
+        f"sqcompile.vta.pack(text, text, quantize, w): uint8[{dram}]",
+        f"sqcompile.vta.execute(text, pack): uint8[{dram}]",
+        "sqcompile.vta.unpack(text, text, execute, quantize, w): int32[4, 6]",
+        "dequantize(unpack, s): float32[4, 6]",
+        "relu(dequantize): float32[4, 6]",
     ]
     kernels = {v.name_hint for v, f in found.functions.items() if isinstance(f, tirx.PrimFunc)}
-    assert kernels == {"quantize", "dequantize_relu"}
+    assert kernels == {"quantize", "dequantize", "relu"}
 
 
 def test_a_product_without_a_program_stays_on_the_cpu(lowered):
@@ -89,7 +92,7 @@ def test_equal_products_share_a_program():
     """
     module = lower({"forward": graph(inputs, program)}, targets.get("vta")).module
     found = partition.partitioned(module, offloads(module))
-    executed = [one for one in calls(found) if "execute" in one]
+    executed = [one for one in calls(found) if one.startswith(vta.EXECUTE)]
     assert len(executed) == 2 and len(offloads(module)) == 1
 
 
@@ -99,12 +102,34 @@ def test_a_spec_survives_being_text(lowered):
     assert spec.ranges("a", "b") == ((0, 15), (-7, 7))
 
 
-def test_what_a_program_does_not_compute_has_a_reason(lowered):
-    (spec,) = products_of(lowered).values()
-    wide = table.spec_from(table.spec_json(spec).replace("int32", "int64"))
-    assert offload.offload(wide, PRESETS["pynq"]) == (
-        "its sums need 64 bits, and accumulators have 32"
-    )
+def test_sums_of_64_bits_are_added_from_parts():
+    inputs = "g: i8[5, 4, 4, 6], x: u8[5, 4, 4, 3], e: i8[5, 1, 1, 1] -> w"
+    window = "[6, 3, 3, 3], [1, 1], [1, 1], [1, 1], 1"
+    program = f"w = sq.conv_wgrad(g, x, e, 4, {window}, 9)"
+    module = lower({"forward": graph(inputs, program)}, targets.get("vta")).module
+    (parts,) = offloads(module).values()
+    assert [json.loads(part.cut) for part in parts] == [
+        [[0, 0, 2], [0, 0, 2], [0, 0, 2]],
+        [[0, 2, 4], [0, 2, 4], [0, 2, 4]],
+        [[0, 4, 5], [0, 4, 5], [0, 4, 5]],
+    ]
+    assert parts[0].identity == parts[1].identity != parts[2].identity
+    found = calls(partition.partitioned(module, offloads(module)))
+    assert found[-1] == "sqcompile.vta.add(unpack, unpack, unpack): int64[6, 3, 3, 3]"
+    assert found[-2].endswith("unpack(text, text, execute, g, x, e): int32[6, 3, 3, 3]")
+
+
+@pytest.mark.parametrize(
+    ("chunk", "groups", "reason"),
+    [(3, 1, "the sums of one image need 64 bits"), (8, 3, "it has groups of channels")],
+)
+def test_a_product_that_cannot_be_cut_has_a_reason(chunk, groups, reason):
+    inputs = "g: i8[5, 4, 4, 6], x: u8[5, 4, 4, 3] -> w"
+    window = f"[6, {3 // groups}, 3, 3], [1, 1], [1, 1], [1, 1], {groups}"
+    program = f"w = sq.conv_wgrad(g, x, None, 1, {window}, {chunk})"
+    module = lower({"forward": graph(inputs, program)}, targets.get("vta")).module
+    (found,) = offloads(module).values()
+    assert reason in found
 
 
 def test_the_code_generator_leaves_no_runtime_module(lowered):

@@ -6,10 +6,12 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import sqcompile
 from sqcompile.backends import targets
 from sqcompile.backends.vta.hardware import PRESETS
+from sqcompile.recipe import Recipe
 from sqcompile.report import data
 from sqcompile.runtime import vta
 from tests.models import make
@@ -35,6 +37,16 @@ def test_every_bit_of_a_step_is_the_references(name, hw):
     report = data.report(step)
     assert vta.executed.total() - before == len(report["products"])
     assert report["macs"]["on_target"] == report["macs"]["total"] > 0
+
+
+def test_sums_of_64_bits_are_the_references():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    inputs = (torch.randn(9000, 3),)
+    step = sqcompile.compile(net, inputs, target="vta", recipe=Recipe("deep", 8, 8, 8, groups=4))
+    assert sqcompile.verify(step, inputs).equal
+    report = data.report(step)
+    assert report["macs"]["on_target_share"] == 1.0
+    assert max(len(row["programs"]) for row in report["accelerator"]["products"]) == 2
 
 
 def test_another_geometry_gives_the_same_bits(tmp_path):
