@@ -30,11 +30,8 @@ from sqcompile.backends.vta.cuts import (
 )
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.isa import AluOp
-from sqcompile.backends.vta.nests import Loop, Nest, Uops, nest
+from sqcompile.backends.vta.nests import MOST_LEFT, MOST_RIGHT, Loop, Nest, Uops, nest
 from sqcompile.backends.vta.stream import Stream, Tiles
-
-MOST_RIGHT, MOST_LEFT = 15, 16
-"""Shifts on which all implementations agree."""
 
 
 class Addresses(NamedTuple):

@@ -11,6 +11,9 @@ from sqcompile.backends.vta.hardware import Hardware, Memory
 PORTABLE_UOPS = 2048
 """Micro-ops that every implementation holds: upstream's Chisel core has no more by default."""
 
+MOST_RIGHT, MOST_LEFT = 15, 16
+"""Shifts by an immediate on which all implementations agree."""
+
 _MOST_ITERATIONS = (1 << 14) - 1
 
 

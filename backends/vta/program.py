@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sqcompile.backends.vta import isa
+from sqcompile.backends.vta import isa, portable, tokens
 from sqcompile.backends.vta.conv import ConvForm
 from sqcompile.backends.vta.cuts import Tiling
 from sqcompile.backends.vta.emit import Addresses, Emitter
@@ -100,6 +100,13 @@ class Program:
     def cycles(self, dram_latency: int) -> Cycles:
         """About how long it takes."""
         return cycles(self.hardware, self.decoded, dram_latency)
+
+    def check(self) -> tokens.Graph:
+        """Prove that no interleaving gets stuck and that every implementation agrees; raises
+        TokenError, PortabilityError."""
+        region = self.regions["uops"]
+        portable.check(self.hardware, self.decoded, bytes(region.start) + self.uops)
+        return tokens.check(self.decoded)
 
     def to_bytes(self) -> bytes:
         """Everything, for an artifact."""
