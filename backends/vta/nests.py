@@ -14,7 +14,8 @@ PORTABLE_UOPS = 2048
 MOST_RIGHT, MOST_LEFT = 15, 16
 """Shifts by an immediate on which all implementations agree."""
 
-_MOST_ITERATIONS = (1 << 14) - 1
+MOST_ITERATIONS = (1 << 14) - 1
+"""Of a loop."""
 
 
 class Loop(NamedTuple):
@@ -55,7 +56,7 @@ def nest(loops: Sequence[Loop], base: tuple[int, int, int]) -> Nest:
 
     def may_stay(number: int) -> bool:
         count, *steps = loops[number]
-        return 1 < count <= _MOST_ITERATIONS and min(steps) >= 0
+        return 1 < count <= MOST_ITERATIONS and min(steps) >= 0
 
     stay = sorted(filter(may_stay, range(len(loops))), key=lambda number: -loops[number].length)[:2]
     uops = np.array([base], np.int64)

@@ -54,11 +54,9 @@ def _tilings(of: Correlation, buffers: int, acc_buffers: int) -> Iterator[Tiling
         _halves(taps_of(axis)) if len(axis.phases) == 1 else [taps_of(axis)]
         for axis in (of.rows, of.columns)
     ]
-    sizes = product(
-        _halves(of.outputs), _halves(of.rows.count), _halves(of.columns.count), _halves(planes)
-    )
-    for (outputs, rows, columns, some), row_taps, column_taps in product(sizes, *taps):
-        yield Tiling(outputs, rows, columns, some, row_taps, column_taps, buffers, acc_buffers)
+    sizes = [_halves(size) for size in (of.outputs, of.rows.count, of.columns.count, planes)]
+    for cuts in product(*sizes, *taps):
+        yield Tiling(*cuts, buffers, acc_buffers)
 
 
 def _halves(length: int) -> list[int]:
