@@ -1,6 +1,6 @@
 """A program of the accelerator: instructions, micro-ops, places in DRAM.
 
-    program = program_of(hardware, GemmSpec(...))
+    program = product_program(hardware, GemmSpec(...))
     acc = run(program, [a, b])              # int32, what the op gives
 
 Host arrays are packed into a DRAM image before and unpacked after; `image` and `result` are those
@@ -153,8 +153,17 @@ def form_of(hardware: Hardware, spec: Spec) -> Form:
     return form
 
 
-def program_of(hardware: Hardware, spec: Spec, overlap: bool = True) -> Program:
-    """The program of a spec; without overlap, everything has one buffer."""
+def product_program(hardware: Hardware, spec: GemmSpec | ConvSpec, overlap: bool = True) -> Program:
+    """The program of a product; without overlap, everything has one buffer."""
+    return _program(hardware, spec, overlap)
+
+
+def elementwise_program(hardware: Hardware, spec: ElementwiseSpec) -> Program:
+    """The program of ALU steps."""
+    return _program(hardware, spec, overlap=True)
+
+
+def _program(hardware: Hardware, spec: Spec, overlap: bool) -> Program:
     form = form_of(hardware, spec)
     count = prod(form.result_shape) * slices_of(form.result_bits, hardware.width(Memory.OUT))
     tiles = [(grid.name, grid.memory, prod(grid.shape)) for grid in form.grids]

@@ -55,8 +55,8 @@ def _tilings(of: Correlation, buffers: int, acc_buffers: int) -> Iterator[Tiling
         for axis in (of.rows, of.columns)
     ]
     sizes = [_halves(size) for size in (of.outputs, of.rows.count, of.columns.count, planes)]
-    for cuts in product(*sizes, *taps):
-        yield Tiling(*cuts, buffers, acc_buffers)
+    for outputs, rows, columns, some, row_taps, column_taps in product(*sizes, *taps):
+        yield Tiling(outputs, rows, columns, some, row_taps, column_taps, buffers, acc_buffers)
 
 
 def _halves(length: int) -> list[int]:

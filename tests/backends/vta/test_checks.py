@@ -7,7 +7,7 @@ import pytest
 from sqcompile.backends.vta import portable, tokens
 from sqcompile.backends.vta.hardware import Memory
 from sqcompile.backends.vta.isa import TOKENS, AluOp, Finish, Load
-from sqcompile.backends.vta.program import program_of
+from sqcompile.backends.vta.program import product_program
 from sqcompile.backends.vta.simulator import schedule
 from sqcompile.backends.vta.spec import GemmSpec, Values
 from sqcompile.errors import PortabilityError, TokenError
@@ -18,7 +18,7 @@ S4 = Values.of(4, True)
 
 def small():
     """A program with several blocks and chunks."""
-    return program_of(PYNQ, GemmSpec(300, 70, 600, S4, S4, groups=2))
+    return product_program(PYNQ, GemmSpec(300, 70, 600, S4, S4, groups=2))
 
 
 def test_a_program_is_proven():

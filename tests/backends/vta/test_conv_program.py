@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sqcompile.backends.vta.program import Program, program_of, run
+from sqcompile.backends.vta.program import Program, product_program, run
 from sqcompile.backends.vta.spec import ConvSpec, Values
 from sqcompile.ops import conv
 from tests.backends.vta.programs import SHAPES
@@ -60,6 +60,6 @@ def test_a_program_gives_the_convolution(shape, kind, geometry):
     first, second, groups = {"fprop": (U4, S4, 1), "dgrad": (S4, S4, 3), "wgrad": (S4, U8, 2)}[kind]
     spec = conv_spec(kind, *GEOMETRIES[geometry], first, second, groups)
     operands, expected = conv_operands(spec)
-    program = Program.from_bytes(program_of(SHAPES[shape], spec).to_bytes())
+    program = Program.from_bytes(product_program(SHAPES[shape], spec).to_bytes())
     program.check()
     np.testing.assert_array_equal(run(program, operands, seed=2), expected)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sqcompile.backends.vta.program import Program, program_of, run
+from sqcompile.backends.vta.program import Program, elementwise_program, run
 from sqcompile.backends.vta.spec import ElementwiseSpec, Step, Values, relu, requantize
 from sqcompile.errors import UsageError
 from tests.backends.vta.programs import PYNQ, SHAPES
@@ -57,7 +57,7 @@ SPECS = {
 def test_a_program_gives_what_its_steps_say(shape, name):
     spec = SPECS[name]
     tensors, vectors = operands_of(spec)
-    program = Program.from_bytes(program_of(SHAPES[shape], spec).to_bytes())
+    program = Program.from_bytes(elementwise_program(SHAPES[shape], spec).to_bytes())
     program.check()
     found = run(program, [*tensors, *vectors], seed=1)
     assert found.dtype == (np.int64 if spec.sums else np.int32)
@@ -66,9 +66,12 @@ def test_a_program_gives_what_its_steps_say(shape, name):
 
 def test_blocks_of_a_sum_are_no_longer_than_int32_can_add():
     spec = SPECS["sums"]
-    program = program_of(PYNQ, spec)
+    program = elementwise_program(PYNQ, spec)
     assert program.form.result_shape == (2, 70)  # 2^30 twice is 2^31
-    assert program_of(PYNQ, replace(spec, tensors=(Values(-7, 7),))).form.result_shape == (2, 1)
+    assert elementwise_program(PYNQ, replace(spec, tensors=(Values(-7, 7),))).form.result_shape == (
+        2,
+        1,
+    )
     full = [np.full((70, 18), WIDE.low)]
     np.testing.assert_array_equal(run(program, full), [70 * WIDE.low] * 18)
 
@@ -79,8 +82,8 @@ def test_an_l1_norm_s_deviations_from_sums_alone():
     t = x.sum(0) // 60
     plain = ElementwiseSpec(60, 20, (Values(-500, 500),), (), (), sums=True)
     above = replace(plain, vectors=plain.tensors, steps=(Step("max", "vector", 0),))
-    total = run(program_of(PYNQ, plain), [x])
-    larger = run(program_of(PYNQ, above), [x, t])
+    total = run(elementwise_program(PYNQ, plain), [x])
+    larger = run(elementwise_program(PYNQ, above), [x, t])
     np.testing.assert_array_equal(2 * larger - total - 60 * t, np.abs(x - t).sum(0))
 
 
@@ -96,4 +99,4 @@ def test_an_l1_norm_s_deviations_from_sums_alone():
 def test_a_step_that_the_accelerator_cannot_do_exactly_is_refused(step, message):
     with pytest.raises(UsageError, match=message):
         spec = ElementwiseSpec(2, 2, (Values(-(1 << 31), (1 << 31) - 1),) * 2, (), (step,))
-        program_of(PYNQ, spec)
+        elementwise_program(PYNQ, spec)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sqcompile.backends.vta.program import Program, program_of, run
+from sqcompile.backends.vta.program import Program, product_program, run
 from sqcompile.backends.vta.spec import GemmSpec, Values
 from tests.backends.vta.programs import SHAPES
 
@@ -39,7 +39,7 @@ SPECS = {
 def test_a_program_gives_the_product(shape, name):
     spec = SPECS[name]
     operands, product = gemm_operands(spec)
-    program = Program.from_bytes(program_of(SHAPES[shape], spec).to_bytes())
+    program = Program.from_bytes(product_program(SHAPES[shape], spec).to_bytes())
     program.check()
     found = run(program, operands, seed=1)
     assert found.dtype == np.int32
