@@ -21,16 +21,24 @@ import numpy as np
 from sqcompile.backends.conv_geometry import Lines, Phase, backward, forward
 from sqcompile.backends.vta.correlation import MOST_PADDING, Correlation, outside, plain, widened
 from sqcompile.backends.vta.digits import Digits
-from sqcompile.backends.vta.forms import Array, chunks, horner, joined, result_bits, shifted
+from sqcompile.backends.vta.forms import (
+    Array,
+    ProductForm,
+    chunks,
+    horner,
+    joined,
+    result_bits,
+    shifted,
+)
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.spec import ConvSpec
 
 
-class ConvForm:
+class ConvForm(ProductForm):
     """One of the three products of a convolution."""
 
     def __init__(self, hardware: Hardware, spec: ConvSpec) -> None:
-        self.hardware, self.spec = hardware, spec
+        self.spec = spec
         batch, block = hardware.batch, hardware.block
         wgrad = spec.kind == "wgrad"
         groups, images = spec.channel_groups, spec.x[0]
@@ -57,7 +65,7 @@ class ConvForm:
             length = reduced * spec.w[2] * spec.w[3]
         planes = -(-reduced // block)
         results = self.inputs if spec.kind == "dgrad" else self.outputs
-        self.correlation = Correlation(
+        correlation = Correlation(
             groups=groups,
             images=1 if wgrad else -(-images // batch),
             inp_planes=self.inp.count * planes,
@@ -69,17 +77,18 @@ class ConvForm:
             segments=horner(self.inp, self.wgt, planes),
             result_bits=result_bits(self.inp, self.wgt, (inp, wgt), length),
         )
+        super().__init__(hardware, correlation)
 
-    def pack(self, operands: Sequence[Array]) -> tuple[Array, Array]:
+    def pack(self, operands: Sequence[Array]) -> list[Array]:
         """The two operands, and the exponent if there is one -> tiles."""
         first = self._first(operands)
         second = operands[1].astype(np.int32)
         if self.spec.kind == "wgrad":
-            return self._pixels(self._padded(second)), self._gradients(first)
+            return [self._pixels(self._padded(second)), self._gradients(first)]
         weights = self._grouped(second, 0)  # group, output, input, row, column
         if self.spec.kind == "dgrad":
             weights = weights.swapaxes(1, 2)
-        return self._image(self._padded(first)), self._weights(weights)
+        return [self._image(self._padded(first)), self._weights(weights)]
 
     def unpack(self, tiles: Array, operands: Sequence[Array]) -> Array:
         """Tiles -> what the op gives, with what the offset left out."""

@@ -16,6 +16,11 @@ MOST_PADDING = 15
 """A LOAD has four bits for every side."""
 
 
+def slices_of(bits: int, width: int) -> int:
+    """Slices of `width` bits that a result of so many has in DRAM."""
+    return -(-bits // width)
+
+
 class Run(NamedTuple):
     """So many planes of INP from `inp` on, and of WGT from `wgt` on, that meet one by one."""
 
@@ -49,7 +54,7 @@ class Correlation:
 
     def slices(self, width: int) -> int:
         """Slices of `width` bits that a result has in DRAM."""
-        return -(-self.result_bits // width)
+        return slices_of(self.result_bits, width)
 
     @property
     def inp_shape(self) -> tuple[int, ...]:

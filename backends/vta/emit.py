@@ -2,15 +2,13 @@
 
 For every block of results: accumulators are cleared, then for every chunk of the reduction a box
 of INP and one of WGT are loaded and multiplied, then the block is stored, in as many slices as
-OUT is narrower than an accumulator. Nothing here speaks of tokens: `Stream` places them. Two
-blocks or chunks overlap when they lie in different parts of a scratchpad, no more is needed.
-
-A slice is stored before the next one may be shifted into its place. So that COMPUTE does not wait
-for STORE then, a block's later slices come one by one after the products of the blocks behind it.
+OUT is narrower than a result. Nothing here speaks of tokens: `Stream` places them. Two blocks or
+chunks overlap when they lie in different parts of a scratchpad, no more is needed.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
 
 from sqcompile.backends.conv_geometry import Lines, Phase
 from sqcompile.backends.vta import isa
@@ -30,41 +28,9 @@ from sqcompile.backends.vta.cuts import (
 )
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.isa import AluOp
-from sqcompile.backends.vta.nests import Loop, Nest, Uops, nest
-from sqcompile.backends.vta.stream import Stream, Tiles
-
-MOST_RIGHT, MOST_LEFT = 15, 16
-"""Shifts on which all implementations agree."""
-
-
-class Addresses(NamedTuple):
-    """Where the grids begin in DRAM, in their tiles."""
-
-    inp: int
-    wgt: int
-    out: int
-    uops: int
-
-
-class Slots:
-    """Equal parts of a scratchpad that take turns; each remembers what it holds."""
-
-    def __init__(self, memory: Memory, size: int, count: int) -> None:
-        self.memory, self.size = memory, size
-        self.held: dict[Any, int] = {}
-        self.free = list(range(count))
-
-    def take(self, key: Any) -> tuple[int, bool]:
-        """(first tile, whether it already holds `key`); else the one used longest ago is given."""
-        there = key in self.held
-        if there:
-            slot = self.held.pop(key)
-        elif self.free:
-            slot = self.free.pop(0)
-        else:
-            slot = self.held.pop(next(iter(self.held)))
-        self.held[key] = slot
-        return slot * self.size, there
+from sqcompile.backends.vta.nests import Loop, nest
+from sqcompile.backends.vta.stream import Tiles
+from sqcompile.backends.vta.writer import Slots, Writer
 
 
 class Block(NamedTuple):
@@ -79,45 +45,45 @@ class Block(NamedTuple):
     shape: tuple[int, int, int]
 
     @property
-    def tiles(self) -> int:
-        """How many accumulator tiles."""
+    def tiles(self) -> Tiles:
+        """Its accumulators: (outputs, rows, columns), dense."""
         outputs, rows, columns = self.shape
-        return outputs * rows * columns
+        return Tiles(Memory.OUT, self.base, outputs * rows * columns)
 
 
 class Emitter:
-    """Writes the program of one correlation."""
+    """Writes the program of one correlation; addresses are those of inp, wgt, out and uops."""
 
     def __init__(
-        self, hardware: Hardware, correlation: Correlation, tiling: Tiling, addresses: Addresses
+        self,
+        hardware: Hardware,
+        correlation: Correlation,
+        tiling: Tiling,
+        addresses: Mapping[str, int],
     ) -> None:
-        self.hardware, self.of, self.tiling, self.at = hardware, correlation, tiling, addresses
-        self.stream = Stream(hardware)
-        self.uops = Uops(hardware)
-        self.page_loads: list[dict[str, Any]] = []
+        self.of, self.tiling, self.at = correlation, tiling, addresses
+        self.writer = Writer(hardware, addresses["uops"])
+        self.count = correlation.slices(hardware.width(Memory.OUT))
         sizes = sizes_of(correlation, tiling)
-        self.inp = Slots(Memory.INP, sizes.inp, tiling.buffers)
-        self.wgt = Slots(Memory.WGT, sizes.wgt, tiling.buffers)
-        self.acc = Slots(Memory.ACC, sizes.acc, tiling.acc_buffers)
-        self.unfinished: list[Iterator[None]] = []
+        self.inp = Slots(sizes.inp, tiling.buffers)
+        self.wgt = Slots(sizes.wgt, tiling.buffers)
+        self.acc = Slots(sizes.acc, tiling.acc_buffers)
 
-    def run(self) -> tuple[isa.Instruction, ...]:
-        """All instructions."""
+    def run(self) -> tuple[bytes, bytes]:
+        """Instructions and micro-ops."""
         for block in self._blocks():
-            self._clear(block)
+            self.writer.clear(block.tiles)
             covered = False
             for segment in self.of.segments:
-                self._shift(block, -segment.shift)
+                self.writer.shift(block.tiles, -segment.shift)
                 for run in segment.runs:
                     covered |= self._reduce(block, run)
             if not covered or self._lacking():
-                self._alu(block, AluOp.ADD, 0)
-            self._advance([*self.unfinished, self._slices(block)])
+                self.writer.alu(block.tiles, AluOp.ADD, 0)
+            self.writer.end_block(block.tiles, self.count, partial(self._store, block))
             if self.tiling.acc_buffers == 1:
-                self._finish_blocks()
-        self._finish_blocks()
-        self._patch_pages()
-        return self.stream.finished()
+                self.writer.finish_blocks()
+        return self.writer.finished()
 
     def _blocks(self) -> Iterator[Block]:
         of, tiling = self.of, self.tiling
@@ -167,18 +133,18 @@ class Emitter:
             return base
         top, height, bottom = clipped(rows, lines.source)
         left, width, right = clipped(columns, across.source)
-        pads = {"y_pad_0": top, "y_pad_1": bottom, "x_pad_0": left, "x_pad_1": right}
+        pads = (top, bottom, left, right)
         starts = (block.group, block.image, plane, rows.source + top, columns.source + left)
-        if any(pads.values()):
+        if any(pads):
             size = rows.sources * columns.sources
             for number in range(count):
                 where = (*starts[:2], plane + number, *starts[3:])
                 (one,) = rectangles(self.of.inp_shape, where, (1, 1, 1, height, width))
                 one = one._replace(rows=height, columns=width, stride=across.source)
-                self._load(Memory.INP, base + number * size, self.at.inp, one, pads)
+                self.writer.load(Memory.INP, base + number * size, self.at["inp"], one, pads)
         else:
             for one in rectangles(self.of.inp_shape, starts, (1, 1, count, height, width)):
-                self._load(Memory.INP, base + one.done, self.at.inp, one, {})
+                self.writer.load(Memory.INP, base + one.done, self.at["inp"], one)
         return base
 
     def _load_wgt(self, block: Block, plane: int, count: int, rows: Window, columns: Window) -> int:
@@ -189,21 +155,8 @@ class Emitter:
             starts = (block.group, first, plane, rows.kernel, columns.kernel)
             sizes = (1, last - first, count, rows.kernels, columns.kernels)
             for one in rectangles(self.of.wgt_shape, starts, sizes):
-                self._load(Memory.WGT, base + one.done, self.at.wgt, one, {})
+                self.writer.load(Memory.WGT, base + one.done, self.at["wgt"], one)
         return base
-
-    def _load(self, memory: Memory, base: int, dram: int, one: Any, pads: dict[str, int]) -> None:
-        fields = {
-            "memory": memory,
-            "sram_base": base,
-            "dram_base": dram + one.first,
-            "y_size": one.rows,
-            "x_size": one.columns,
-            "x_stride": one.stride,
-        } | pads
-        rows = one.rows + pads.get("y_pad_0", 0) + pads.get("y_pad_1", 0)
-        columns = one.columns + pads.get("x_pad_0", 0) + pads.get("x_pad_1", 0)
-        self.stream.add(isa.Load, fields, writes=(Tiles(memory, base, rows * columns),))
 
     def _multiply(
         self,
@@ -229,7 +182,7 @@ class Emitter:
                 if down is None or across is None:
                     continue
                 loops = [
-                    Loop(outputs, dst=block.tiles // outputs, wgt=planes * kernel),
+                    Loop(outputs, dst=block.tiles.count // outputs, wgt=planes * kernel),
                     Loop(planes, src=source, wgt=kernel),
                     *down.loops(width, columns.sources, columns.kernels),
                     *across.loops(1, 1, 1),
@@ -239,66 +192,9 @@ class Emitter:
                     inp + down.src * columns.sources + across.src,
                     wgt + down.wgt * columns.kernels + across.wgt,
                 )
-                self._compute(isa.Gemm, nest(loops, base), {}, block, reads)
-
-    def _clear(self, block: Block) -> None:
-        self._over_block(isa.Gemm, block, {"reset": True})
-
-    def _shift(self, block: Block, right: int) -> None:
-        """To the right, or to the left by a negative number, as far as one instruction can."""
-        while right:
-            amount = max(-MOST_LEFT, min(right, MOST_RIGHT))
-            self._alu(block, AluOp.SHR, amount)
-            right -= amount
-
-    def _alu(self, block: Block, opcode: AluOp, imm: int) -> None:
-        self._over_block(isa.Alu, block, {"alu_opcode": opcode, "use_imm": True, "imm": imm})
-
-    def _over_block(self, kind: type[isa.Nest], block: Block, fields: dict[str, Any]) -> None:
-        outputs, rows, columns = block.shape
-        loops = [Loop(outputs * rows, columns, columns), Loop(columns, 1, 1)]
-        if kind is isa.Gemm:
-            loops = [loop._replace(src=0) for loop in loops]
-        base = (block.base, 0 if kind is isa.Gemm else block.base, 0)
-        self._compute(kind, nest(loops, base), fields, block, ())
-
-    def _compute(
-        self,
-        kind: type[isa.Nest],
-        loops: Nest,
-        fields: dict[str, Any],
-        block: Block,
-        reads: tuple[Tiles, ...],
-    ) -> None:
-        begin, opened = self.uops.place(loops.uops)
-        if opened:
-            page = {"memory": Memory.UOP, "sram_base": 0, "dram_base": 0, "y_size": 1}
-            page |= {"x_size": 0, "x_stride": 0}
-            self.page_loads.append(page)
-            self.stream.add(isa.Load, page)
-        steps = loops.fields(begin, kind is isa.Gemm)
-        writes = (Tiles(Memory.OUT, block.base, block.tiles),)
-        self.stream.add(kind, steps | fields, reads, writes)
-
-    def _advance(self, blocks: list[Iterator[None]]) -> None:
-        """Let every block store one slice, the oldest block first."""
-        self.unfinished = [block for block in blocks if next(block, self) is not self]
-
-    def _finish_blocks(self) -> None:
-        while self.unfinished:
-            self._advance(self.unfinished)
-
-    def _slices(self, block: Block) -> Iterator[None]:
-        """Store the block in slices of OUT's width, the lowest first, one at a time."""
-        width = self.hardware.width(Memory.OUT)
-        for number in range(self.of.slices(width)):
-            self._shift(block, width if number else 0)
-            self._store(block, number)
-            if number + 1 < self.of.slices(width):
-                yield
+                self.writer.compute(isa.Gemm, nest(loops, base), {}, block.tiles, reads)
 
     def _store(self, block: Block, number: int) -> None:
-        grid = (self.of.slices(self.hardware.width(Memory.OUT)), *self.of.result_shape)
         starts = (
             number,
             block.group,
@@ -307,24 +203,8 @@ class Emitter:
             block.rows[0] * self.of.rows.step,
             block.columns[0] * self.of.columns.step,
         )
-        for one in rectangles(grid, starts, (1, 1, 1, *block.shape)):
-            fields = {
-                "memory": Memory.OUT,
-                "sram_base": block.base + one.done,
-                "dram_base": self.at.out + one.first,
-                "y_size": one.rows,
-                "x_size": one.columns,
-                "x_stride": one.stride,
-            }
-            tiles = Tiles(Memory.OUT, block.base + one.done, one.rows * one.columns)
-            self.stream.add(isa.Store, fields, reads=(tiles,))
-
-    def _patch_pages(self) -> None:
-        """Now that every page is full, its load's place and length."""
-        place = self.at.uops
-        for page, size in zip(self.page_loads, self.uops.sizes(), strict=True):
-            page |= {"dram_base": place, "x_size": size, "x_stride": size}
-            place += size
+        grid, sizes = (self.count, *self.of.result_shape), (1, 1, 1, *block.shape)
+        self.writer.store(block.base, self.at["out"], grid, starts, sizes)
 
 
 class _Axis(NamedTuple):

@@ -1,33 +1,73 @@
-"""From a product's operands to grids of tiles and back: what every kind of product shares.
+"""From operands to grids of tiles and back: what every kind of program shares.
 
-A form knows a spec on one accelerator: its correlation, how host arrays become the tiles of INP
-and WGT, and how result tiles become the product's accumulators.
+A form knows a spec on one accelerator: its instructions, how host arrays become tiles, and how
+result tiles become a host array.
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sqcompile.backends.vta.correlation import Correlation, Run, Segment
+from sqcompile.backends.vta.cuts import Tiling
 from sqcompile.backends.vta.digits import Digits
+from sqcompile.backends.vta.emit import Emitter
+from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.spec import Values
+from sqcompile.backends.vta.tiling import tiled
 
 Array = NDArray[Any]
 ACC_BITS = 32
 
 
+class Grid(NamedTuple):
+    """A grid of tiles in DRAM, as a scratchpad reads them."""
+
+    name: str
+    memory: Memory
+    shape: tuple[int, ...]
+
+
 class Form(Protocol):
-    """A spec on one accelerator."""
+    """A spec on one accelerator. Addresses are by name of a grid, "out" and "uops", in tiles."""
 
-    correlation: Correlation
+    grids: tuple[Grid, ...]
+    result_shape: tuple[int, ...]
+    result_bits: int
 
-    def pack(self, operands: Sequence[Array]) -> tuple[Array, Array]:
-        """Operands -> int8 (*inp_shape, BATCH, BLOCK) and (*wgt_shape, BLOCK out, BLOCK in)."""
+    def write(self, addresses: Mapping[str, int], overlap: bool) -> tuple[bytes, bytes]:
+        """Instructions and micro-ops."""
+
+    def pack(self, operands: Sequence[Array]) -> list[Array]:
+        """Operands -> the tiles of every grid, integers (*shape, rows, columns)."""
 
     def unpack(self, tiles: Array, operands: Sequence[Array]) -> Array:
-        """int32 (*result_shape, BATCH, BLOCK) and the same operands -> int32 accumulators."""
+        """int32 (*result_shape, BATCH, BLOCK) and the same operands -> what the op gives."""
+
+
+class ProductForm:
+    """What products have in common: their correlation says all but how operands become tiles."""
+
+    def __init__(self, hardware: Hardware, correlation: Correlation) -> None:
+        self.hardware = hardware
+        self.correlation = correlation
+        self.grids = (
+            Grid("inp", Memory.INP, correlation.inp_shape),
+            Grid("wgt", Memory.WGT, correlation.wgt_shape),
+        )
+        self.result_shape = correlation.result_shape
+        self.result_bits = correlation.result_bits
+
+    def tiling(self, overlap: bool = True) -> Tiling:
+        """How it is cut."""
+        return tiled(self.hardware, self.correlation, overlap)
+
+    def write(self, addresses: Mapping[str, int], overlap: bool) -> tuple[bytes, bytes]:
+        """Instructions and micro-ops."""
+        tiling = self.tiling(overlap)
+        return Emitter(self.hardware, self.correlation, tiling, addresses).run()
 
 
 def shifted(operand: Array, exponent: Array | None, groups: int) -> Array:

@@ -6,17 +6,25 @@ import numpy as np
 
 from sqcompile.backends.vta.correlation import Correlation, plain
 from sqcompile.backends.vta.digits import Digits
-from sqcompile.backends.vta.forms import Array, chunks, horner, joined, result_bits, shifted
+from sqcompile.backends.vta.forms import (
+    Array,
+    ProductForm,
+    chunks,
+    horner,
+    joined,
+    result_bits,
+    shifted,
+)
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.spec import GemmSpec
 
 
-class GemmForm:
+class GemmForm(ProductForm):
     """INP holds a and WGT b, or the other way round where that pads less: then the result is
     the transposed one."""
 
     def __init__(self, hardware: Hardware, spec: GemmSpec) -> None:
-        self.hardware, self.spec = hardware, spec
+        self.spec = spec
         batch, block = hardware.batch, hardware.block
 
         def padded(rows: int, columns: int) -> int:
@@ -29,7 +37,7 @@ class GemmForm:
         self.inp = Digits.of(first, hardware.width(Memory.INP))
         self.wgt = Digits.of(second, hardware.width(Memory.WGT))
         planes = -(-spec.k // block)
-        self.correlation = Correlation(
+        correlation = Correlation(
             groups=spec.batch or 1,
             images=1,
             inp_planes=self.inp.count * planes,
@@ -41,8 +49,9 @@ class GemmForm:
             segments=horner(self.inp, self.wgt, planes),
             result_bits=result_bits(self.inp, self.wgt, (first, second), spec.k),
         )
+        super().__init__(hardware, correlation)
 
-    def pack(self, operands: Sequence[Array]) -> tuple[Array, Array]:
+    def pack(self, operands: Sequence[Array]) -> list[Array]:
         """a and b, and the exponent if there is one -> tiles."""
         inp, wgt = self._sides(operands)
         block = self.hardware.block
@@ -56,7 +65,7 @@ class GemmForm:
         kernels = columns.transpose(1, 2, 0, 4, 3, 5).reshape(
             *self.correlation.wgt_shape, block, block
         )
-        return grid, kernels
+        return [grid, kernels]
 
     def unpack(self, tiles: Array, operands: Sequence[Array]) -> Array:
         """Tiles -> (m, n) or (batch, m, n), with what the offsets left out."""

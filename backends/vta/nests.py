@@ -11,7 +11,11 @@ from sqcompile.backends.vta.hardware import Hardware, Memory
 PORTABLE_UOPS = 2048
 """Micro-ops that every implementation holds: upstream's Chisel core has no more by default."""
 
-_MOST_ITERATIONS = (1 << 14) - 1
+MOST_RIGHT, MOST_LEFT = 15, 16
+"""Shifts by an immediate on which all implementations agree."""
+
+MOST_ITERATIONS = (1 << 14) - 1
+"""Of a loop."""
 
 
 class Loop(NamedTuple):
@@ -52,7 +56,7 @@ def nest(loops: Sequence[Loop], base: tuple[int, int, int]) -> Nest:
 
     def may_stay(number: int) -> bool:
         count, *steps = loops[number]
-        return 1 < count <= _MOST_ITERATIONS and min(steps) >= 0
+        return 1 < count <= MOST_ITERATIONS and min(steps) >= 0
 
     stay = sorted(filter(may_stay, range(len(loops))), key=lambda number: -loops[number].length)[:2]
     uops = np.array([base], np.int64)

@@ -1,4 +1,4 @@
-"""A product as a program of the accelerator: instructions, micro-ops, places in DRAM.
+"""A program of the accelerator: instructions, micro-ops, places in DRAM.
 
     program = product_program(hardware, GemmSpec(...))
     acc = run(program, [a, b])              # int32, what the op gives
@@ -11,26 +11,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sqcompile.backends.vta import isa
+from sqcompile.backends.vta import isa, portable, tokens
 from sqcompile.backends.vta.conv import ConvForm
-from sqcompile.backends.vta.cuts import Tiling
-from sqcompile.backends.vta.emit import Addresses, Emitter
-from sqcompile.backends.vta.forms import Form
+from sqcompile.backends.vta.correlation import slices_of
+from sqcompile.backends.vta.elementwise import ElementwiseForm
+from sqcompile.backends.vta.forms import Array, Form
 from sqcompile.backends.vta.gemm import GemmForm
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.simulator import elements, machine
 from sqcompile.backends.vta.simulator.core import NULL_PAGE, Profile
 from sqcompile.backends.vta.simulator.timing import Cycles, cycles
-from sqcompile.backends.vta.spec import ConvSpec, GemmSpec, Spec, Values
-from sqcompile.backends.vta.tiling import tiled
-from sqcompile.backends.vta.uops import encode_uops
-
-Array = NDArray[Any]
+from sqcompile.backends.vta.spec import ConvSpec, ElementwiseSpec, GemmSpec, Spec, Step, Values
 
 
 @dataclass(frozen=True)
@@ -48,11 +44,11 @@ class Region:
 
 @dataclass(frozen=True)
 class Program:
-    """Everything that the accelerator needs but the operands. Regions are inp, wgt, out, uops."""
+    """Everything that the accelerator needs but the operands. Regions are those of the form's
+    grids, "out" and "uops"."""
 
     hardware: Hardware
     spec: Spec
-    tiling: Tiling
     instructions: bytes
     uops: bytes
     regions: Mapping[str, Region]
@@ -70,36 +66,42 @@ class Program:
     @property
     def macs(self) -> int:
         """Multiplications that the product asks for, without padding or digits."""
-        return _macs(self.spec)
+        return self.spec.macs
 
     def image(self, operands: Sequence[Array]) -> bytes:
         """DRAM from address 0 with operands and micro-ops."""
         dram = np.zeros(max(region.end for region in self.regions.values()), np.uint8)
-        tiles = zip((Memory.INP, Memory.WGT), self.form.pack(operands), strict=True)
-        for memory, grid in tiles:
-            data = elements.packed(grid.reshape(-1, grid.shape[-1]), self.hardware.width(memory))
-            region = self.regions[memory.name.lower()]
+        for grid, tiles in zip(self.form.grids, self.form.pack(operands), strict=True):
+            rows = tiles.reshape(-1, tiles.shape[-1])
+            region = self.regions[grid.name]
+            data = elements.packed(rows, self.hardware.width(grid.memory))
             dram[region.start : region.end] = data.reshape(-1)
         region = self.regions["uops"]
         dram[region.start : region.end] = np.frombuffer(self.uops, np.uint8)
         return dram.tobytes()
 
-    def result(self, dram: bytes, operands: Sequence[Array]) -> NDArray[np.int32]:
-        """The product in DRAM after the program; the operands are those of `image`."""
+    def result(self, dram: bytes, operands: Sequence[Array]) -> Array:
+        """What the program left in DRAM, as the op gives it; the operands are those of `image`."""
         region = self.regions["out"]
         width = self.hardware.width(Memory.OUT)
-        of = self.form.correlation
         data = np.frombuffer(dram, np.uint8)[region.start : region.end]
-        data = data.reshape(of.slices(width), -1)
+        data = data.reshape(slices_of(self.form.result_bits, width), -1)
         total = elements.unpacked(data[-1], width)  # with the sign
         for digits in data[-2::-1]:
             total = (total << width) + (elements.unpacked(digits, width) & ((1 << width) - 1))
-        shape = (*of.result_shape, self.hardware.batch, self.hardware.block)
+        shape = (*self.form.result_shape, self.hardware.batch, self.hardware.block)
         return self.form.unpack(total.reshape(shape), operands)
 
     def cycles(self, dram_latency: int) -> Cycles:
         """About how long it takes."""
         return cycles(self.hardware, self.decoded, dram_latency)
+
+    def check(self) -> tokens.Graph:
+        """Prove that no interleaving gets stuck and that every implementation agrees; raises
+        TokenError, PortabilityError."""
+        region = self.regions["uops"]
+        portable.check(self.hardware, self.decoded, bytes(region.start) + self.uops)
+        return tokens.check(self.decoded)
 
     def to_bytes(self) -> bytes:
         """Everything, for an artifact."""
@@ -107,7 +109,6 @@ class Program:
             "hardware": asdict(self.hardware),
             "kind": type(self.spec).__name__,
             "spec": asdict(self.spec),
-            "tiling": asdict(self.tiling),
             "instructions": len(self.instructions),
             "regions": {name: asdict(region) for name, region in self.regions.items()},
         }
@@ -121,15 +122,29 @@ class Program:
         count = header["instructions"]
         return cls(
             Hardware(**header["hardware"]),
-            _spec(header["kind"], header["spec"]),
-            Tiling(**header["tiling"]),
+            _KINDS[header["kind"]](**{name: _tuples(v) for name, v in header["spec"].items()}),
             rest[:count],
             rest[count:],
             {name: Region(**region) for name, region in header["regions"].items()},
         )
 
 
-_FORMS: dict[type, Any] = {GemmSpec: GemmForm, ConvSpec: ConvForm}
+_FORMS: dict[type, Any] = {
+    GemmSpec: GemmForm,
+    ConvSpec: ConvForm,
+    ElementwiseSpec: ElementwiseForm,
+}
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in _FORMS}
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists and objects as a spec's tuples, steps and values."""
+    if isinstance(value, dict):
+        return Values(**value)
+    if isinstance(value, list):
+        found = tuple(_tuples(one) for one in value)
+        return Step(*found) if found and isinstance(found[0], str) else found
+    return value
 
 
 def form_of(hardware: Hardware, spec: Spec) -> Form:
@@ -138,39 +153,38 @@ def form_of(hardware: Hardware, spec: Spec) -> Form:
     return form
 
 
-def product_program(hardware: Hardware, spec: Spec, overlap: bool = True) -> Program:
+def product_program(hardware: Hardware, spec: GemmSpec | ConvSpec, overlap: bool = True) -> Program:
     """The program of a product; without overlap, everything has one buffer."""
+    return _program(hardware, spec, overlap)
+
+
+def elementwise_program(hardware: Hardware, spec: ElementwiseSpec) -> Program:
+    """The program of ALU steps."""
+    return _program(hardware, spec, overlap=True)
+
+
+def _program(hardware: Hardware, spec: Spec, overlap: bool) -> Program:
     form = form_of(hardware, spec)
-    of = form.correlation
-    tiling = tiled(hardware, of, overlap)
-    slices = of.slices(hardware.width(Memory.OUT))
-    counts = {
-        Memory.INP: int(np.prod(of.inp_shape)),
-        Memory.WGT: int(np.prod(of.wgt_shape)),
-        Memory.OUT: slices * int(np.prod(of.result_shape)),
-    }
-    regions, end = {}, NULL_PAGE
-    for memory, count in counts.items():
+    count = prod(form.result_shape) * slices_of(form.result_bits, hardware.width(Memory.OUT))
+    tiles = [(grid.name, grid.memory, prod(grid.shape)) for grid in form.grids]
+    tiles += [("out", Memory.OUT, count), ("uops", Memory.UOP, 0)]
+    regions, addresses, end = {}, {}, NULL_PAGE
+    for name, memory, count in tiles:
         size = hardware.element_bytes(memory)
-        start = -(-end // max(size, NULL_PAGE)) * max(size, NULL_PAGE)
-        end = start + count * size
-        regions[memory.name.lower()] = Region(start, count * size)
-    start = -(-end // NULL_PAGE) * NULL_PAGE
-    units = [hardware.element_bytes(memory) for memory in (*counts, Memory.UOP)]
-    places = [*(region.start for region in regions.values()), start]
-    addresses = Addresses(*(place // unit for place, unit in zip(places, units, strict=True)))
-    emitter = Emitter(hardware, of, tiling, addresses)
-    instructions = isa.encode_program(hardware, emitter.run())
-    uops = encode_uops(hardware, emitter.uops.all())
-    regions["uops"] = Region(start, len(uops))
-    return Program(hardware, spec, tiling, instructions, uops, regions)
+        unit = max(size, NULL_PAGE)
+        regions[name] = Region(-(-end // unit) * unit, count * size)
+        addresses[name] = regions[name].start // size
+        end = regions[name].end
+    instructions, uops = form.write(addresses, overlap)
+    regions["uops"] = Region(regions["uops"].start, len(uops))
+    return Program(hardware, spec, instructions, uops, regions)
 
 
 @dataclass(frozen=True)
 class Execution:
-    """A run on the simulator: the accumulators, and upstream's counters."""
+    """A run on the simulator: the result, and upstream's counters."""
 
-    result: NDArray[np.int32]
+    result: Array
     profile: Profile
 
 
@@ -181,27 +195,6 @@ def execute(program: Program, operands: Sequence[Array], seed: int | None = None
     return Execution(program.result(outcome.dram, operands), outcome.profile)
 
 
-def run(program: Program, operands: Sequence[Array], seed: int | None = None) -> NDArray[np.int32]:
-    """The accumulators, from the simulator."""
+def run(program: Program, operands: Sequence[Array], seed: int | None = None) -> Array:
+    """The result, from the simulator."""
     return execute(program, operands, seed).result
-
-
-def _macs(spec: Spec) -> int:
-    if isinstance(spec, GemmSpec):
-        return (spec.batch or 1) * spec.m * spec.n * spec.k
-    taps = spec.w[1] * spec.w[2] * spec.w[3]
-    return int(np.prod(spec.y)) * taps
-
-
-def _spec(kind: str, fields: dict[str, Any]) -> Spec:
-    kinds: dict[str, Any] = {one.__name__: one for one in _FORMS}
-    made = {
-        name: Values(**value)
-        if isinstance(value, dict)
-        else tuple(value)
-        if isinstance(value, list)
-        else value
-        for name, value in fields.items()
-    }
-    spec: Spec = kinds[kind](**made)
-    return spec

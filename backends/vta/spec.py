@@ -1,4 +1,4 @@
-"""What a program computes: a product's shapes, and the ranges of its operands' integers.
+"""What a program computes: shapes, and the ranges of its operands' integers.
 
 Operands and results are those of the op with the same name (sqcompile/ops/product.py, conv.py).
 Group exponents are run-time tensors, so a program must be right for every one of them; a spec
@@ -6,7 +6,8 @@ only says how many groups there are.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from math import prod
+from typing import Literal, NamedTuple
 
 from sqcompile.backends.conv_geometry import Axis
 
@@ -45,6 +46,11 @@ class GemmSpec:
     transpose_a: bool = False
     transpose_b: bool = False
     groups: int = 1
+
+    @property
+    def macs(self) -> int:
+        """Multiplications that the product asks for."""
+        return (self.batch or 1) * self.m * self.n * self.k
 
 
 Kind = Literal["fprop", "dgrad", "wgrad"]
@@ -86,5 +92,52 @@ class ConvSpec:
         )
         return rows, columns
 
+    @property
+    def macs(self) -> int:
+        """Multiplications that the product asks for, those with padding included."""
+        return prod(self.y) * prod(self.w[1:])
 
-Spec = GemmSpec | ConvSpec
+
+class Step(NamedTuple):
+    """x = op(x, y), or x >> y for shr; y is an immediate, or operand number `value`: a tensor of
+    x's shape or a vector over its channels."""
+
+    op: Literal["add", "min", "max", "shr"]
+    by: Literal["immediate", "tensor", "vector"]
+    value: int
+
+
+@dataclass(frozen=True)
+class ElementwiseSpec:
+    """int32 (rows, channels): the first tensor after all steps or, with `sums`, int64 (channels,),
+    the sums of that over its rows.
+
+    Operands: int32 tensors (rows, channels), then int32 vectors (channels,).
+    """
+
+    rows: int
+    channels: int
+    tensors: tuple[Values, ...]
+    vectors: tuple[Values, ...]
+    steps: tuple[Step, ...]
+    sums: bool = False
+
+    @property
+    def macs(self) -> int:
+        """None."""
+        return 0
+
+
+def relu() -> tuple[Step, ...]:
+    """max(x, 0)."""
+    return (Step("max", "immediate", 0),)
+
+
+def requantize(shift: int, low: int, high: int) -> tuple[Step, ...]:
+    """x / 2^shift, rounded to nearest, halves up, and clipped."""
+    rounded = (Step("add", "immediate", 1 << shift - 1), Step("shr", "immediate", shift))
+    clip = (Step("max", "immediate", low), Step("min", "immediate", high))
+    return (*(rounded if shift else ()), *clip)
+
+
+Spec = GemmSpec | ConvSpec | ElementwiseSpec

@@ -6,6 +6,7 @@ simulator's model tells how long the chosen one takes.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import product
 from math import prod
 
@@ -19,36 +20,30 @@ from sqcompile.errors import UsageError
 DRAM_LATENCY = 32
 """Cycles that the estimate assumes: a board's, more than upstream's simulated memory has."""
 
+_WAITING = 1 / 16
+"""How much of the modules' work is waited for although it could overlap: prefers slack."""
 
+_COST = {name: constant.value for name, constant in CONSTANTS.items()}
+
+
+@lru_cache(maxsize=1 << 12)
 def tiled(hardware: Hardware, of: Correlation, overlap: bool = True) -> Tiling:
     """The tiling with the lowest estimate. Without `overlap` everything has one buffer."""
     slices = of.slices(hardware.width(Memory.OUT))
     # A block is in ACC for its products and for every slice; an even number of parts repeats the
     # pairs of a part of INP and one of ACC sooner, which saves micro-ops.
     buffers, acc_buffers = (2, slices + 1 + (slices + 1) % 2) if overlap else (1, 1)
-    best = min(
-        (
-            (estimate(hardware, of, tiling), number, tiling)
-            for number, tiling in enumerate(_tilings(of, buffers, acc_buffers))
-            if fits(hardware, of, tiling)
-        ),
-        default=None,
-    )
+    room = _Room(hardware)
+    best: tuple[float, Tiling] | None = None
+    for tiling in _tilings(of, buffers, acc_buffers):
+        sizes = sizes_of(of, tiling)
+        if room.fits(of, tiling, sizes):
+            cycles = _Estimate(room, of, tiling, sizes).cycles()
+            if best is None or cycles < best[0]:
+                best = cycles, tiling
     if best is None:
         raise UsageError(f"{hardware.name}: the scratchpads cannot hold one tile of each operand")
-    return best[-1]
-
-
-def fits(hardware: Hardware, of: Correlation, tiling: Tiling) -> bool:
-    """Do chunks, blocks and the micro-ops of one instruction find room?"""
-    sizes = sizes_of(of, tiling)
-    room = (
-        sizes.inp * tiling.buffers <= hardware.depth(Memory.INP),
-        sizes.wgt * tiling.buffers <= hardware.depth(Memory.WGT),
-        sizes.acc * tiling.acc_buffers <= hardware.depth(Memory.ACC),
-        _uops(of, tiling) <= min(PORTABLE_UOPS, hardware.depth(Memory.UOP)),
-    )
-    return all(room)
+    return best[1]
 
 
 def _tilings(of: Correlation, buffers: int, acc_buffers: int) -> Iterator[Tiling]:
@@ -59,10 +54,8 @@ def _tilings(of: Correlation, buffers: int, acc_buffers: int) -> Iterator[Tiling
         _halves(taps_of(axis)) if len(axis.phases) == 1 else [taps_of(axis)]
         for axis in (of.rows, of.columns)
     ]
-    sizes = product(
-        _halves(of.outputs), _halves(of.rows.count), _halves(of.columns.count), _halves(planes)
-    )
-    for (outputs, rows, columns, some), row_taps, column_taps in product(sizes, *taps):
+    sizes = [_halves(size) for size in (of.outputs, of.rows.count, of.columns.count, planes)]
+    for outputs, rows, columns, some, row_taps, column_taps in product(*sizes, *taps):
         yield Tiling(outputs, rows, columns, some, row_taps, column_taps, buffers, acc_buffers)
 
 
@@ -74,7 +67,7 @@ def _halves(length: int) -> list[int]:
     return found
 
 
-def _uops(of: Correlation, tiling: Tiling) -> int:
+def _uops(tiling: Tiling) -> int:
     """Micro-ops of a GEMM: all its loops but the two longest."""
     loops = [
         tiling.outputs,
@@ -87,93 +80,109 @@ def _uops(of: Correlation, tiling: Tiling) -> int:
     return prod(sorted(loops)[:-2])
 
 
-def estimate(hardware: Hardware, of: Correlation, tiling: Tiling) -> float:
-    """Cycles of the module that is longest at work, and of what nothing can overlap."""
-    sizes = sizes_of(of, tiling)
-    work = _Work(hardware, of, tiling)
-    modules = (work.load(sizes), work.compute(sizes), work.store(sizes))
-    edges = work.beats(Memory.INP) * sizes.inp + work.beats(Memory.WGT) * sizes.wgt
-    edges += sizes.acc * (work.beats(Memory.OUT) + 1)
-    return max(modules) + edges if tiling.buffers > 1 else sum(modules)
+class _Room:
+    """What of the hardware the choice looks at."""
+
+    def __init__(self, hardware: Hardware) -> None:
+        self.inp, self.wgt, self.acc = (
+            hardware.depth(memory) for memory in (Memory.INP, Memory.WGT, Memory.ACC)
+        )
+        self.uops = min(PORTABLE_UOPS, hardware.depth(Memory.UOP))
+        bus = 1 << hardware.log_bus_width - 3
+        bytes_of = {memory: hardware.element_bytes(memory) for memory in Memory}
+        self.beats = {memory: -(-size // bus) for memory, size in bytes_of.items()}
+        self.page = {memory: max(1, _COST["page"] // size) for memory, size in bytes_of.items()}
+        self.out_width = hardware.width(Memory.OUT)
+
+    def fits(self, of: Correlation, tiling: Tiling, sizes: Sizes) -> bool:
+        """Do chunks, blocks and the micro-ops of one instruction find room?"""
+        return (
+            sizes.inp * tiling.buffers <= self.inp
+            and sizes.wgt * tiling.buffers <= self.wgt
+            and sizes.acc * tiling.acc_buffers <= self.acc
+            and _uops(tiling) <= self.uops
+        )
 
 
-class _Work:
+class _Estimate:
     """Cycles of each module under a tiling."""
 
-    def __init__(self, hardware: Hardware, of: Correlation, tiling: Tiling) -> None:
-        self.hardware, self.of, self.tiling = hardware, of, tiling
+    def __init__(self, room: _Room, of: Correlation, tiling: Tiling, sizes: Sizes) -> None:
+        self.room, self.of, self.tiling, self.sizes = room, of, tiling, sizes
         self.down = cut(of.rows, tiling.rows, tiling.row_taps)
         self.across = cut(of.columns, tiling.columns, tiling.column_taps)
-        self.output_blocks = -(-of.outputs // tiling.outputs)
-        self.grids = of.groups * of.images
-        self.blocks = self.grids * self.output_blocks * self.down.blocks * self.across.blocks
         runs = [run.planes for segment in of.segments for run in segment.runs]
         self.planes = sum(runs)
         plane_chunks = sum(-(-planes // tiling.planes) for planes in runs)
         self.chunks = plane_chunks * self.down.chunks * self.across.chunks
-        self.slices = of.slices(hardware.width(Memory.OUT))
-        self.results = self.grids * of.outputs * of.rows.results * of.columns.results
+        self.output_blocks = -(-of.outputs // tiling.outputs)
+        self.spatial_blocks = of.images * self.down.blocks * self.across.blocks
+        self.blocks = of.groups * self.output_blocks * self.spatial_blocks
+        self.slices = of.slices(room.out_width)
+        self.results = prod(of.result_shape)
 
-    def beats(self, memory: Memory) -> int:
-        """Cycles of the bus for one tile."""
-        bus = 1 << self.hardware.log_bus_width - 3
-        return -(-self.hardware.element_bytes(memory) // bus)
+    def cycles(self) -> float:
+        """Of the module that is longest at work, and of what nothing can overlap."""
+        modules = (self._inp() + self._wgt(), self._compute(), self._store())
+        if self.tiling.buffers == 1:
+            return sum(modules)
+        beats = self.room.beats
+        edges = self.sizes.inp * beats[Memory.INP] + self.sizes.wgt * beats[Memory.WGT]
+        edges += self.sizes.acc * (beats[Memory.OUT] + 1)
+        return max(modules) + _WAITING * sum(modules) + edges
 
-    def load(self, sizes: Sizes) -> float:
-        """Beats, commands, padding, and the latency of every LOAD of INP and WGT."""
-        each = DRAM_LATENCY + _of("issue") + _of("load_stages")
-        down, across = self.down, self.across
-        columns = across.all_real + across.all_padding
+    def _inp(self) -> float:
+        """LOADs of INP: every chunk of every block, but for chunks that are still there."""
+        down, across, of = self.down, self.across, self.of
+        real = down.all_real * across.all_real
+        padding = (down.all_real + down.all_padding) * (across.all_real + across.all_padding) - real
+        whole_rows = not padding and across.blocks * across.chunks == 1
         rows = down.all_real * across.blocks * across.chunks
-        read = down.all_real * across.all_real
-        padding = (down.all_real + down.all_padding) * columns - read
-        flat = not padding and across.blocks * across.chunks == 1
-        again = self.grids * self.output_blocks * self.planes
-        visits = self.blocks * self.chunks
-        if self._held(self.blocks // (self.grids * self.output_blocks) * self.grids):
-            again, visits = self.planes, self.chunks
-        loads = visits if flat else visits * self.tiling.planes
-        inp = again * (read * self.beats(Memory.INP) + padding + rows / (30 if flat else 1))
-        kernels = self.of.kernel[0] * self.of.kernel[1]
+        commands = real / self.room.page[Memory.INP] if whole_rows else rows
+        held = self.spatial_blocks * self.chunks <= self.tiling.buffers
+        times = of.groups * (1 if held else self.output_blocks)
+        loads = times * self.spatial_blocks * self.chunks
+        loads *= 1 if whole_rows else self.tiling.planes
+        moved = real * self.room.beats[Memory.INP] + padding + commands
+        return times * of.images * self.planes * moved + self._latency(loads)
+
+    def _wgt(self) -> float:
+        """LOADs of WGT: once for an output block where all its chunks are held."""
         fetches = self.of.groups * self.output_blocks
         if self.chunks > self.tiling.buffers:
-            fetches = self.blocks
-        wgt_tiles = fetches * self.planes * min(kernels, sizes.wgt) * self.tiling.outputs
-        if self.chunks > self.tiling.buffers:
-            wgt_tiles = fetches * self.planes * kernels * self.tiling.outputs
-        wgt = wgt_tiles * (self.beats(Memory.WGT) + 0.2)
-        return inp + wgt + each * (loads + fetches * self.chunks)
+            fetches *= self.spatial_blocks
+        tiles = fetches * self.planes * prod(self.of.kernel) * self.tiling.outputs
+        moved = tiles * (self.room.beats[Memory.WGT] + 1 / self.room.page[Memory.WGT])
+        return moved + self._latency(fetches * self.chunks)
 
-    def _held(self, blocks: int) -> bool:
-        """Does INP keep what the next output block reads again?"""
-        return blocks * self.chunks <= self.tiling.buffers
+    def _latency(self, loads: int) -> int:
+        return loads * (DRAM_LATENCY + _COST["issue"] + _COST["load_stages"])
 
-    def compute(self, sizes: Sizes) -> float:
-        """Tile operations of GEMM and ALU, and what an instruction takes besides."""
+    def _compute(self) -> float:
+        """Tile operations of GEMM and ALU, instructions, micro-ops."""
         segments = len(self.of.segments)
         phases = len(self.of.rows.phases) * len(self.of.columns.phases)
         tiles = self.of.tile_operations + self.results * (segments + self.slices - 1)
         gemms = self.blocks * self.chunks * phases
-        instructions = gemms + self.blocks * (segments + self.slices)
-        uops = _uops(self.of, self.tiling)
-        variants = self.tiling.buffers if self.chunks <= 1 else self.tiling.buffers**2
-        variants = min(self.blocks * self.chunks, max(variants, self.tiling.acc_buffers)) * phases
-        reload = DRAM_LATENCY + uops / 2 if uops * variants > PORTABLE_UOPS else 0
-        first = uops * min(variants, PORTABLE_UOPS) / 2
-        return tiles + instructions * _of("gemm_fill") + gemms * reload + first
+        instructions = gemms + self.blocks * (segments + self.slices - 1)
+        return tiles + instructions * _COST["gemm_fill"] + self._uop_loads(gemms, phases)
 
-    def store(self, sizes: Sizes) -> float:
+    def _uop_loads(self, gemms: int, phases: int) -> float:
+        """Micro-ops once, for every combination of parts of the scratchpads; when they do not all
+        find room, for every GEMM."""
+        uops = _uops(self.tiling)
+        variants = self.tiling.buffers ** (1 if self.chunks == 1 else 2)
+        variants = min(self.blocks * self.chunks, max(variants, self.tiling.acc_buffers)) * phases
+        if uops * variants > self.room.uops:
+            return gemms * (DRAM_LATENCY + uops / 2)
+        return uops * variants / 2
+
+    def _store(self) -> float:
         """Tiles and bursts of every slice."""
-        tile = self.beats(Memory.OUT) + _of("store_tile")
-        page = _of("page") // self.hardware.element_bytes(Memory.OUT)
         row = self.across.results
         if self.across.blocks == 1:
-            row *= self.down.results
-            if self.down.blocks == 1:
-                row *= self.tiling.outputs
-        bursts = self.results / row * max(1, -(-row // max(1, page)))
-        return self.slices * (self.results * tile + bursts * (_of("store_burst") + DRAM_LATENCY))
-
-
-def _of(name: str) -> int:
-    return CONSTANTS[name].value
+            row *= self.down.results * (self.tiling.outputs if self.down.blocks == 1 else 1)
+        bursts = self.results / row * -(-row // self.room.page[Memory.OUT])
+        tile = self.room.beats[Memory.OUT] + _COST["store_tile"]
+        burst = _COST["store_burst"] + DRAM_LATENCY
+        return self.slices * (self.results * tile + bursts * burst)

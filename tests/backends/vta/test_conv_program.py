@@ -61,4 +61,5 @@ def test_a_program_gives_the_convolution(shape, kind, geometry):
     spec = conv_spec(kind, *GEOMETRIES[geometry], first, second, groups)
     operands, expected = conv_operands(spec)
     program = Program.from_bytes(product_program(SHAPES[shape], spec).to_bytes())
+    program.check()
     np.testing.assert_array_equal(run(program, operands, seed=2), expected)

@@ -40,6 +40,7 @@ def test_a_program_gives_the_product(shape, name):
     spec = SPECS[name]
     operands, product = gemm_operands(spec)
     program = Program.from_bytes(product_program(SHAPES[shape], spec).to_bytes())
+    program.check()
     found = run(program, operands, seed=1)
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found, product)
