@@ -50,6 +50,8 @@ class ViewSpec(TensorSpec):
 RANGES = "ranges"
 """Attribute of a product's spec, beside the arguments of its op: ((lowest, highest), (lowest,
 highest)) of the integers of its two operands, before shifts, as the passes assigned them."""
+RANGE = "range"
+"""Attribute of a sum's spec: (lowest, highest) of the integers that it adds, where it is known."""
 INTO = "into"
 """Attribute of a call that writes a part of its output (`sqcompile.backends.parts`)."""
 FUSED = "fused::"
@@ -293,6 +295,8 @@ def spec_of(node: fx.Node) -> tuple[KernelSpec, list[fx.Node]]:
             attributes.append((name, _frozen(value)))
     if "sq" in node.meta:
         attributes.append((RANGES, _ranges(node.meta["sq"])))
+    if "range" in node.meta:
+        attributes.append((RANGE, node.meta["range"]))
     outputs = tuple(tensor_spec(value) for value in node_outputs(node))
     return KernelSpec(op_name(node.target), tuple(inputs), tuple(attributes), outputs), nodes
 

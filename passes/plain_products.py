@@ -7,6 +7,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from sqcompile.ops import conv, pack, product, quantize
+from sqcompile.passes.bound_accumulators import largest_accumulator
 from sqcompile.passes.editing import (
     Editor,
     arguments,
@@ -50,7 +51,7 @@ def _open(editor: Editor, node: Node) -> None:
     acc = editor.call(op, *in_order(op, given), like=node, **kept)
     acc.name, node.name = node.name, acc.name
     if node.target is target_of(conv.conv_fprop_sums):
-        _items(node, acc, editor.call(aten.sum.dim_IntList, acc, [0, 1, 2], like=node))
+        _items(node, acc, _sums(editor, acc))
         return
     y = _epilogue(editor, node, acc, given)
     placed = y
@@ -62,6 +63,16 @@ def _open(editor: Editor, node: Node) -> None:
         _items(node, placed, editor.call(quantize.absmax, y, None, axes, like=node))
     else:
         replace(node, placed)
+
+
+def _sums(editor: Editor, acc: Node) -> Node:
+    """The sums of channels; `meta` tells how large the integers are that they add."""
+    meta = {}
+    if "sq" in acc.meta:
+        largest = largest_accumulator(acc)
+        meta["range"] = (-largest, largest)
+    name = f"{acc.name}_sums"
+    return editor.call(aten.sum.dim_IntList, acc, [0, 1, 2], like=acc, name=name, **meta)
 
 
 def _epilogue(editor: Editor, node: Node, acc: Node, given: dict[str, Any]) -> Node:

@@ -110,22 +110,22 @@ def _accelerator(variant: "Variant", found: Sequence[Product]) -> dict[str, Any]
     macs = {_place(one): one.macs for one in found}
     builder = TARGETS[binary.target].builder
     known: dict[str, Any] | None = builder.accelerator(binary, variant.kernels, macs)
-    return None if known is None else {**known, **_by_module(known["products"], found)}
+    return None if known is None else {**known, **_by_module(known["programs"], found)}
 
 
 def _by_module(
     rows: Sequence[Mapping[str, Any]], found: Sequence[Product]
 ) -> dict[str, list[dict[str, Any]]]:
-    """An accelerator's `products` with their modules, and `layers`, the sums of each module."""
+    """An accelerator's `programs` with their modules, and `layers`, the sums of each module."""
     modules = {_place(one): one.module for one in found}
-    products = [{**row, "module": modules[row["node"]]} for row in rows]
+    programs = [{**row, "module": modules[row["product"]]} for row in rows]
     layers: dict[str, dict[str, Any]] = {}
-    for row in products:
+    for row in programs:
         layer = layers.setdefault(row["module"], {"macs": 0, "cycles": 0})
         for name in layer:
             layer[name] += row[name]
     listed = [{"module": module, **sums} for module, sums in layers.items()]
-    return {"products": products, "layers": listed}
+    return {"programs": programs, "layers": listed}
 
 
 def unused_rules(recipe: Recipe, found: Sequence[Product]) -> list[str]:

@@ -6,6 +6,7 @@ from sqcompile.passes.assign_precision import Operand, ProductSpec
 from sqcompile.passes.plain_products import plain_products
 from tests.passes.programs import graph, same
 
+SUM = torch.ops.aten.sum.dim_IntList
 PRODUCT = "q, w, None, 1, False, True, 0"
 SHIFT_MATMUL = torch.ops.sq.shift_matmul.default
 SPEC = ProductSpec(
@@ -71,6 +72,7 @@ def test_a_convolutions_sums_are_sums():
         acc = both[0]
         sums = both[1]
         """,
+        both={"sq": SPEC},
     )
     after = graph(
         inputs,
@@ -78,8 +80,12 @@ def test_a_convolutions_sums_are_sums():
         acc = sq.conv_fprop(q, w, [1, 1], [1, 1], [1, 1], 1, 0)
         sums = aten.sum.dim_IntList(acc, [0, 1, 2])
         """,
+        acc={"sq": SPEC},
     )
-    assert same(plain_products(before), after)
+    found = plain_products(before)
+    assert same(found, after)
+    (sums,) = found.graph.find_nodes(op="call_function", target=SUM)
+    assert sums.name == "both_sums" and sums.meta["range"] == (-3780, 3780)  # 4 * 9 * 15 * 7
 
 
 def test_gradients_keep_their_shapes_and_shifts():

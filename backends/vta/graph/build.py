@@ -3,8 +3,7 @@
 A binary holds, beside what one for the CPU has,
 
     NAME.program    a program with the layout of its operands (backends/vta/program.py)
-    vta.json        the format, the accelerator, the programs of every product's kernel, and why a
-                    product has none
+    vta.json        the format, the accelerator, the programs by kernel, and why a product has none
 """
 
 import json
@@ -16,6 +15,7 @@ import tvm
 from tvm import tirx
 
 from sqcompile.backends.cpu import build as host
+from sqcompile.backends.kernels import KernelSpec
 from sqcompile.backends.lower import KernelRecord
 from sqcompile.backends.targets import Target
 from sqcompile.backends.vta import assembler, hardware
@@ -62,16 +62,16 @@ def cached_build(key: str, modules: Sequence[tvm.IRModule], target: Target) -> B
 
 
 def build(module: tvm.IRModule, target: Target) -> Binary:
-    """Programs for the products that the accelerator takes, the CPU's code for the rest."""
+    """Programs for what the accelerator takes, the CPU's code for the rest."""
     chosen = hardware.get(target.hw)
     offloads: dict[str, list[offload.Offload]] = {}
     left: dict[str, str] = {}
-    for name, spec in products_of(module).items():
+    for name, spec in candidates(module).items():
         made = offload.offload(spec, chosen)
-        if isinstance(made, str):
-            left[name] = made
-        else:
+        if not isinstance(made, str):
             offloads[name] = made
+        elif spec.op in table.PRODUCTS:
+            left[name] = made
     kernels = {name: [one.identity for one in parts] for name, parts in offloads.items()}
     images = {f"{one.identity}.program": one.data for parts in offloads.values() for one in parts}
     index = {
@@ -85,8 +85,8 @@ def build(module: tvm.IRModule, target: Target) -> Binary:
     return host.build(partition.partitioned(module, offloads), target, images)
 
 
-def products_of(module: tvm.IRModule) -> dict[str, Any]:
-    """The specs of a lowered module's products, by the names of their kernels."""
+def candidates(module: tvm.IRModule) -> dict[str, KernelSpec]:
+    """The specs of a lowered module's kernels that may become programs, by name."""
     return {
         variable.name_hint: table.spec_from(function.attrs[table.SPEC])
         for variable, function in module.functions.items()

@@ -1,32 +1,35 @@
-"""From a product's kernel to a program of the accelerator, or the reason why there is none."""
+"""From a kernel's spec to programs of the accelerator, or the reason why there are none."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
-from sqcompile.backends.kernels import KernelSpec
+from sqcompile.backends.kernels import RANGE, KernelSpec
 from sqcompile.backends.vta.graph import split
+from sqcompile.backends.vta.graph.table import SUM
 from sqcompile.backends.vta.hardware import Hardware
-from sqcompile.backends.vta.program import product_program
-from sqcompile.backends.vta.spec import ConvSpec, GemmSpec, Spec, Values
-from sqcompile.errors import SqError
+from sqcompile.backends.vta.program import elementwise_program, product_program
+from sqcompile.backends.vta.spec import ConvSpec, ElementwiseSpec, GemmSpec, Values
+from sqcompile.errors import SqError, UsageError
 
 
 @dataclass(frozen=True)
 class Offload:
-    """A program for a product, or for a part of one: its identity (different programs have
-    different ones), its bytes, how many bytes of DRAM it works in, and the part's `cut`."""
+    """A program for a kernel, or for a part of one: its identity (different programs have
+    different ones), its bytes, how many bytes of DRAM it works in, the part's `cut`, and the shape
+    in which it takes its one operand, where that is not the kernel's."""
 
     identity: str
     data: bytes
     dram: int
     cut: str = ""
+    rows: tuple[int, int] | None = None
 
 
 def offload(spec: KernelSpec, hardware: Hardware) -> list[Offload] | str:
-    """The programs whose results add up to a product on an accelerator, or why there are none."""
-    parts = split.parts(spec)
+    """The programs whose results add up to what a kernel computes, or why there are none."""
+    parts = [split.Part("", spec)] if spec.op == SUM else split.parts(spec)
     if isinstance(parts, str):
         return parts
     made: dict[KernelSpec, Offload] = {}
@@ -40,14 +43,32 @@ def offload(spec: KernelSpec, hardware: Hardware) -> list[Offload] | str:
 
 
 def _offload(spec: KernelSpec, hardware: Hardware) -> Offload:
-    program = product_program(hardware, product_spec(spec))
+    rows = None
+    if spec.op == SUM:
+        sums = _sums(spec)
+        program, rows = elementwise_program(hardware, sums), (sums.rows, sums.channels)
+    else:
+        program = product_program(hardware, product_spec(spec))
+    program.check()
     data, dram = program.to_bytes(), max(region.end for region in program.regions.values())
-    return Offload(f"{spec.short_name}-{sha256(data).hexdigest()[:12]}", data, dram)
+    return Offload(f"{spec.short_name}-{sha256(data).hexdigest()[:12]}", data, dram, rows=rows)
 
 
-def product_spec(spec: KernelSpec) -> Spec:
-    """What `spec` asks for, as a program is asked for."""
-    return _SPECS[spec.op](spec)
+def product_spec(spec: KernelSpec) -> GemmSpec | ConvSpec:
+    """What a product's spec asks for, as a program is asked for."""
+    found: GemmSpec | ConvSpec = _SPECS[spec.op](spec)
+    return found
+
+
+def _sums(spec: KernelSpec) -> ElementwiseSpec:
+    """Sums over all axes but the last: chunks of rows whose sums 32 bits hold are added by the
+    host in 64."""
+    x, (out,) = spec.tensor("self"), spec.outputs
+    reduced = sorted(axis % len(x.shape) for axis in spec["dim"] or ())
+    known = spec.get(RANGE)
+    if known is None or x.dtype != "int32" or reduced != list(range(len(x.shape) - 1)):
+        raise UsageError("not a sum of accumulators over all axes but the last")
+    return ElementwiseSpec(x.size // out.size, out.size, (Values(*known),), (), (), sums=True)
 
 
 def _matrices(spec: KernelSpec) -> GemmSpec:

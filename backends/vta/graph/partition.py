@@ -117,14 +117,18 @@ class _Transfers(PyExprMutator):
             return parts[0]
         return relax.call_dps_packed(ADD, [self.builder_.emit(part) for part in parts], result)
 
-    def _part(self, offload: Offload, operands: list[Any], product: Any) -> Any:
+    def _part(self, offload: Offload, operands: list[Any], result: Any) -> Any:
         """The last of the calls for a program: UNPACK."""
         identity, cut = (tvm.ir.StringImm(one) for one in (offload.identity, offload.cut))
+        if offload.cut:
+            result = relax.TensorType(result.shape, "int32")
+        if offload.rows:
+            (whole,) = operands
+            operands = [self.builder_.emit(relax.op.reshape(whole, offload.rows))]
         dram = relax.TensorType((offload.dram,), "uint8")
         before = self._emit(PACK, [identity, cut, *operands], dram)
         after = self._emit(EXECUTE, [identity, before], dram)
-        accumulators = relax.TensorType(product.shape, "int32")
-        return relax.call_dps_packed(UNPACK, [identity, cut, after, *operands], accumulators)
+        return relax.call_dps_packed(UNPACK, [identity, cut, after, *operands], result)
 
     def _emit(self, symbol: str, arguments: list[Any], result: Any) -> Any:
         return self.builder_.emit(relax.call_dps_packed(symbol, arguments, result))

@@ -63,7 +63,8 @@ def figures(program: Program, spans: Sequence[Span]) -> Figures:
 def accelerator(
     binary: Binary, records: Sequence[KernelRecord], macs: Mapping[str, int]
 ) -> dict[str, Any]:
-    """The `accelerator` of a report; `macs` are those of every product, by node.
+    """The `accelerator` of a report; `macs` are those of every product, by node. Sums of a
+    product's channels are rows of their own, behind it.
 
     utilisation: the share of cycles in which GEMM multiplies tiles; efficiency: the share of what
     it could multiply in all cycles that the product needs, without padding and digits; host: how
@@ -83,15 +84,17 @@ def accelerator(
         for node in record.nodes
     }
     rows, runs = [], []
-    for node, count in macs.items():
-        names = users.get(node, [])
-        if names:
-            total = sum((known[name] for name in names), _NOTHING)
-            shares = _shares(hardware, count, total)
-            rows.append({"node": node, "programs": names, "macs": count, **asdict(total), **shares})
-            runs += [(node, known[name].cycles, spans[name]) for name in names]
-    whole = sum((known[name] for node in macs for name in users.get(node, [])), _NOTHING)
-    multiplied = sum(row["macs"] for row in rows)
+    whole, multiplied = _NOTHING, 0
+    for product, count in macs.items():
+        for node, number in ((product, count), (f"{product}_sums", 0)):
+            names = users.get(node, [])
+            if names:
+                total = sum((known[name] for name in names), _NOTHING)
+                shares = _shares(hardware, number, total)
+                row = {"node": node, "product": product, "programs": names, "macs": number}
+                rows.append(row | asdict(total) | shares)
+                runs += [(node, known[name].cycles, spans[name]) for name in names]
+                whole, multiplied = whole + total, multiplied + number
     return {
         "name": hardware.name,
         "hardware": hardware.parameters(),
@@ -100,7 +103,7 @@ def accelerator(
         "milliseconds": whole.cycles / (1000 * hardware.mhz),
         "bytes": whole.bytes,
         **_shares(hardware, multiplied, whole),
-        "products": rows,
+        "programs": rows,
         "left": _left(index, records),
         "host": _host(index, records),
         "timeline": picture(runs),

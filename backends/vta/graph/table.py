@@ -1,6 +1,6 @@
-"""The kernels of the VTA target: those of the CPU, whose products tell what they compute.
+"""The kernels of the VTA target: those of the CPU; products and sums tell what they compute.
 
-Each product is lowered to the CPU's kernel first, with its spec beside it; what the accelerator
+Each of these is lowered to the CPU's kernel first, with its spec beside it; what the accelerator
 takes over is decided on the whole module (`partition`), and what it cannot stays as it is.
 """
 
@@ -12,9 +12,11 @@ from sqcompile.backends.cpu import KERNELS as HOST
 from sqcompile.backends.kernels import Attribute, Generator, Kernel, KernelSpec, TensorSpec
 
 PRODUCTS = ("sq::shift_matmul", "sq::conv_fprop", "sq::conv_dgrad", "sq::conv_wgrad")
-"""The ops that the accelerator computes; `passes.plain_products` leaves no other products."""
+"""The products that the accelerator computes; `passes.plain_products` leaves no others."""
+SUM = "aten::sum.dim_IntList"
+"""The sum of accumulators that a batch norm starts from."""
 SPEC = "sqcompile.spec"
-"""The attribute of a product's kernel that says what it computes, as JSON."""
+"""The attribute of a kernel that says what it computes, as JSON."""
 
 
 def _described(generate: Generator) -> Generator:
@@ -28,7 +30,7 @@ def _described(generate: Generator) -> Generator:
 
 
 def spec_json(spec: KernelSpec) -> str:
-    """A product's spec as text; `spec_from` reads it."""
+    """A spec as text; `spec_from` reads it."""
     inputs = {
         name: None if one is None else [one.shape, one.dtype]
         for name, one in spec.inputs
@@ -60,5 +62,6 @@ def _frozen(value: Any) -> Attribute:
 
 
 KERNELS = HOST.derived(
-    "vta", {op: Kernel(_described(HOST[op].generate), limit=HOST[op].limit) for op in PRODUCTS}
+    "vta",
+    {op: Kernel(_described(HOST[op].generate), limit=HOST[op].limit) for op in (*PRODUCTS, SUM)},
 )

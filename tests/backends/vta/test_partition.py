@@ -9,7 +9,7 @@ from tvm import relax, tirx
 from sqcompile.backends import targets
 from sqcompile.backends.lower import lower
 from sqcompile.backends.vta.graph import offload, partition, table
-from sqcompile.backends.vta.graph.build import products_of
+from sqcompile.backends.vta.graph.build import candidates
 from sqcompile.backends.vta.hardware import PRESETS
 from sqcompile.passes.assign_precision import Operand, ProductSpec
 from sqcompile.passes.plain_products import plain_products
@@ -44,6 +44,9 @@ def calls(module):
         for binding in block.bindings:
             call = binding.value
             if isinstance(call, relax.Call):
+                if call.op == tvm.ir.Op.get("relax.reshape"):
+                    names[binding.var] = "reshape"
+                    continue
                 callee, arguments = call.args[0], call.args[1]
                 short = getattr(callee, "name_hint", None) or callee.global_symbol
                 given = [names.get(one, "text") for one in arguments.fields]
@@ -55,7 +58,7 @@ def calls(module):
 
 
 def offloads(module, hardware=PRESETS["pynq"]):
-    return {name: offload.offload(spec, hardware) for name, spec in products_of(module).items()}
+    return {name: offload.offload(spec, hardware) for name, spec in candidates(module).items()}
 
 
 def test_a_product_is_three_calls_of_the_accelerator(lowered):
@@ -97,7 +100,7 @@ def test_equal_products_share_a_program():
 
 
 def test_a_spec_survives_being_text(lowered):
-    (spec,) = products_of(lowered).values()
+    (spec,) = candidates(lowered).values()
     assert table.spec_from(table.spec_json(spec)) == spec
     assert spec.ranges("a", "b") == ((0, 15), (-7, 7))
 
@@ -117,6 +120,32 @@ def test_sums_of_64_bits_are_added_from_parts():
     found = calls(partition.partitioned(module, offloads(module)))
     assert found[-1] == "sqcompile.vta.add(unpack, unpack, unpack): int64[6, 3, 3, 3]"
     assert found[-2].endswith("unpack(text, text, execute, g, x, e): int32[6, 3, 3, 3]")
+
+
+def test_sums_of_accumulators_run_on_the_accelerator():
+    before = graph(
+        "q: u8[2, 5, 5, 4], w: i8[6, 4, 3, 3] -> acc, sums",
+        """
+        both = sq.conv_fprop_sums(q, w, [1, 1], [1, 1], [1, 1], 1, 0)
+        acc = both[0]
+        sums = both[1]
+        """,
+        both={"sq": SPEC},
+    )
+    module = lower({"forward": plain_products(before)}, targets.get("vta")).module
+    found = partition.partitioned(module, offloads(module))
+    assert [one for one in calls(found) if "unpack" in one.split("(")[0]] == [
+        "sqcompile.vta.unpack(text, text, execute, q, w): int32[2, 5, 5, 6]",
+        "sqcompile.vta.unpack(text, text, execute, reshape): int64[6]",
+    ]
+
+
+def test_a_sum_of_anything_else_stays_on_the_cpu():
+    module = lower(
+        {"forward": graph("x: i8[3, 4] -> y", "y = aten.sum.dim_IntList(x, [0])")},
+        targets.get("vta"),
+    ).module
+    assert offloads(module) == {"sum": "not a sum of accumulators over all axes but the last"}
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,13 @@ def test_verify_runs_the_simulator_and_the_report_tells_what_it_did(call, tmp_pa
     assert report["macs"]["on_target_share"] == 1.0
     known = report["accelerator"]
     assert known["name"] == "pynq" and known["left"] == {}
-    assert [row["node"].split("/")[0] for row in known["products"]] == ["forward"] * 2 + [
+    assert [row["node"].split("/")[0] for row in known["programs"]] == ["forward"] * 2 + [
         "backward"
     ] * 3
-    assert known["cycles"] == sum(row["cycles"] for row in known["products"])
+    assert known["cycles"] == sum(row["cycles"] for row in known["programs"])
     assert {layer["module"] for layer in known["layers"]} == {"0", "2"}
     assert sum(layer["cycles"] for layer in known["layers"]) == known["cycles"]
-    for row in known["products"]:
+    for row in known["programs"]:
         assert 0 < row["efficiency"] <= row["utilisation"] < 1
         assert set(row["bytes"]) == {"instructions", "uop", "inp", "wgt", "out"}
     page = (tmp_path / "runs/net/report.html").read_text()
