@@ -25,6 +25,7 @@ from sqcompile.backends.vta.forms import (
     Array,
     ProductForm,
     chunks,
+    digit_runs,
     horner,
     joined,
     result_bits,
@@ -74,7 +75,7 @@ class ConvForm(ProductForm):
             rows=rows,
             columns=columns,
             kernel=kernel,
-            segments=horner(self.inp, self.wgt, planes),
+            segments=horner(digit_runs(self.inp, self.wgt, planes)),
             result_bits=result_bits(self.inp, self.wgt, (inp, wgt), length),
         )
         super().__init__(hardware, correlation)

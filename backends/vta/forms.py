@@ -5,6 +5,7 @@ result tiles become a host array.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -93,19 +94,26 @@ def joined(tiles: Array, axis: int, size: int) -> Array:
     return flat[(slice(None),) * axis + (slice(size),)]
 
 
-def horner(inp: Digits, wgt: Digits, planes: int) -> tuple[Segment, ...]:
-    """All pairs of digits, the most significant first; digit i has planes i * planes onwards."""
-    weights: dict[int, list[Run]] = {}
-    for i in range(inp.count):
-        for j in range(wgt.count):
-            run = Run(i * planes, j * planes, planes)
-            weights.setdefault(i * inp.width + j * wgt.width, []).append(run)
-    segments, previous = [], None
-    for weight in sorted(weights, reverse=True):
-        shift = 0 if previous is None else previous - weight
-        segments.append(Segment(shift, tuple(weights[weight])))
-        previous = weight
-    return tuple(segments)
+def digit_runs(inp: Digits, wgt: Digits, planes: int) -> list[tuple[int, Run]]:
+    """(power of two, planes that meet) of all pairs of digits; digit i of an operand has planes
+    i * planes onwards."""
+    return [
+        (i * inp.width + j * wgt.width, Run(i * planes, j * planes, planes))
+        for i in range(inp.count)
+        for j in range(wgt.count)
+    ]
+
+
+def horner(weighted: Sequence[tuple[int, Run]]) -> tuple[Segment, ...]:
+    """Runs of planes whose products count 2^weight times, the heaviest first."""
+    weights: dict[int, list[Run]] = {0: []}
+    for weight, run in weighted:
+        weights.setdefault(weight, []).append(run)
+    order = sorted(weights, reverse=True)
+    shifts = [0, *(high - low for high, low in pairwise(order))]
+    return tuple(
+        Segment(shift, tuple(weights[weight])) for shift, weight in zip(shifts, order, strict=True)
+    )
 
 
 def result_bits(inp: Digits, wgt: Digits, values: tuple[Values, Values], length: int) -> int:

@@ -35,6 +35,8 @@ class GemmSpec:
 
     Operands a, b and, from two groups on, the exponent, which broadcasts to a. `batch` is None
     for matrices, else the length of a leading axis; transposed operands lie as (k, m), (n, k).
+    `counts`, where they are known, say how many k have exponent 0, 1, ...: the program is right
+    for no other exponents then, and these may vary along k only.
     """
 
     m: int
@@ -46,6 +48,7 @@ class GemmSpec:
     transpose_a: bool = False
     transpose_b: bool = False
     groups: int = 1
+    counts: tuple[int, ...] | None = None
 
     @property
     def macs(self) -> int:

@@ -1,5 +1,7 @@
 """Programs of matrix products on the simulator: numpy's integers, in any order of the modules."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -44,3 +46,40 @@ def test_a_program_gives_the_product(shape, name):
     found = run(program, operands, seed=1)
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found, product)
+
+
+def grouped(counts, seed=0, **more):
+    """A spec with so many k in each group, its operands, and the product."""
+    spec = GemmSpec(20, 18, sum(counts), S4, S4, groups=len(counts), counts=counts, **more)
+    rng = np.random.default_rng(seed)
+    exponent = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    a, b = rng.integers(-7, 8, (20, spec.k)), rng.integers(-7, 8, (spec.k, 18))
+    return spec, [a, b, exponent[None]], (a << (len(counts) - 1 - exponent)) @ b
+
+
+@pytest.mark.parametrize("counts", [(100, 40, 60, 17), (0, 90, 0, 0), (33, 0, 100)])
+def test_sorted_groups_multiply_once_where_shifted_operands_need_two_digits(counts):
+    spec, operands, product = grouped(counts)
+    hardware = SHAPES["int4"]
+    by_group = product_program(hardware, spec)
+    by_digit = product_program(hardware, replace(spec, counts=None))
+    for program in (by_group, by_digit):
+        program.check()
+        np.testing.assert_array_equal(run(program, operands), product)
+    once = by_group.form.correlation.tile_operations
+    assert once < by_digit.form.correlation.tile_operations
+    assert once == 18 * 2 * sum(-(-count // 16) for count in counts)
+
+
+def test_operands_that_fit_are_shifted_even_where_groups_are_known():
+    spec, operands, product = grouped((9, 9, 9, 9))
+    program = product_program(SHAPES["int8"], spec)
+    assert len(program.form.correlation.segments) == 1
+    np.testing.assert_array_equal(run(program, operands), product)
+
+
+def test_a_program_of_sorted_groups_refuses_other_exponents():
+    spec, (a, b, exponent), _ = grouped((100, 100))
+    program = product_program(SHAPES["int4"], spec)
+    with pytest.raises(ValueError, match=r"for \(100, 100\) values of k in each group, not for"):
+        run(program, [a, b, np.zeros_like(exponent)])
