@@ -52,7 +52,7 @@ def target(function: Command) -> Command:
         click.option(
             "--hw",
             metavar="NAME|FILE.json",
-            help="vta: pynq, ultra96, zcu104, each also with -int4, or upstream's JSON.  "
+            help="vta: pynq, ultra96, zcu104, each also with -int4, -out32, or upstream's JSON.  "
             "[default: pynq]",
         ),
         click.option(

@@ -9,6 +9,7 @@ from sqcompile.report.format import big
 WIDTH, LABEL = 900, 90
 """Units of the picture, and of the names on its left."""
 LANE, GAP, TOP = 26, 6, 18
+COLOURS = ("#3b7dd8", "#7aa6e0", "#2e9d6a", "#c58a1b", "#c2543d")
 STEPS = 5
 """Shades: a column is drawn in the one above its share of work."""
 
@@ -25,7 +26,7 @@ def svg(picture: dict[str, Any]) -> str:
     for number, (name, columns) in enumerate(lanes.items()):
         y = TOP + number * (LANE + GAP)
         parts.append(f'<text x="0" y="{y + LANE - 8}">{escape(name)}</text>')
-        parts += _lane(columns, y)
+        parts += [f'<g fill="{COLOURS[number % len(COLOURS)]}">', *_lane(columns, y), "</g>"]
     parts += _marks(picture, height - 18)
     end = f"{big(picture['cycles'])} cycles"
     parts.append(f'<text x="{LABEL}" y="{height - 2}">0</text>')

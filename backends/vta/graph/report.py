@@ -7,7 +7,7 @@ from typing import Any
 
 from sqcompile.backends.lower import KernelRecord
 from sqcompile.backends.vta import isa
-from sqcompile.backends.vta.graph.timeline import picture
+from sqcompile.backends.vta.graph.timeline import lanes_of, picture
 from sqcompile.backends.vta.hardware import Hardware
 from sqcompile.backends.vta.isa import Module
 from sqcompile.backends.vta.program import Program
@@ -77,6 +77,7 @@ def accelerator(
         for name, program in found.items()
     }
     known = {name: figures(program, spans[name]) for name, program in found.items()}
+    lanes = {name: lanes_of(program, spans[name]) for name, program in found.items()}
     users = {
         node: index["kernels"][record.name]
         for record in records
@@ -93,7 +94,7 @@ def accelerator(
                 shares = _shares(hardware, number, total)
                 row = {"node": node, "product": product, "programs": names, "macs": number}
                 rows.append(row | asdict(total) | shares)
-                runs += [(node, known[name].cycles, spans[name]) for name in names]
+                runs += [(node, known[name].cycles, lanes[name]) for name in names]
                 whole, multiplied = whole + total, multiplied + number
     return {
         "name": hardware.name,
