@@ -31,7 +31,8 @@ class Digits:
             ones = sum(1 << width * place for place in range(count))
             least, most = -(ones << width - 1), (ones << width - 1) - ones
             offset = max(0, values.high - most) or min(0, values.low - least)
-            if values.low - offset >= least and not (centred and offset):
+            spanned = values.high - values.low <= most - least
+            if spanned and not (centred and offset):
                 return cls(width, count, offset)
             count += 1
 

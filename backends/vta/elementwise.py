@@ -23,7 +23,7 @@ from sqcompile.backends.vta.isa import AluOp
 from sqcompile.backends.vta.nests import MOST_RIGHT
 from sqcompile.backends.vta.spec import ElementwiseSpec, Step, Values
 from sqcompile.backends.vta.stream import Tiles
-from sqcompile.backends.vta.writer import Slots, Writer
+from sqcompile.backends.vta.writer import Slots, Writer, blocks_at_once
 from sqcompile.errors import UsageError
 
 _LIMIT = 1 << ACC_BITS - 1
@@ -48,8 +48,8 @@ class ElementwiseForm:
         self.columns = -(-spec.channels // hardware.block)
         self.rows = rows
         self.result_bits = _bits(self.range)
-        slots = slices_of(ACC_BITS if spec.sums else self.result_bits, width) + 1
-        room = hardware.depth(Memory.ACC) // slots - len(spec.vectors)
+        slices = slices_of(ACC_BITS if spec.sums else self.result_bits, width)
+        room = hardware.depth(Memory.ACC) // blocks_at_once(slices) - len(spec.vectors)
         self.size = min(rows, room // len(spec.tensors))
         if spec.sums:
             self.size = min(self.size, _most_rows(self.range))
@@ -75,7 +75,8 @@ class ElementwiseForm:
         writer = Writer(self.hardware, addresses["uops"])
         count = slices_of(self.result_bits, self.hardware.width(Memory.OUT))
         tiles = len(spec.tensors) * size + len(spec.vectors)
-        slots = Slots(tiles, count + 1 if overlap else 1)
+        blocks = blocks_at_once(count) if overlap else 1
+        slots = Slots(tiles, blocks)
         for column in range(self.columns):
             for number, (begin, end) in enumerate(parts(self.rows, size)):
                 base, _ = slots.take((column, begin))
@@ -87,9 +88,7 @@ class ElementwiseForm:
                 at = number if spec.sums else begin
                 results = Tiles(Memory.OUT, base, 1 if spec.sums else end - begin)
                 store = partial(self._store, writer, addresses["out"], results, (column, at))
-                writer.end_block(results, count, store)
-                if not overlap:
-                    writer.finish_blocks()
+                writer.end_block(results, count, store, blocks - 1)
         return writer.finished()
 
     def pack(self, operands: Sequence[Array]) -> list[Array]:

@@ -80,9 +80,8 @@ class Emitter:
                     covered |= self._reduce(block, run)
             if not covered or self._lacking():
                 self.writer.alu(block.tiles, AluOp.ADD, 0)
-            self.writer.end_block(block.tiles, self.count, partial(self._store, block))
-            if self.tiling.acc_buffers == 1:
-                self.writer.finish_blocks()
+            store, waiting = partial(self._store, block), self.tiling.acc_buffers - 1
+            self.writer.end_block(block.tiles, self.count, store, waiting)
         return self.writer.finished()
 
     def _blocks(self) -> Iterator[Block]:

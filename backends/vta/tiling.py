@@ -15,6 +15,7 @@ from sqcompile.backends.vta.cuts import Sizes, Tiling, cut, sizes_of, taps_of
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.nests import PORTABLE_UOPS
 from sqcompile.backends.vta.simulator.timing import CONSTANTS
+from sqcompile.backends.vta.writer import blocks_at_once
 from sqcompile.errors import UsageError
 
 DRAM_LATENCY = 32
@@ -29,10 +30,10 @@ _COST = {name: constant.value for name, constant in CONSTANTS.items()}
 @lru_cache(maxsize=1 << 12)
 def tiled(hardware: Hardware, of: Correlation, overlap: bool = True) -> Tiling:
     """The tiling with the lowest estimate. Without `overlap` everything has one buffer."""
-    slices = of.slices(hardware.width(Memory.OUT))
-    # A block is in ACC for its products and for every slice; an even number of parts repeats the
-    # pairs of a part of INP and one of ACC sooner, which saves micro-ops.
-    buffers, acc_buffers = (2, slices + 1 + (slices + 1) % 2) if overlap else (1, 1)
+    # An even number of parts of ACC repeats the pairs of such a part and one of INP sooner, which
+    # saves micro-ops.
+    blocks = blocks_at_once(of.slices(hardware.width(Memory.OUT)))
+    buffers, acc_buffers = (2, blocks + blocks % 2) if overlap else (1, 1)
     room = _Room(hardware)
     best: tuple[float, Tiling] | None = None
     for tiling in _tilings(of, buffers, acc_buffers):
@@ -51,7 +52,7 @@ def _tilings(of: Correlation, buffers: int, acc_buffers: int) -> Iterator[Tiling
     chunk without some phase's taps would leave its results uncomputed."""
     planes = max(run.planes for segment in of.segments for run in segment.runs)
     taps = [
-        _halves(taps_of(axis)) if len(axis.phases) == 1 else [taps_of(axis)]
+        _halves(taps_of(axis)) if len(axis.phases) == 1 else [max(1, taps_of(axis))]
         for axis in (of.rows, of.columns)
     ]
     sizes = [_halves(size) for size in (of.outputs, of.rows.count, of.columns.count, planes)]

@@ -26,6 +26,12 @@ from sqcompile.backends.vta.stream import Stream, Tiles
 from sqcompile.backends.vta.uops import encode_uops
 
 
+def blocks_at_once(slices: int) -> int:
+    """Blocks that ACC should hold: one is computed while each of those before it stores a slice.
+    More than 8 would leave more tokens than every implementation's queues hold."""
+    return min(slices + 1, 8)
+
+
 class Slots:
     """Equal parts of a scratchpad that take turns; each remembers what it holds."""
 
@@ -60,7 +66,8 @@ class Writer:
 
     def finished(self) -> tuple[bytes, bytes]:
         """Instructions and micro-ops."""
-        self.finish_blocks()
+        while self.unfinished:
+            self._advance(self.unfinished)
         place = self.uop_address
         for page, size in zip(self.page_loads, self.uops.sizes(), strict=True):
             page |= {"dram_base": place, "x_size": size, "x_stride": size}
@@ -141,14 +148,13 @@ class Writer:
             tiles = Tiles(Memory.OUT, base + one.done, one.rows * one.columns)
             self.stream.add(isa.Store, fields, reads=(tiles,))
 
-    def end_block(self, results: Tiles, count: int, store: Callable[[int], None]) -> None:
-        """Store a block's first slice and another one of each block before it that has any;
-        `store` stores the slice with a number."""
+    def end_block(
+        self, results: Tiles, count: int, store: Callable[[int], None], waiting: int
+    ) -> None:
+        """Store a block's first slice and another one of each block before it that has any, until
+        no more than `waiting` blocks have; `store` stores the slice with a number."""
         self._advance([*self.unfinished, self._slices(results, count, store)])
-
-    def finish_blocks(self) -> None:
-        """Store all slices."""
-        while self.unfinished:
+        while len(self.unfinished) > waiting:
             self._advance(self.unfinished)
 
     def _advance(self, blocks: list[Iterator[None]]) -> None:
