@@ -6,7 +6,8 @@ part of it: a generator names them and reads them from a vector.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -49,6 +50,8 @@ class ViewSpec(TensorSpec):
 RANGES = "ranges"
 """Attribute of a product's spec, beside the arguments of its op: ((lowest, highest), (lowest,
 highest)) of the integers of its two operands, before shifts, as the passes assigned them."""
+RANGE = "range"
+"""Attribute of a sum's spec: (lowest, highest) of the integers that it adds, where it is known."""
 INTO = "into"
 """Attribute of a call that writes a part of its output (`sqcompile.backends.parts`)."""
 FUSED = "fused::"
@@ -147,7 +150,7 @@ class KernelTable:
 
     def __init__(self, target: str) -> None:
         self.target = target
-        self._kernels: dict[str, Kernel] = {}
+        self._kernels: MutableMapping[str, Kernel] = {}
         self._joins: dict[str, Callable[[KernelSpec], bool]] = {}
         self._ends: dict[str, Callable[[KernelSpec], bool]] = {}
         self._one_shape: set[str] = set()
@@ -179,6 +182,13 @@ class KernelTable:
             return generate
 
         return register
+
+    def derived(self, target: str, kernels: Mapping[str, Kernel]) -> "KernelTable":
+        """A table like this one for another target, with these kernels in the place of its own."""
+        table = KernelTable(target)
+        table.__dict__.update(vars(self))
+        table.target, table._kernels = target, ChainMap(dict(kernels), self._kernels)
+        return table
 
     def elementwise(self, *ops: str, limit: Limit = no_limit) -> Callable[[Generator], Generator]:
         """Register a generator for ops that may also stand in a group."""
@@ -285,6 +295,8 @@ def spec_of(node: fx.Node) -> tuple[KernelSpec, list[fx.Node]]:
             attributes.append((name, _frozen(value)))
     if "sq" in node.meta:
         attributes.append((RANGES, _ranges(node.meta["sq"])))
+    if "range" in node.meta:
+        attributes.append((RANGE, node.meta["range"]))
     outputs = tuple(tensor_spec(value) for value in node_outputs(node))
     return KernelSpec(op_name(node.target), tuple(inputs), tuple(attributes), outputs), nodes
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from sqcompile.backends.kernels import KernelTable
-from sqcompile.errors import TargetUnavailableError, UsageError
+from sqcompile.errors import UsageError
 
 MCPU = "SQCOMPILE_MCPU"
 """Environment variable: the LLVM CPU that the CPU target compiles for instead of this one."""
@@ -18,30 +18,31 @@ MCPU = "SQCOMPILE_MCPU"
 class Target:
     """A place to run on, as data.
 
-    `package` holds the kernels and the module `build` that makes code of them (None: not built
-    yet); `mcpu` is the LLVM name of the CPU, empty for the machine that compiles; `arch` lists GPU
-    architectures, empty for all of them; `int4` multiplies 4-bit integers as such where those can.
+    `package` holds the kernels and the module `build` that makes code of them; `mcpu` is the LLVM
+    name of the CPU, empty for the machine that compiles; `arch` lists GPU architectures, empty for
+    all of them; `int4` multiplies 4-bit integers as such where those can; `hw` names the
+    accelerator; `plain_products`: products are lowered without their epilogues.
     """
 
     name: str
-    package: str | None
+    package: str
     summary: str
     mcpu: str = ""
     arch: str = ""
     int4: bool = False
+    hw: str = ""
+    plain_products: bool = False
     options: tuple[str, ...] = field(default=())
 
     @cached_property
     def kernels(self) -> KernelTable:
         """The table of kernels of this target."""
-        assert self.package is not None
         table = import_module(self.package).KERNELS
         assert isinstance(table, KernelTable)
         return table
 
     def compiled_for(self) -> Any:
         """The TVM target that kernels are generated and compiled for: that of the first machine."""
-        assert self.package is not None
         return import_module(self.package).compiled_for(self)
 
     @property
@@ -54,9 +55,11 @@ class Target:
         cached_build(key, modules, target): a Binary of one lowered module per machine;
         listings(binary): texts for readers, by file name, that are made when they are asked for;
         kernel_rows(binary, records, macs): rows of a report on every kernel, of what is known
-        without running it; each has "faults", which no kernel may have.
+        without running it; each has "faults", which no kernel may have;
+        accelerator(binary, records, macs): for a target that does not run every product, a mapping
+        with those that it leaves to the CPU ("left": why, by node), else None; `macs` are those of
+        all products, by node ("forward/mm_1").
         """
-        assert self.package is not None
         return import_module(f"{self.package}.build")
 
     def machines(self) -> "list[Target]":
@@ -73,17 +76,23 @@ TARGETS = {
     for target in (
         Target("cpu", "sqcompile.backends.cpu", "any CPU that LLVM knows", options=("mcpu",)),
         Target("cuda", "sqcompile.backends.cuda", "NVIDIA GPUs", options=("arch", "int4")),
-        Target("vta", None, "the VTA accelerator"),
+        Target(
+            "vta",
+            "sqcompile.backends.vta.graph",
+            "the VTA accelerator",
+            hw="pynq",
+            options=("hw", "mcpu"),
+            plain_products=True,
+        ),
     )
 }
 
 
 def get(name: str, **options: Any) -> Target:
     """The target called `name`, with options of its own (cpu: mcpu="x86-64-v3"; cuda:
-    arch="sm_80,sm_90", int4=True).
+    arch="sm_80,sm_90", int4=True; vta: hw="pynq-int4" or a JSON file).
 
-    Raises UsageError for a name or an option that does not exist, TargetUnavailableError for a
-    target whose kernels this version does not have.
+    Raises UsageError for a name, an option, an architecture or an accelerator that does not exist.
     """
     if name not in TARGETS:
         close = get_close_matches(name, TARGETS, n=1)
@@ -94,14 +103,9 @@ def get(name: str, **options: Any) -> Target:
         if option not in target.options:
             known = ", ".join(target.options) or "none"
             raise UsageError(f"target '{name}' has no option '{option}' (its options: {known})")
-    if target.package is None:
-        built = ", ".join(t.name for t in TARGETS.values() if t.package)
-        raise TargetUnavailableError(
-            f"target '{name}' ({target.summary}) is not in this version; built are: {built}"
-        )
     if "mcpu" in target.options:
         options = {"mcpu": os.environ.get(MCPU, "")} | options
     found = replace(target, **options)
-    if found.arch:
+    if found.arch or found.hw:
         found.machines()
     return found

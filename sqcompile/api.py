@@ -22,6 +22,7 @@ from sqcompile.passes.expose_absmax import expose_absmax
 from sqcompile.passes.expose_index_ranges import expose_index_ranges
 from sqcompile.passes.partition import Partition, partition
 from sqcompile.passes.pipeline import Stage, integer_training, run
+from sqcompile.passes.plain_products import plain_products
 from sqcompile.passes.printing import text
 from sqcompile.recipe import Recipe
 from sqcompile.runtime.executable import Binary, Executable
@@ -222,6 +223,8 @@ def _prepared(rewritten: Rewritten, target: Target, check_finite: bool) -> _Prep
     if any(port.kind == "mutation" for port in parts.gradients):
         raise CaptureError("the backward pass changes a buffer, which is not supported")
     graphs = {"forward": forward} | ({"backward": backward} if backward is not None else {})
+    if target.plain_products:
+        graphs = {name: plain_products(graph) for name, graph in graphs.items()}
     support.check(list(graphs.values()), target)
     lowered = [lower(graphs, machine) for machine in target.machines()]
     signature = Signature(

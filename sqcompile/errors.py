@@ -55,6 +55,12 @@ class EncodingError(SqError, ValueError):
     exit_code = 11
 
 
+class PortabilityError(SqError):
+    """A VTA program that upstream's implementations do not agree on."""
+
+    exit_code = 11
+
+
 class TokenError(SqError):
     """A VTA program that stops before its end, leaves tokens behind, or ends before its work."""
 

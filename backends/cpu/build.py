@@ -50,9 +50,10 @@ def llvm_target(target: Target) -> Any:
     return tvm.target.Target({"kind": "llvm", "mcpu": mcpu_of(target)})
 
 
-def build(module: tvm.IRModule, target: Target) -> Binary:
+def build(module: tvm.IRModule, target: Target, images: dict[str, bytes] | None = None) -> Binary:
     """Compile every function and kernel of a lowered module; 0.02 to 0.4 s a kernel, as many at
-    once as there are threads (`sqcompile.set_num_threads`).
+    once as there are threads (`sqcompile.set_num_threads`). `images` are what another target
+    has beside the CPU's code.
 
     Raises UsageError for a CPU that LLVM does not know.
     """
@@ -70,6 +71,8 @@ def build(module: tvm.IRModule, target: Target) -> Binary:
         vm.ports_of(module),
         [code for code, _ in compiled],
         {f"kernels_{part}.ll": ir for part, (_, ir) in enumerate(compiled)},
+        images,
+        target.name,
     )
 
 
@@ -114,6 +117,10 @@ def listings(binary: Binary) -> dict[str, str]:
             kept = {name: text.encode() for name, text in zip(names, texts, strict=True)}
         cache.store_files(key, kept)
     return {name: content.decode() for name, content in kept.items()}
+
+
+def accelerator(binary: Binary, records: Sequence[KernelRecord], macs: Mapping[str, int]) -> None:
+    """None: all products have kernels."""
 
 
 def kernel_rows(

@@ -25,13 +25,23 @@ from sqcompile.backends.cuda import architectures, sass
 from sqcompile.backends.cuda.nvrtc import Compiled, compile_all, nvrtc_version
 from sqcompile.backends.cuda.report import kernel_rows
 from sqcompile.backends.cuda.split import SplitKernel, split
+from sqcompile.backends.lower import KernelRecord
 from sqcompile.backends.targets import Target
 from sqcompile.errors import SqError
 from sqcompile.runtime import cache
 from sqcompile.runtime.cuda import INDEX
 from sqcompile.runtime.executable import Binary
 
-__all__ = ["binary_key", "build", "cached_build", "identity", "kernel_rows", "listings", "machines"]
+__all__ = [
+    "accelerator",
+    "binary_key",
+    "build",
+    "cached_build",
+    "identity",
+    "kernel_rows",
+    "listings",
+    "machines",
+]
 
 
 def machines(target: Target) -> list[Target]:
@@ -134,6 +144,10 @@ def _launchers(parts: Sequence[SplitKernel]) -> bytes:
     for part in parts:
         host.update(part.host)
     return vm.written(codegen_build(host, tvm.target.Target("llvm")), "o")
+
+
+def accelerator(binary: Binary, records: Sequence[KernelRecord], macs: Mapping[str, int]) -> None:
+    """None: all products have kernels."""
 
 
 def listings(binary: Binary) -> dict[str, str]:

@@ -200,7 +200,7 @@ BOARDS = {
 }
 """The sizes of upstream's *_sample.json; clocks and buses of its pkg_config.py."""
 
-PRESETS = BOARDS | {
+_NARROW = {
     # INP and WGT buffers of half the bytes hold as many tiles, so that no field changes.
     f"{board.name}-int4": replace(
         board,
@@ -213,6 +213,13 @@ PRESETS = BOARDS | {
     )
     for board in BOARDS.values()
 }
+_WIDE_RESULTS = {
+    f"{one.name}-out32": replace(one, name=f"{one.name}-out32", log_out_width=5)
+    for one in (BOARDS | _NARROW).values()
+}
+"""A result leaves in one store, not in slices that are shifted into place one by one."""
+
+PRESETS = BOARDS | _NARROW | _WIDE_RESULTS
 """What --hw takes by name."""
 
 

@@ -26,20 +26,21 @@ def uop_layout(hardware: Hardware) -> tuple[Field, Field, Field]:
     return dst, src, weight
 
 
-def encode_uops(hardware: Hardware, uops: Sequence[Uop]) -> bytes:
-    """The bytes of micro-ops; raises EncodingError for an index that does not fit."""
-    words = []
-    for number, uop in enumerate(uops):
-        word = 0
-        for field, value in zip(uop_layout(hardware), uop, strict=True):
-            if not 0 <= value <= field.range[1]:
-                raise EncodingError(
-                    f"micro-op {number}: {field.name} = {value} is not in 0..{field.range[1]} "
-                    f"on {hardware.name}"
-                )
-            word |= value << field.low
-        words.append(word)
-    return np.array(words, "<u4").tobytes()
+def encode_uops(hardware: Hardware, uops: Sequence[Uop] | NDArray[np.int64]) -> bytes:
+    """The bytes of micro-ops, or of (n, 3) of dst, src, wgt; raises EncodingError for an index
+    that does not fit."""
+    table = np.asarray(uops, np.int64).reshape(-1, 3)
+    words = np.zeros(len(table), np.int64)
+    for field, column in zip(uop_layout(hardware), table.T, strict=True):
+        wrong = np.flatnonzero((column < 0) | (column > field.range[1]))
+        if wrong.size:
+            number = int(wrong[0])
+            raise EncodingError(
+                f"micro-op {number}: {field.name} = {int(column[number])} is not in "
+                f"0..{field.range[1]} on {hardware.name}"
+            )
+        words |= column << field.low
+    return words.astype("<u4").tobytes()
 
 
 def decode_uops(hardware: Hardware, words: NDArray[np.uint32]) -> NDArray[np.int64]:

@@ -69,7 +69,7 @@ def command(
 
     step = load(folder)
     device = machines.device_type(step.target)
-    machines.require(device)
+    machines.require_timed(step.target)
     if threads and device != "cpu":
         raise UsageError(f"{folder} runs on a GPU: --threads is for the CPU")
     step.train()

@@ -46,7 +46,8 @@ _DIFFERENCES = 20
     "--verify",
     is_flag=True,
     help="Run the kernels and the eager reference graph: every output, running statistic and "
-    "gradient must have the same bits. cuda without a GPU: in an emulator of its PTX.",
+    "gradient must have the same bits. cuda without a GPU: in an emulator of its PTX; vta: in its "
+    "simulator.",
 )
 @click.option("--bench", is_flag=True, help="Time the step beside PyTorch in fp32.")
 @options.threads
@@ -219,9 +220,10 @@ def tell(output: Output, report: dict[str, Any], folder: Path) -> None:
 
 
 def refuse(report: dict[str, Any], verify: bool) -> None:
-    """With --verify, raise VerificationError for values that differ, products in float, and
-    kernels whose code is not as it must be."""
+    """With --verify, raise VerificationError for values that differ, products in float, too many
+    that the target leaves to the CPU, and kernels whose code is not as it must be."""
     from sqcompile.report import data
+    from sqcompile.report.format import share
 
     lines = [
         f"  {result['mode']}: {row['kind']} {row['name']}: {row['differing']} elements differ, "
@@ -239,6 +241,14 @@ def refuse(report: dict[str, Any], verify: bool) -> None:
     left = data.not_integer(report) if verify else []
     if left:
         raise VerificationError("products that are not in integers:\n  " + "\n  ".join(left))
+    left = data.off_target(report) if verify else []
+    if left:
+        macs = report["macs"]
+        raise VerificationError(
+            f"{share(macs['on_target'], macs['total'])} of the step's multiply-accumulates run on "
+            f"{report['target']}, and {100 * data.LEAST_ON_TARGET:g} % must; left to the CPU:\n  "
+            + "\n  ".join(left)
+        )
     faults = data.kernel_faults(report) if verify else []
     if faults:
         raise VerificationError(

@@ -48,7 +48,12 @@ def common(function: Command) -> Command:
 def target(function: Command) -> Command:
     """--target and the options that belong to one target."""
     for option in (
-        click.option("--hw", metavar="NAME|FILE", help="vta: the accelerator's configuration."),
+        click.option(
+            "--hw",
+            metavar="NAME|FILE.json",
+            help="vta: pynq, ultra96, zcu104, each also with -int4, -out32, or upstream's JSON.  "
+            "[default: pynq]",
+        ),
         click.option(
             "--int4",
             is_flag=True,
@@ -62,7 +67,7 @@ def target(function: Command) -> Command:
         click.option(
             "--mcpu",
             metavar="NAME",
-            help="cpu: LLVM's name of the CPU to compile for, e.g. x86-64-v3.  "
+            help="cpu, vta: LLVM's name of the CPU to compile for, e.g. x86-64-v3.  "
             "[default: this machine's]",
         ),
         click.option(
@@ -71,8 +76,8 @@ def target(function: Command) -> Command:
             metavar="cpu|cuda|vta",
             default="cpu",
             show_default=True,
-            help="Where the step runs. cuda needs sqcompile[cuda]; vta is not built yet: "
-            "exit code 5.",
+            help="Where the step runs. cuda needs sqcompile[cuda]; vta's products run in its "
+            "simulator.",
         ),
     ):
         function = option(function)
@@ -117,14 +122,12 @@ threads = click.option(
 def chosen_target(name: str, **options: str | bool | None) -> "Target":
     """The target with those of `options` that were given.
 
-    Raises UsageError for a name or option that does not exist, TargetUnavailableError for a
-    target that is not built yet, whatever its options.
+    Raises UsageError for a name or option that does not exist.
     """
     from sqcompile.backends import targets
 
-    found = targets.get(name)
     given = {key: value for key, value in options.items() if value not in (None, False)}
-    return targets.get(name, **given) if given else found
+    return targets.get(name, **given)
 
 
 def use_threads(count: int | None) -> int:

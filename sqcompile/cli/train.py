@@ -115,7 +115,7 @@ def command(
         step,
         eager_layers=eager_layers,
         training={"epochs": epochs, "settings": vars(settings), "runs": runs},
-        executed_by=device,
+        executed_by=machines.executor(target.name) or device,
     )
     write_run(step, file, report, path)
     output.show(text.training_table(report["training"]))

@@ -16,17 +16,18 @@ from sqcompile.errors import UsageError
 from sqcompile.recipe import FIRST, LAST, Recipe
 from sqcompile.report.products import Product, products
 from sqcompile.report.saved import layers, saved_tensors
+from sqcompile.runtime import machines
 
 if TYPE_CHECKING:
     from sqcompile.runtime.step import CompiledStep
     from sqcompile.runtime.variant import Variant
     from sqcompile.runtime.verify import VerifyResult
 
-FORMAT = 3
+FORMAT = 4
 REPORT = "report.json"
-EXECUTED_BY = {"cpu": "cpu"}
-"""What runs the code of a target on every machine."""
 NOT_EXECUTED = "nothing"
+LEAST_ON_TARGET = 0.95
+"""The share of a step's multiply-accumulates that an accelerator must run."""
 _VERSIONS = ("torch", "apache-tvm", "apache-tvm-ffi", "numpy")
 
 
@@ -53,6 +54,8 @@ def report(
         raise UsageError("a loaded artifact has no graphs; its report is in report.json")
     main = next((v for v in variants if v.backward is not None), variants[0])
     found = _products(main)
+    accelerator = _accelerator(main, found)
+    left = accelerator["left"] if accelerator else {}
     return {
         "format": FORMAT,
         "sqcompile": __version__,
@@ -60,13 +63,14 @@ def report(
         "python": platform.python_version(),
         "machine": platform.machine(),
         "target": step.target,
-        "executed_by": executed_by or EXECUTED_BY.get(step.target, NOT_EXECUTED),
+        "executed_by": executed_by or machines.executor(step.target) or NOT_EXECUTED,
         "recipe": step.recipe.to_json(),
         "unused_rules": unused_rules(step.recipe, found),
         "seed": step.training_state()["seed"],
         "inputs": list(main.key.leaves),
-        "macs": macs(found),
-        "products": [product.to_json() for product in found],
+        "macs": macs(found, left),
+        "products": [{**one.to_json(), "left": left.get(_place(one), "")} for one in found],
+        "accelerator": accelerator,
         "saved": _saved(main, eager_layers),
         "stages": [
             {"name": stage.name, "milliseconds": stage.milliseconds, "nodes": stage.nodes}
@@ -80,16 +84,48 @@ def report(
     }
 
 
-def macs(found: Sequence[Product]) -> dict[str, Any]:
-    """Sums over products: total, integer, on_target and their share (1.0 without products)."""
+def macs(found: Sequence[Product], left: Mapping[str, str]) -> dict[str, Any]:
+    """Sums over products: total, integer, on_target (all but those in `left`), and the shares of
+    both (1.0 without products)."""
     total = sum(product.macs for product in found)
     integer = sum(product.macs for product in found if product.integer)
+    on_target = sum(product.macs for product in found if _place(product) not in left)
     return {
         "total": total,
         "integer": integer,
-        "on_target": total,
+        "on_target": on_target,
         "integer_share": integer / total if total else 1.0,
+        "on_target_share": on_target / total if total else 1.0,
     }
+
+
+def _place(product: Product) -> str:
+    """A product's node as kernels' records name it: "forward/mm_1"."""
+    return f"{product.pass_}/{product.node}"
+
+
+def _accelerator(variant: "Variant", found: Sequence[Product]) -> dict[str, Any] | None:
+    """What is known of a variant's programs; None for a target that runs every product."""
+    binary = variant.executable.binary
+    macs = {_place(one): one.macs for one in found}
+    builder = TARGETS[binary.target].builder
+    known: dict[str, Any] | None = builder.accelerator(binary, variant.kernels, macs)
+    return None if known is None else {**known, **_by_module(known["programs"], found)}
+
+
+def _by_module(
+    rows: Sequence[Mapping[str, Any]], found: Sequence[Product]
+) -> dict[str, list[dict[str, Any]]]:
+    """An accelerator's `programs` with their modules, and `layers`, the sums of each module."""
+    modules = {_place(one): one.module for one in found}
+    programs = [{**row, "module": modules[row["product"]]} for row in rows]
+    layers: dict[str, dict[str, Any]] = {}
+    for row in programs:
+        layer = layers.setdefault(row["module"], {"macs": 0, "cycles": 0})
+        for name in layer:
+            layer[name] += row[name]
+    listed = [{"module": module, **sums} for module, sums in layers.items()]
+    return {"programs": programs, "layers": listed}
 
 
 def unused_rules(recipe: Recipe, found: Sequence[Product]) -> list[str]:
@@ -112,6 +148,15 @@ def not_integer(data: dict[str, Any]) -> list[str]:
     ]
 
 
+def off_target(data: Mapping[str, Any]) -> list[str]:
+    """One line for every product that the target leaves to the CPU, the largest first, where those
+    are more than a target may leave; none else."""
+    if data["macs"]["on_target_share"] >= LEAST_ON_TARGET:
+        return []
+    left = sorted((p for p in data["products"] if p["left"]), key=lambda p: -p["macs"])
+    return [f"{p['line'] or p['node']}  {p['op']} ({p['module']}): {p['left']}" for p in left]
+
+
 def _products(variant: "Variant") -> list[Product]:
     assert variant.forward is not None
     found = products(variant.forward, "forward")
@@ -121,7 +166,7 @@ def _products(variant: "Variant") -> list[Product]:
 def _kernels(variant: "Variant") -> list[dict[str, Any]]:
     """What the target knows of the variant's kernels without running them."""
     binary = variant.executable.binary
-    macs = {f"{one.pass_}/{one.node}": one.macs for one in _products(variant)}
+    macs = {_place(one): one.macs for one in _products(variant)}
     rows = TARGETS[binary.target].builder.kernel_rows(binary, variant.kernels, macs)
     return [{"mode": variant.mode, **row} for row in rows]
 
@@ -148,11 +193,13 @@ def _saved(variant: "Variant", eager: Mapping[str, int] | None) -> dict[str, Any
 
 def _variant(variant: "Variant") -> dict[str, Any]:
     binary = variant.executable.binary
+    found = _products(variant)
+    accelerator = _accelerator(variant, found)
     return {
         "mode": variant.mode,
         "gradients": variant.key.gradients,
         "inputs": list(variant.key.leaves),
-        "macs": macs(_products(variant)),
+        "macs": macs(found, accelerator["left"] if accelerator else {}),
         "kernels": len(variant.kernels),
         "code_bytes": len(binary.vm)
         + sum(len(code) for code in (*binary.objects, *binary.images.values())),

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from sqcompile.report import format as shown
-from sqcompile.report import text
+from sqcompile.report import text, timeline
 from sqcompile.report.data import write_text
 
 HTML = "report.html"
@@ -29,6 +30,7 @@ def render(data: dict[str, Any], graphs: dict[str, str]) -> str:
         data=data,
         graphs=graphs,
         share=shown.share,
+        timeline=lambda picture: Markup(timeline.svg(picture)),
         saved_line=text.saved_line(data["saved"]),
         checks=[text.verification_line(result) for result in data["verification"]],
     )

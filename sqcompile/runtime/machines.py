@@ -11,7 +11,7 @@ import tvm_ffi
 import tvm_ffi_orcjit
 from tvm import relax
 
-from sqcompile.errors import TargetUnavailableError
+from sqcompile.errors import TargetUnavailableError, UsageError
 from sqcompile.runtime.stopwatch import HostStopwatch, Stopwatch
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class _Loader(NamedTuple):
     """How a target's code is loaded: torch's name of the device, what raises without one,
     `machine(binary, index)`, a context in which kernels go to torch's current stream, what measures
-    time there, the device in words, and the module that has `machine` and `distinct_architectures`
-    for computers without the device."""
+    time there, the device in words, the module that has `machine` and `distinct_architectures` for
+    computers without the device, what runs the code on every computer ("" where that takes the
+    device), and why its steps are not timed."""
 
     device: str
     require: Callable[[], None]
@@ -31,6 +32,8 @@ class _Loader(NamedTuple):
     stopwatch: Callable[[], Stopwatch]
     described: Callable[[], str]
     emulator: str = ""
+    executor: str = ""
+    untimed: str = ""
 
 
 def device_type(target: str) -> str:
@@ -63,6 +66,19 @@ def stopwatch(device: str) -> Stopwatch:
 def described(device: str) -> str:
     """A device in words, as far as they differ from its name: "NVIDIA A100-SXM4-40GB, sm_80"."""
     return _LOADERS[device].described()
+
+
+def executor(target: str) -> str:
+    """What runs the code of a target on every computer; "" where that takes the device."""
+    return _LOADERS[target].executor
+
+
+def require_timed(target: str) -> None:
+    """Raise for a target whose steps cannot be timed: TargetUnavailableError without its device,
+    UsageError where something stands in for it."""
+    require(device_type(target))
+    if _LOADERS[target].untimed:
+        raise UsageError(f"steps for target {target} are not timed: {_LOADERS[target].untimed}")
 
 
 def present(device: str) -> bool:
@@ -110,6 +126,10 @@ def _cpu(binary: "Binary", index: int) -> Any:
     return relax.VirtualMachine(module, tvm.cpu(index))
 
 
+def _vta(binary: "Binary", index: int) -> Any:
+    return import_module("sqcompile.runtime.vta").machine(binary, index)
+
+
 def _require_cuda() -> None:
     import_module("sqcompile.runtime.cuda").capability(0)
 
@@ -139,7 +159,15 @@ def _described_cuda() -> str:
 
 
 _LOADERS = {
-    "cpu": _Loader("cpu", lambda: None, _cpu, lambda _: nullcontext(), HostStopwatch, lambda: ""),
+    "cpu": _Loader(
+        "cpu",
+        lambda: None,
+        _cpu,
+        lambda _: nullcontext(),
+        HostStopwatch,
+        lambda: "",
+        executor="cpu",
+    ),
     "cuda": _Loader(
         "cuda",
         _require_cuda,
@@ -148,5 +176,15 @@ _LOADERS = {
         _cuda_stopwatch,
         _described_cuda,
         "sqcompile.backends.cuda.emulated",
+    ),
+    "vta": _Loader(
+        "cpu",
+        lambda: None,
+        _vta,
+        lambda _: nullcontext(),
+        HostStopwatch,
+        lambda: "",
+        executor="vta-simulator",
+        untimed="a simulator runs them; report.json has the cycles",
     ),
 }

@@ -91,7 +91,7 @@ def verify_on_target(step: CompiledStep, args: Sequence[Any]) -> tuple[list[Veri
         home = _device(list(step.parameters()))
         step.to(device)
         try:
-            return [verify(step, moved)], device
+            return [verify(step, moved)], machines.executor(step.target) or device
         finally:
             step.to(home)
     executable = step.prepare(*args).executable

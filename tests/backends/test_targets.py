@@ -5,7 +5,7 @@ import pytest
 from sqcompile.backends import targets
 from sqcompile.backends.cpu.build import mcpu_of
 from sqcompile.backends.cpu.machine import machine
-from sqcompile.errors import TargetUnavailableError, UsageError
+from sqcompile.errors import UsageError
 
 
 def test_a_misspelt_target_gets_a_suggestion() -> None:
@@ -18,9 +18,9 @@ def test_an_unknown_option_is_named() -> None:
         targets.get("cpu", arch="sm_80")
 
 
-def test_targets_that_are_not_built_say_so() -> None:
-    with pytest.raises(TargetUnavailableError, match="target 'vta'.*not in this version"):
-        targets.get("vta")
+def test_an_accelerator_that_does_not_exist_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="no VTA called 'pynk'.*did you mean 'pynq'"):
+        targets.get("vta", hw="pynk")
 
 
 def test_a_target_is_one_machine_or_one_for_each_architecture() -> None:

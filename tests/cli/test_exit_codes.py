@@ -58,14 +58,10 @@ def test_unsupported_ops_are_4_and_all_listed(call, folder):
 
 
 @pytest.mark.parametrize("command", ["compile", "train", "examine"])
-def test_targets_that_are_not_built_are_5(call, command):
-    result = call(command, "net.py", "--target", "vta")
-    assert result.code == 5
-    assert "target 'vta'" in result.err and "not in this version" in result.err
-
-
-def test_options_of_a_target_that_is_not_built_are_5_too(call):
-    assert call("net.py", "--target", "vta", "--hw", "pynq").code == 5
+def test_an_accelerator_that_does_not_exist_is_2(call, command):
+    result = call(command, "net.py", "--target", "vta", "--hw", "pynk")
+    assert result.code == 2
+    assert "there is no VTA called 'pynk' and no such file; did you mean 'pynq'?" in result.err
 
 
 def test_an_architecture_that_does_not_exist_is_2(call):

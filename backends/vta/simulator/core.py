@@ -12,6 +12,7 @@ from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.isa import AluOp, Module
 from sqcompile.backends.vta.simulator import elements
 from sqcompile.backends.vta.simulator.hazards import rounds
+from sqcompile.backends.vta.simulator.products import accumulate
 from sqcompile.backends.vta.simulator.schedule import Clock
 from sqcompile.backends.vta.simulator.scratchpad import Indices, Scratchpad, Users
 from sqcompile.errors import IllegalAccessError
@@ -21,9 +22,6 @@ NULL_PAGE = 4096
 
 _CHUNK = 1 << 15
 """Tile operations computed at a time: bounds what numpy takes."""
-
-_REUSED = 8
-"""From so many products with one weight tile, they are one matrix product."""
 
 _USERS = {
     Memory.UOP: Users(Module.COMPUTE, Module.COMPUTE),
@@ -55,9 +53,8 @@ class Profile:
 class Core:
     """The scratchpads of one accelerator beside a DRAM image.
 
-    INP and WGT are kept as float32, whose products of at most 8-bit values summed over a tile of
-    at most 256 stay below 2^24 and are exact. OUT is a buffer of its own, as in hardware: every
-    GEMM and ALU operation writes its result there too, a LOAD of ACC does not; what a reset
+    INP and WGT are kept as float32, for products.py. OUT is a buffer of its own, as in hardware:
+    every GEMM and ALU operation writes its result there too, a LOAD of ACC does not; what a reset
     leaves there differs between implementations and is undefined here.
     """
 
@@ -65,6 +62,11 @@ class Core:
         self.hardware = hardware
         self.dram = np.frombuffer(dram, np.uint8).copy()
         self.profile = Profile()
+        # A product of tiles adds up to no more than this power of two; float32 is exact to 2^24.
+        power = hardware.log_block + sum(
+            hardware.width(memory) - 1 for memory in (Memory.INP, Memory.WGT)
+        )
+        self.exact = 1 << 24 - power
         batch, block = hardware.batch, hardware.block
         tiles: dict[Memory, tuple[tuple[int, ...], type]] = {
             Memory.UOP: ((3,), np.int64),
@@ -126,7 +128,8 @@ class Core:
                 continue
             for memory, indices in ((Memory.ACC, dst), (Memory.INP, src), (Memory.WGT, wgt)):
                 self.pads[memory].reads(indices, clock)
-            self._accumulate(dst, self._products(src, wgt))
+            inp, weights = self.pads[Memory.INP].data, self.pads[Memory.WGT].data
+            accumulate(acc.data, inp, weights, (dst, src, wgt), self.exact)
             self._results(dst, clock)
         if not one.reset:
             self.profile.gemm_counter += one.count
@@ -186,31 +189,6 @@ class Core:
             )
             yield dst, src, wgt
 
-    def _products(self, src: Indices, wgt: Indices) -> NDArray[np.int32]:
-        """(n, BATCH, BLOCK) of INP[src] @ WGT[wgt].T."""
-        inp, weights = self.pads[Memory.INP].data, self.pads[Memory.WGT].data
-        order = _sorting(wgt)
-        groups = np.split(order, np.flatnonzero(np.diff(wgt[order])) + 1)
-        if len(wgt) < _REUSED * len(groups):
-            return np.matmul(inp[src], weights[wgt].transpose(0, 2, 1)).astype(np.int32)
-        found = np.empty((len(src), *inp.shape[1:]), np.int32)
-        for some in groups:
-            rows = inp[src[some]].reshape(-1, inp.shape[-1])
-            product = rows @ weights[wgt[some[0]]].T
-            found[some] = product.reshape(-1, *inp.shape[1:])
-        return found
-
-    def _accumulate(self, dst: Indices, products: NDArray[np.int32]) -> None:
-        """ACC[dst] += products; a tile may come several times."""
-        acc = self.pads[Memory.ACC].data
-        order = _sorting(dst)
-        tiles = dst[order]
-        starts = np.flatnonzero(np.diff(tiles, prepend=-1))
-        if len(starts) == len(dst):
-            acc[dst] += products
-        else:
-            acc[tiles[starts]] += np.add.reduceat(products[order], starts, axis=0)
-
     def _results(self, dst: Indices, clock: Clock) -> None:
         """What GEMM and ALU leave in ACC goes to OUT too."""
         acc, out = self.pads[Memory.ACC], self.pads[Memory.OUT]
@@ -218,11 +196,6 @@ class Core:
         acc.writes(tiles, clock)
         out.writes(tiles, clock)
         out.data[tiles] = acc.data[tiles]
-
-
-def _sorting(tiles: Indices) -> Indices:
-    """The order that sorts indices; 16 bits, which every index has, sort by radix."""
-    return np.argsort(tiles.astype(np.uint16), kind="stable")
 
 
 def _shifted(x: NDArray[np.int32], y: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -75,6 +75,24 @@ class Cycles:
         return {"total": self.total, "busy": dict(self.busy)}
 
 
+class Span(NamedTuple):
+    """When an instruction, by number, was at work; end is exclusive."""
+
+    number: int
+    module: Module
+    start: int
+    end: int
+
+
+def timeline(
+    hardware: Hardware, program: Sequence[isa.Instruction], dram_latency: int = DRAM_LATENCY
+) -> list[Span]:
+    """When every instruction of a program is at work, in the order in which they begin."""
+    clockwork = _Clockwork(hardware, program, dram_latency)
+    clockwork.run()
+    return clockwork.spans
+
+
 def cycles(
     hardware: Hardware, program: Sequence[isa.Instruction], dram_latency: int = DRAM_LATENCY
 ) -> Cycles:
@@ -105,6 +123,7 @@ class _Clockwork:
         }
         self.free = dict.fromkeys(Module, 0)
         self.busy = dict.fromkeys((module.name for module in Module), 0) | {"READ": 0}
+        self.spans: list[Span] = []
         self.channel_free = 0
         self.fetched: list[int] = []
         self.next_fetch = 0
@@ -138,7 +157,8 @@ class _Clockwork:
         return max(self.free[instruction.module], self.fetched[number], *tokens, 0)
 
     def _step(self, module: Module, start: int) -> None:
-        instruction = self.program[self.waiting[module].popleft()]
+        number = self.waiting[module].popleft()
+        instruction = self.program[number]
         for name in instruction.queues("pop"):
             self.tokens[name].popleft()
         cost = _COSTS[instruction.opcode](self.hardware, instruction, self.latency)
@@ -147,6 +167,7 @@ class _Clockwork:
             end = self._read(start, cost.channel) + cost.own
         self.free[module] = end
         self.busy[module.name] += end - start
+        self.spans.append(Span(number, module, start, end))
         for name in instruction.queues("push"):
             self.tokens[name].append(end)
 

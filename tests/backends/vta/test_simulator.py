@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sqcompile.backends.vta.hardware import Memory
 from sqcompile.backends.vta.isa import Alu, AluOp, Finish, Gemm, Load, Store
-from sqcompile.backends.vta.simulator import core, elements, machine
+from sqcompile.backends.vta.simulator import core, elements, machine, products
 from sqcompile.backends.vta.simulator.hazards import rounds
 from sqcompile.backends.vta.uops import Uop, encode_uops
 from tests.backends.vta import slow
@@ -48,6 +48,17 @@ def test_a_long_nest_is_computed_in_pieces(monkeypatch):
     monkeypatch.setattr(core, "_CHUNK", 7)
     program, dram = random_program(PYNQ, 5)
     assert machine.run(PYNQ, program, dram).dram == slow.run(PYNQ, program, dram)
+
+
+def test_sums_that_float32_does_not_hold_are_exact():
+    """It holds no odd number beyond 2^24."""
+    memory = core.Core(PYNQ, b"")
+    acc = np.zeros((16, 1, 16), np.int32)
+    inp, weights = np.full((1, 1, 16), -127, np.float32), np.full((1, 16, 16), 127, np.float32)
+    weights[0, :, 0] = 126
+    dst, none = np.repeat(np.arange(16), 75), np.zeros(16 * 75, np.int64)
+    products.accumulate(acc, inp, weights, (dst, none, none), memory.exact)
+    assert (acc == -75 * 127 * (15 * 127 + 126)).all()
 
 
 def test_accumulators_wrap():

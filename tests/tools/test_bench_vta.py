@@ -1,0 +1,23 @@
+"""tools/bench_vta.py: the utilisation that docs/vta.md quotes."""
+
+import bench_vta
+import pytest
+
+from sqcompile.backends.vta import hardware
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return list(bench_vta.rows(hardware.get("pynq-out32"), images=16, latency=32))
+
+
+def test_gemm_is_busy_for_four_fifths_of_the_time_in_all_3x3_layers(rows):
+    assert len(rows) == 9
+    assert all(row["overlap"]["utilisation"] >= 0.8 for row in rows)
+    assert all(row["overlap"]["macs"] == 1 for row in rows)
+
+
+def test_double_buffering_is_what_keeps_it_busy(rows):
+    assert all(row["alone"]["utilisation"] < 0.8 for row in rows)
+    gains = [row["overlap"]["utilisation"] / row["alone"]["utilisation"] for row in rows]
+    assert min(gains) > 1.1
