@@ -108,11 +108,12 @@ def check(output: Output, config: str, insns: str, dram: str) -> None:
     from sqcompile.backends.vta import portable, tokens
 
     hardware, program = _program(config, insns)
-    held = tokens.check(program).held
+    graph = tokens.check(program)
     portable.check(hardware, program, _read(dram))
-    queues = ", ".join(f"{name} {most}" for name, most in held.items())
+    portable.check_stores(hardware, program, graph)
+    queues = ", ".join(f"{name} {most}" for name, most in graph.held.items())
     output.say(f"{len(program)} instructions, portable, every order ends; most tokens: {queues}")
-    output.document({"instructions": len(program), "most_tokens": held})
+    output.document({"instructions": len(program), "most_tokens": graph.held})
 
 
 @command.command("disasm", short_help="Print a program as text.", epilog=_EXIT_CODES)
