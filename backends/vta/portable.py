@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sqcompile.backends.vta import isa
+from sqcompile.backends.vta import isa, tokens
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.isa import AluOp
 from sqcompile.backends.vta.nests import MOST_LEFT, MOST_RIGHT, PORTABLE_UOPS
@@ -24,6 +24,32 @@ def check(hardware: Hardware, program: Sequence[isa.Instruction], dram: bytes) -
     for number, instruction in enumerate(program):
         for problem in state.problems(instruction):
             raise PortabilityError(f"instruction {number} ({instruction.opcode.name}): {problem}")
+
+
+def check_stores(
+    hardware: Hardware, program: Sequence[isa.Instruction], graph: tokens.Graph
+) -> None:
+    """Raise PortabilityError for a LOAD of ACC that does not wait for every STORE of its tiles: the
+    functional simulator's STORE reads ACC, the others' OUT. `graph` is that of tokens.check."""
+    stored = np.zeros(hardware.depth(Memory.ACC), np.int64)
+    stores = 0
+    for number, one in enumerate(program):
+        if isinstance(one, isa.Store):
+            stores += 1
+            stored[one.sram_base : one.sram_base + one.y_size * one.x_size] = stores
+        elif isinstance(one, isa.Load) and one.memory is Memory.ACC and one.x_size:
+            last = stored[one.sram_base : one.sram_base + _tiles(one)].max(initial=0)
+            if last > graph.before[number, isa.Module.STORE]:
+                raise PortabilityError(
+                    f"instruction {number} (LOAD): loads ACC without waiting for a STORE of its "
+                    "tiles, which the functional simulator takes from ACC"
+                )
+
+
+def _tiles(one: isa.Load) -> int:
+    """Tiles that a load writes, those of padding included."""
+    top, bottom, left, right = one.pads
+    return (top + one.y_size + bottom) * (left + one.x_size + right)
 
 
 class _State:
@@ -61,9 +87,7 @@ class _State:
             for place, uop in uops_of(self.hardware, one, self.dram):
                 self.uops[place] = uop
         if one.memory is Memory.ACC and one.x_size:
-            top, bottom, left, right = one.pads
-            count = (top + one.y_size + bottom) * (left + one.x_size + right)
-            self.same[one.sram_base : one.sram_base + count] = False
+            self.same[one.sram_base : one.sram_base + _tiles(one)] = False
 
     def _alu(self, one: isa.Alu) -> Iterator[str]:
         if one.alu_opcode is AluOp.MUL:

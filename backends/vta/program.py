@@ -101,7 +101,9 @@ class Program:
         TokenError, PortabilityError."""
         region = self.regions["uops"]
         portable.check(self.hardware, self.decoded, bytes(region.start) + self.uops)
-        return tokens.check(self.decoded)
+        graph = tokens.check(self.decoded)
+        portable.check_stores(self.hardware, self.decoded, graph)
+        return graph
 
     def to_bytes(self) -> bytes:
         """Everything, for an artifact."""

@@ -23,7 +23,7 @@ USERS = {
     Memory.WGT: (Module.LOAD, Module.COMPUTE),
     Memory.OUT: (Module.COMPUTE, Module.STORE),
 }
-"""Who writes and who reads what two modules share; UOP and ACC are COMPUTE's alone."""
+"""Who writes and who reads what two modules share; ACC and UOP are COMPUTE's alone."""
 
 _FLAGS = {
     (Module.LOAD, Module.COMPUTE): ("push_next", "pop_prev"),

@@ -90,8 +90,10 @@ class Writer:
         fields = {"memory": memory, "sram_base": base} | _moved(dram, one)
         fields |= {"y_pad_0": top, "y_pad_1": bottom, "x_pad_0": left, "x_pad_1": right}
         count = (top + one.rows + bottom) * (left + one.columns + right)
-        shared = memory in (Memory.INP, Memory.WGT)
-        self.stream.add(isa.Load, fields, writes=(Tiles(memory, base, count),) if shared else ())
+        # Upstream's functional simulator stores from ACC itself: for it, a LOAD of ACC writes what
+        # a STORE reads.
+        written = Memory.OUT if memory is Memory.ACC else memory
+        self.stream.add(isa.Load, fields, writes=(Tiles(written, base, count),))
 
     def compute(
         self,

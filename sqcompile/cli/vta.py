@@ -14,14 +14,17 @@ if TYPE_CHECKING:
     from sqcompile.backends.vta.assembler import Remarks
     from sqcompile.backends.vta.hardware import Hardware
 
-_EXIT_CODES = "Exit codes: 10 an illegal access, 11 no legal encoding, 12 a deadlock, tokens left."
+_EXIT_CODES = (
+    "Exit codes: 10 an illegal access, 11 no legal encoding or not portable, 12 a deadlock or "
+    "tokens left."
+)
 
 _config = click.option(
     "--config",
     metavar="NAME|FILE.json",
     default="pynq",
     show_default=True,
-    help="The accelerator: pynq, ultra96, zcu104, each also with -int4, or upstream's JSON.",
+    help="The accelerator: pynq, ultra96, zcu104, also with -int4, -out32; or upstream's JSON.",
 )
 _insns = click.option(
     "--insns", metavar="FILE", required=True, help="The program: 16 bytes an instruction."
@@ -87,6 +90,30 @@ def run(
             "hardware": hardware.parameters(),
         }
     )
+
+
+@command.command("check", short_help="Prove that it ends and is portable.", epilog=_EXIT_CODES)
+@_config
+@_insns
+@click.option("--dram", metavar="FILE", required=True, help="DRAM with the micro-ops.")
+@options.common
+@click.pass_obj
+def check(output: Output, config: str, insns: str, dram: str) -> None:
+    """Prove of a program, without running it, that no order of its modules gets stuck, and that
+    upstream's simulator, HLS core and Chisel core take every instruction alike.
+
+    \b
+      sqcompile vta check --config pynq --insns insns.bin --dram in.bin
+    """
+    from sqcompile.backends.vta import portable, tokens
+
+    hardware, program = _program(config, insns)
+    graph = tokens.check(program)
+    portable.check(hardware, program, _read(dram))
+    portable.check_stores(hardware, program, graph)
+    queues = ", ".join(f"{name} {most}" for name, most in graph.held.items())
+    output.say(f"{len(program)} instructions, portable, every order ends; most tokens: {queues}")
+    output.document({"instructions": len(program), "most_tokens": graph.held})
 
 
 @command.command("disasm", short_help="Print a program as text.", epilog=_EXIT_CODES)

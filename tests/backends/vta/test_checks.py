@@ -121,3 +121,17 @@ def test_queues_hold_no_more_than_the_graph_says():
                 count[name] += 1
                 assert count[name] <= most[name]
         assert not any(count.values())
+
+
+def test_accumulators_are_not_loaded_under_a_store():
+    """The functional simulator stores from ACC: such a program has other results there."""
+    program, _ = multiply_and_add(PYNQ)
+    again = replace(program[1], dram_base=program[1].dram_base + 1)
+    waits = [*program[:7], replace(again, pop_next=True, push_next=True)]
+    waits += [replace(program[6]), program[7]]
+    portable.check_stores(PYNQ, waits, tokens.check(waits))
+    early = [*program[:6], again, *program[6:]]
+    portable.check_stores(PYNQ, early, tokens.check(early))  # nothing was stored before it
+    late = [*program[:7], again, program[7]]
+    with pytest.raises(PortabilityError, match="loads ACC without waiting for a STORE"):
+        portable.check_stores(PYNQ, late, tokens.check(late))

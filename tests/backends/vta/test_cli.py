@@ -120,3 +120,28 @@ def test_asm_refuses_what_does_not_fit(call, tmp_path):
     result = call("asm", "vta.txt", "-o", "again.bin")
     assert result.code == 11
     assert "GEMM dst_out = 2048 is not in 0..2047 on pynq" in result.err
+
+
+def test_check_proves_without_running(call, tmp_path):
+    result = call("check", "--insns", "program.bin", "--dram", "dram.bin", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out) == {
+        "instructions": 8,
+        "most_tokens": {"l2g": 1, "s2g": 1, "g2l": 0, "g2s": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("number", "change", "code", "kind"),
+    [
+        (WGT, {"y_pad_0": 1}, 11, "PortabilityError"),
+        (WGT, {"push_next": False}, 12, "TokenError"),
+    ],
+)
+def test_check_tells_what_is_wrong(call, tmp_path, number, change, code, kind):
+    program, _ = multiply_and_add(PYNQ)
+    program[number] = replace(program[number], **change)
+    (tmp_path / "program.bin").write_bytes(isa.encode_program(PYNQ, program))
+    result = call("check", "--insns", "program.bin", "--dram", "dram.bin", "--json")
+    assert result.code == code
+    assert json.loads(result.out)["error"]["kind"] == kind

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sqcompile.backends.vta import hardware as hw
 from sqcompile.backends.vta.program import Program, elementwise_program, run
 from sqcompile.backends.vta.spec import ElementwiseSpec, Step, Values, relu, requantize
 from sqcompile.errors import UsageError
@@ -74,6 +75,15 @@ def test_blocks_of_a_sum_are_no_longer_than_int32_can_add():
     )
     full = [np.full((70, 18), WIDE.low)]
     np.testing.assert_array_equal(run(program, full), [70 * WIDE.low] * 18)
+
+
+def test_blocks_that_take_turns_in_acc_wait_for_its_stores():
+    small = hw.checked(replace(PYNQ, log_acc_buff_size=10))  # 16 tiles: blocks reuse them
+    spec = SPECS["residual, ReLU, 8 bits"]
+    tensors, _ = operands_of(spec)
+    program = elementwise_program(small, spec)
+    program.check()
+    np.testing.assert_array_equal(run(program, tensors), numpy_steps(spec, tensors, []))
 
 
 def test_an_l1_norm_s_deviations_from_sums_alone():
