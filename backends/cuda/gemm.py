@@ -11,7 +11,8 @@ integers have no order. An operand may have several planes, bytes of wider integ
 `gemm_shift`); each has accumulators of its own.
 
 The instruction is the architecture's: m16n8k32 from sm_80 on, m8n8k16 on sm_75, whose fragments
-are quarters of the same registers, dp4a without matrix instructions.
+are quarters of the same registers, dp4a without matrix instructions; for nibbles (`gemm_nibbles`)
+m16n8k64 and m8n8k32, whose registers are the same again.
 """
 
 from abc import ABC, abstractmethod

@@ -53,12 +53,14 @@ MODELS = {
 OFTEN = ("digits", "small-gpt")
 
 
-def compiled(name: str, target: str, arch: str = "") -> tuple[CompiledStep, tuple[Tensor, ...]]:
+def compiled(
+    name: str, target: str, **options: str | bool
+) -> tuple[CompiledStep, tuple[Tensor, ...]]:
     """The training step of a model with the weights that seed 0 draws, and its inputs."""
     torch.manual_seed(0)
     model = MODELS[name]
     made, inputs = model.make(), model.inputs()
-    chosen = targets.get(target, arch=arch) if arch else targets.get(target)
+    chosen = targets.get(target, **options)
     return sqcompile.compile(made, inputs, target=chosen, recipe=model.recipe), inputs
 
 
@@ -69,12 +71,24 @@ def compiled(name: str, target: str, arch: str = "") -> tuple[CompiledStep, tupl
 )
 def test_every_bit_of_a_step_is_that_of_the_reference(name: str) -> None:
     require_tool("g++")
-    step, inputs = compiled(name, "cuda", ARCH)
+    step, inputs = compiled(name, "cuda", arch=ARCH)
     step.prepare(*inputs).executable.emulate(ARCH)
     result = sqcompile.verify(step, inputs)
     assert result.equal
     gradients = [row for row in result.rows if row.kind == "gradient"]
     assert len(gradients) == len(list(step.parameters()))
+
+
+@pytest.mark.exhaustive
+def test_every_bit_of_a_step_of_nibbles_is_that_of_the_reference() -> None:
+    require_tool("g++")
+    step, inputs = compiled("digits", "cuda", arch=ARCH, int4=True)
+    executable = step.prepare(*inputs).executable
+    sources = [text for name, text in executable.binary.sources.items() if name.endswith(".cu")]
+    calls = "".join(text.partition('extern "C"')[2] for text in sources)
+    assert "sq_m16n8k64_u4_s4" in calls and "sq_m16n8k64_s4_s4" in calls
+    executable.emulate(ARCH)
+    assert sqcompile.verify(step, inputs).equal
 
 
 @pytest.mark.exhaustive
@@ -86,7 +100,7 @@ def test_every_bit_of_a_step_on_the_cpu_is_that_of_the_reference(name: str) -> N
 
 def test_the_models_have_groups_of_activations() -> None:
     """The step of the digits has every form that carries group exponents."""
-    step, _ = compiled("digits", "cuda", ARCH)
+    step, _ = compiled("digits", "cuda", arch=ARCH)
     variant = step.variants[0]
     forward = [arguments(node) for node in calls(variant.forward, *PRODUCTS)]
     assert any(one.get("shift_groups", one.get("groups")) == 3 for one in forward)
