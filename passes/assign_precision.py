@@ -163,7 +163,9 @@ def _tokens(node: Node, most: int) -> int:
     do, and in a convolution."""
     if not most or not is_call(node, product_float.matmul):
         return 0
-    rows: int = shape(node.args[0])[0]
+    source = node.args[0]
+    assert isinstance(source, Node)
+    rows: int = shape(source)[0]
     return max(count for count in range(1, min(most, rows) + 1) if rows % count == 0)
 
 
