@@ -92,7 +92,7 @@ def command(
     from sqcompile.runtime import machines
 
     if bench:
-        machines.require(machines.device_type(target.name))
+        machines.require_timed(target.name)
     path = run_folder(folder, model_file)
     chosen = Recipe.load(recipe)
     options.use_threads(threads)

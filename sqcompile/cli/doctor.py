@@ -82,10 +82,7 @@ def _first_line(told: Callable[[], str]) -> str:
 def _targets() -> dict[str, str]:
     from sqcompile.backends.targets import TARGETS
 
-    return {
-        target.name: f"{'ready' if target.package else 'not built yet'} ({target.summary})"
-        for target in TARGETS.values()
-    }
+    return {target.name: target.summary for target in TARGETS.values()}
 
 
 def _check() -> dict[str, Any]:
