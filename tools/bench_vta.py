@@ -22,9 +22,6 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout, not installed
 
-import sqcompile  # noqa: F401 - the packages below it are found through it
-
-# isort: split
 from sqcompile.backends.vta import hardware, isa
 from sqcompile.backends.vta.program import Program, product_program
 from sqcompile.backends.vta.spec import ConvSpec, Kind, Values

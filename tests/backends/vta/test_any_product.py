@@ -58,7 +58,9 @@ def some_product(random):
         (random.randint(low, high), random.randint(low, high))
         for low, high in ((1, 3), (1, 3), (0, 2), (1, 2))
     )
-    height, width = (d * (k - 1) + random.randint(1, 6) for d, k in zip(dilation, kernel))  # noqa: B905
+    height, width = (
+        d * (k - 1) + random.randint(1, 6) for d, k in zip(dilation, kernel, strict=True)
+    )
     window = (stride, padding, dilation, channel_groups)
     image = (random.randint(1, 4), height, width, inputs)
     first = Values.of(4, signed=True) if kind == "dgrad" else first

@@ -31,7 +31,10 @@ def numpy_steps(spec, tensors, vectors):
 
 def operands_of(spec, seed=0):
     rng = np.random.default_rng(seed)
-    draw = lambda values, shape: rng.integers(values.low, values.high + 1, shape)  # noqa: E731
+
+    def draw(values, shape):
+        return rng.integers(values.low, values.high + 1, shape)
+
     tensors = [draw(values, (spec.rows, spec.channels)) for values in spec.tensors]
     return tensors, [draw(values, spec.channels) for values in spec.vectors]
 

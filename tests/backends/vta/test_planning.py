@@ -61,10 +61,12 @@ def test_a_nest_visits_what_its_loops_do(loops):
         for i, j in itertools.product(*counts)
         for uop in made.uops
     ]
-    expected = [
-        tuple(np.array([50, 60, 70]) + sum(i * np.array(loop[1:]) for i, loop in zip(at, loops)))  # noqa: B905
-        for at in itertools.product(*(range(loop[0]) for loop in loops))
-    ]
+
+    def place(at):
+        moves = (i * np.array(loop[1:]) for i, loop in zip(at, loops, strict=True))
+        return tuple(np.array([50, 60, 70]) + sum(moves))
+
+    expected = [place(at) for at in itertools.product(*(range(loop[0]) for loop in loops))]
     assert sorted(found) == sorted(expected)
     assert min(*made.outer, *made.inner) >= 0
 
