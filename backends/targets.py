@@ -51,8 +51,7 @@ class Target:
 
         machines(target): the target once for every machine that kernels are generated for;
         identity(target): all of the options that decides code, as text;
-        binary_key(modules, target): the name in the cache of what `cached_build` makes;
-        cached_build(key, modules, target): a Binary of one lowered module per machine;
+        build(*modules, target=target): a Binary of one lowered module per machine;
         listings(binary): texts for readers, by file name, that are made when they are asked for;
         kernel_rows(binary, records, macs): rows of a report on every kernel, of what is known
         without running it; each has "faults", which no kernel may have;

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import tvm
 from torch import nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
@@ -25,6 +26,7 @@ from sqcompile.passes.pipeline import Stage, integer_training, run
 from sqcompile.passes.plain_products import plain_products
 from sqcompile.passes.printing import text
 from sqcompile.recipe import Recipe
+from sqcompile.runtime import cache
 from sqcompile.runtime.executable import Binary, Executable
 from sqcompile.runtime.machines import device_type
 from sqcompile.runtime.signature import CallKey, Signature
@@ -193,12 +195,16 @@ def build_rewritten(
     return Variant(key, prepared.signature, Executable(binary), prepared.graphs)
 
 
-def cached_build(modules: Sequence[Any], target: Target) -> tuple[str, Binary]:
+def cached_build(modules: Sequence[tvm.IRModule], target: Target) -> tuple[str, Binary]:
     """The name in the cache of the code of lowered modules, and the code."""
-    builder = target.builder
-    name: str = builder.binary_key(modules, target)
-    binary: Binary = builder.cached_build(name, modules, target)
-    return name, binary
+    name = binary_key(modules, target)
+    return name, cache.cached(name, lambda: target.builder.build(*modules, target=target))
+
+
+def binary_key(modules: Sequence[tvm.IRModule], target: Target) -> str:
+    """That name: it holds all that decides the code."""
+    identity = [target.name, target.builder.identity(target)]
+    return cache.key_of("\n".join([*identity, *map(tvm.ir.save_json, modules)]))
 
 
 @dataclass(frozen=True)

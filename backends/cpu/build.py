@@ -93,19 +93,6 @@ def identity(target: Target) -> str:
     return mcpu_of(target)
 
 
-def binary_key(modules: Sequence[tvm.IRModule], target: Target) -> str:
-    """The name in the cache of what `build` makes of the one module there is."""
-    (module,) = modules
-    return cache.key_of(f"{mcpu_of(target)}\n{tvm.ir.save_json(module)}")
-
-
-def cached_build(key: str, modules: Sequence[tvm.IRModule], target: Target) -> Binary:
-    """`build`, or what an earlier build of the same module for the same CPU left in the cache;
-    `key` is what `binary_key` gives."""
-    (module,) = modules
-    return cache.cached(key, lambda: build(module, target))
-
-
 def listings(binary: Binary) -> dict[str, str]:
     """The assembly of all LLVM IR of a binary, as files; kept in the cache like code."""
     key = cache.key_of("\n".join(["assembly", *binary.sources.values()]))

@@ -28,15 +28,12 @@ from sqcompile.backends.cuda.split import SplitKernel, split
 from sqcompile.backends.lower import KernelRecord
 from sqcompile.backends.targets import Target
 from sqcompile.errors import SqError
-from sqcompile.runtime import cache
 from sqcompile.runtime.cuda import INDEX
 from sqcompile.runtime.executable import Binary
 
 __all__ = [
     "accelerator",
-    "binary_key",
     "build",
-    "cached_build",
     "identity",
     "kernel_rows",
     "listings",
@@ -55,17 +52,7 @@ def identity(target: Target) -> str:
     return f"{names}{' int4' if target.int4 else ''} nvrtc {nvrtc_version()}"
 
 
-def binary_key(modules: Sequence[tvm.IRModule], target: Target) -> str:
-    """The name in the cache of what `build` makes of these."""
-    return cache.key_of("\n".join([identity(target), *map(tvm.ir.save_json, modules)]))
-
-
-def cached_build(key: str, modules: Sequence[tvm.IRModule], target: Target) -> Binary:
-    """`build`, or what an earlier build left in the cache; `key` is what `binary_key` gives."""
-    return cache.cached(key, lambda: build(modules, target))
-
-
-def build(modules: Sequence[tvm.IRModule], target: Target) -> Binary:
+def build(*modules: tvm.IRModule, target: Target) -> Binary:
     """Compile lowered modules, one for each of `target.machines()`, in their order.
 
     Raises UsageError for an architecture that does not exist, TargetUnavailableError without the

@@ -21,15 +21,12 @@ from sqcompile.backends.targets import Target
 from sqcompile.backends.vta import assembler, hardware
 from sqcompile.backends.vta.graph import offload, partition, table
 from sqcompile.backends.vta.graph.report import accelerator
-from sqcompile.runtime import cache
 from sqcompile.runtime.executable import Binary
 from sqcompile.runtime.vta import FORMAT, INDEX, programs
 
 __all__ = [
     "accelerator",
-    "binary_key",
     "build",
-    "cached_build",
     "identity",
     "kernel_rows",
     "listings",
@@ -47,18 +44,6 @@ def identity(target: Target) -> str:
     """What of the target's options decides the code: the accelerator, its clock and bus too (cycles
     choose between programs), and the CPU."""
     return json.dumps([asdict(hardware.get(target.hw)), host.identity(target)])
-
-
-def binary_key(modules: Sequence[tvm.IRModule], target: Target) -> str:
-    """The name in the cache of what `build` makes of the one module there is."""
-    (module,) = modules
-    return cache.key_of(f"vta\n{identity(target)}\n{tvm.ir.save_json(module)}")
-
-
-def cached_build(key: str, modules: Sequence[tvm.IRModule], target: Target) -> Binary:
-    """`build`, or what an earlier build left in the cache; `key` is what `binary_key` gives."""
-    (module,) = modules
-    return cache.cached(key, lambda: build(module, target))
 
 
 def build(module: tvm.IRModule, target: Target) -> Binary:

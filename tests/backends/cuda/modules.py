@@ -71,4 +71,4 @@ def compiled(source: Any, arch: str) -> Any:
     from sqcompile.backends.cuda.build import build
 
     target = targets.get("cuda", arch=arch)
-    return build([tvm.IRModule(source.functions) for _ in target.machines()], target)
+    return build(*(tvm.IRModule(source.functions) for _ in target.machines()), target=target)

@@ -5,10 +5,11 @@ import json
 import pytest
 from tvm.script import tirx as T
 
+from sqcompile.api import binary_key
 from sqcompile.backends import targets
 from sqcompile.backends.cuda import nvrtc
 from sqcompile.backends.cuda.architectures import cuda_target, get
-from sqcompile.backends.cuda.build import binary_key, build, listings
+from sqcompile.backends.cuda.build import build, listings
 from sqcompile.backends.cuda.split import Launch, split
 from sqcompile.errors import SqError, TargetUnavailableError
 from sqcompile.runtime.cuda import INDEX
@@ -74,7 +75,7 @@ def test_the_cache_tells_architectures_apart() -> None:
 def test_without_the_compiler_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvrtc, "PACKAGES", ("no-such-package",))
     with pytest.raises(TargetUnavailableError, match=r"pip install sqcompile\[cuda\]") as refused:
-        build([two_floats()], targets.get("cuda", arch="sm_80"))
+        build(two_floats(), target=targets.get("cuda", arch="sm_80"))
     assert refused.value.exit_code == 5
 
 
