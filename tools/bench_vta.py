@@ -7,12 +7,15 @@ Every row is one product of a layer: fprop, dgrad or wgrad, in 4 bits with 4 gro
 Utilisation is tile operations of GEMM, resets left out, over all cycles of the program; beside it
 stands the same product without double buffering: one buffer in each scratchpad, and the tiling that
 is best then. MACs is the share of the multipliers' work that is no padding. Every program is
-proven to be free of deadlock and portable before it counts. Nothing here was measured on hardware.
+proven to be free of deadlock and portable before it counts. The last line is a matrix product with
+groups: cycles for exponents that are known at run time alone, and for groups of known length.
+Nothing here was measured on hardware.
 """
 
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout, n
 
 from sqcompile.backends.vta import hardware, isa
 from sqcompile.backends.vta.program import Program, product_program
-from sqcompile.backends.vta.spec import ConvSpec, Kind, Values
+from sqcompile.backends.vta.spec import ConvSpec, GemmSpec, Kind, Values
 
 STAGES = {16: 32, 32: 16, 64: 8}
 """Channels of a stage's layers, and the side of their images."""
@@ -74,6 +77,20 @@ def rows(chip: hardware.Hardware, images: int, latency: int) -> Iterator[dict[st
             yield {"channels": channels, "product": kind, "overlap": both, "alone": alone}
 
 
+SHIFTED = GemmSpec(512, 384, 384, SIGNED, SIGNED, groups=4)
+"""A product with as many k in each of its groups."""
+
+
+def shifts(chip: hardware.Hardware, latency: int) -> dict[str, int]:
+    """Cycles of that product, by what is known of its exponents when it is compiled."""
+    sorted_groups = replace(SHIFTED, counts=(SHIFTED.k // SHIFTED.groups,) * SHIFTED.groups)
+    specs = {"nothing": SHIFTED, "lengths": sorted_groups}
+    return {
+        known: measured(product_program(chip, spec), latency)["cycles"]
+        for known, spec in specs.items()
+    }
+
+
 @click.command(help=__doc__)
 @click.option("--hw", default="pynq-out32", show_default=True, metavar="NAME|FILE.json")
 @click.option("--images", default=16, show_default=True, help="Of a batch.")
@@ -101,8 +118,12 @@ def main(hw: str, images: int, latency: int, json_file: Path | None) -> None:
             *busy,
         )
     Console(width=100).print(table)
+    known = shifts(chip, latency)
+    told = ", ".join(f"{cycles:,} cycles with {what} known" for what, cycles in known.items())
+    print(f"{SHIFTED.m} x {SHIFTED.k} x {SHIFTED.n}, {SHIFTED.groups} groups: {told}")
     if json_file:
-        json_file.write_text(json.dumps({"hardware": chip.name, "images": images, "rows": found}))
+        result = {"hardware": chip.name, "images": images, "rows": found, "shifts": known}
+        json_file.write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

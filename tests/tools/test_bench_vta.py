@@ -21,3 +21,11 @@ def test_double_buffering_is_what_keeps_it_busy(rows):
     assert all(row["alone"]["utilisation"] < 0.8 for row in rows)
     gains = [row["overlap"]["utilisation"] / row["alone"]["utilisation"] for row in rows]
     assert min(gains) > 1.1
+
+
+def test_known_groups_pay_where_shifts_do_not_fit_an_element():
+    cycles = {
+        name: bench_vta.shifts(hardware.get(name), 32) for name in ("pynq-out32", "pynq-int4-out32")
+    }
+    assert cycles["pynq-out32"]["nothing"] == cycles["pynq-out32"]["lengths"]
+    assert cycles["pynq-int4-out32"]["lengths"] < 0.6 * cycles["pynq-int4-out32"]["nothing"]
