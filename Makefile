@@ -57,6 +57,8 @@ claims: $(READY)
 	$(BIN)/sqcompile examples/resnet20.py --verify -o $(CLAIMS)/resnet20 | tee $(CLAIMS)/resnet20.txt
 	$(BIN)/python tools/gradient_error.py $(DIGITS) --json $(CLAIMS)/gradient_error.json | \
 	  tee $(CLAIMS)/gradient_error.txt
+	$(BIN)/python tools/activation_error.py examples/gpt.py --json $(CLAIMS)/activation_error.json | \
+	  tee $(CLAIMS)/activation_error.txt
 	$(BIN)/python tools/accuracy.py --protocol digits --recipe $(RECIPES) --seeds 3 \
 	  --json $(CLAIMS)/accuracy.json | tee $(CLAIMS)/accuracy.txt
 	$(BIN)/python tools/bench_compile.py --json $(CLAIMS)/compile-resnet20.json | \

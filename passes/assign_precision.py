@@ -159,13 +159,16 @@ def _forward_operand(
 
 
 def _tokens(node: Node, most: int) -> int:
-    """Rows of a linear layer's input that share exponents: as many as divide all rows. 0 where all
-    do, and in a convolution."""
+    """Rows of a linear layer's input that share exponents. 0 where all do, and in a convolution."""
     if not most or not is_call(node, product_float.matmul):
         return 0
     source = node.args[0]
     assert isinstance(source, Node)
-    rows: int = shape(source)[0]
+    return tokens_together(shape(source)[0], most)
+
+
+def tokens_together(rows: int, most: int) -> int:
+    """The largest number of rows, no larger than `most`, that divides all rows."""
     return max(count for count in range(1, min(most, rows) + 1) if rows % count == 0)
 
 

@@ -127,7 +127,7 @@ def study(
         for number, layer in sorted(layers.items()):
             precision = recipe.precision(layer.path, number == ends[0], number == ends[1])
             for role in ROLES:
-                row = measure(layer, role, precision, draws)
+                row = measure(layer, role, precision, draws, recipe.activation_tokens)
                 rows += [row] if row is not None else []
     return merged(rows)
 

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from activation_schemes import as_read
 from torch import Tensor
 
 from sqcompile.ops.philox import stream_id
 from sqcompile.ops.product_float import conv_input_grad, conv_weight_grad
 from sqcompile.ops.quantize import (
     absmax,
-    clip_range,
     group_exponent,
     outer_scale,
     quant_scale,
@@ -137,26 +137,23 @@ def free_of(g: Tensor, kept: list[int]) -> list[int]:
     return [axis for axis in range(g.dim()) if axis not in kept]
 
 
-def operands(layer: Layer, role: str, precision: Precision) -> tuple[Tensor, Tensor]:
+def operands(layer: Layer, role: str, precision: Precision, tokens: int) -> tuple[Tensor, Tensor]:
     """(gradient, other operand), float32, as the integer graph has them: in dX the weight's
-    scales are in the gradient, in dW an activation's groups are a scale for every channel."""
+    scales are in the gradient; tokens: the recipe's activation_tokens."""
     if role == "dX":
         reduced = list(range(1, layer.w.dim()))
         r = absmax(layer.w, None, reduced)
         scale = quant_scale(r, precision.weight_bits, True, 1)
         integers = quantize(layer.w, r, precision.weight_bits, True)
         return layer.g * scale.view(-1), integers.float()
-    signed, every = bool((layer.x < 0).any()), list(range(layer.x.dim()))
-    channel = absmax(layer.x, None, every[:-1])
-    exponent = group_exponent(channel, precision.activation_groups)
-    r = clip_range(absmax(channel, None, every), precision.activation_clip)
-    integers = quantize(layer.x, r, precision.activation_bits, signed, exponent)
-    return layer.g, integers.float() * 2.0 ** -exponent.float()
+    return layer.g, as_read(layer.x, precision, tokens)
 
 
-def measure(layer: Layer, role: str, precision: Precision, draws: int) -> Row | None:
+def measure(
+    layer: Layer, role: str, precision: Precision, draws: int, tokens: int = 0
+) -> Row | None:
     """The errors of every scheme, or None where the exact product is zero."""
-    g, other = operands(layer, role, precision)
+    g, other = operands(layer, role, precision, tokens)
     exact = layer.product(role, g, other).double()
     size = float(exact.square().sum())
     if size == 0:

@@ -1,6 +1,8 @@
 """The data of tools/accuracy.py's protocols."""
 
+from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import click
 import numpy as np
@@ -9,6 +11,8 @@ import torch
 from PIL import Image
 from protocols import images, text
 from protocols.table import PROTOCOLS
+
+from sqcompile.recipe import RECIPES, Recipe
 
 
 def some_images(count):
@@ -123,3 +127,14 @@ def test_digits_are_split_three_ways():
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_network_is_made(name):
     assert sum(p.numel() for p in PROTOCOLS[name].make_model().parameters()) > 5000
+
+
+FILES = sorted((Path(__file__).resolve().parents[2] / "tools/protocols/recipes").rglob("*.json"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_a_recipe_file_has_its_own_name(file):
+    recipe = Recipe.load(file)
+    assert recipe.name == file.stem
+    named = [one for one in RECIPES.values() if replace(recipe, name=one.name) == one]
+    assert not named  # else it measures what is measured anyway
