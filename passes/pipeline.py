@@ -1,5 +1,6 @@
 """The passes, in order, and the runner that times, verifies and prints every stage."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from sqcompile.passes.fuse_quantizers import fuse_quantizers
 from sqcompile.passes.fuse_residuals import fuse_residuals
 from sqcompile.passes.fuse_tails import fuse_tails
 from sqcompile.passes.gather_sums import gather_sums
+from sqcompile.passes.outline import Outline, outline
 from sqcompile.passes.pack_saved import pack_saved
 from sqcompile.passes.pair_quantizers import pair_quantizers
 from sqcompile.passes.place_results import place_results
@@ -43,15 +45,41 @@ class Pass:
     run: Callable[[GraphModule], GraphModule]
     establishes: str | None = None
 
+    @property
+    def about(self) -> str:
+        """What the pass does: the first paragraph of its file's docstring."""
+        function = self.run.func if isinstance(self.run, partial) else self.run
+        return _first_paragraph(sys.modules[function.__module__].__doc__)
+
+
+def _first_paragraph(text: str | None) -> str:
+    return " ".join((text or "").partition("\n\n")[0].split())
+
 
 @dataclass(frozen=True)
 class Stage:
-    """The graph as text after a pass, with the time the pass took and its number of nodes."""
+    """The graph as text and as data after a pass, with the time the pass took, its number of nodes
+    and what it does."""
 
     name: str
     text: str
     milliseconds: float
     nodes: int
+    outline: tuple[Outline, ...] = ()
+    about: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        graph: GraphModule,
+        about: str,
+        milliseconds: float = 0.0,
+        function: str = "step",
+    ) -> "Stage":
+        """The stage of a graph, printed as a function."""
+        found = tuple(outline(graph))
+        return cls(name, text(graph, function), milliseconds, len(found), found, about)
 
 
 def integer_training(recipe: Recipe) -> list[Pass]:
@@ -117,7 +145,8 @@ def run(graph: GraphModule, passes: list[Pass]) -> tuple[GraphModule, list[Stage
 
     Raises BrokenInvariant, naming the node, when a pass breaks what must hold.
     """
-    stages = [Stage("captured", text(graph), 0.0, len(graph.graph.nodes))]
+    about = "The step as PyTorch traced it: forward and backward in one graph."
+    stages = [Stage.of("captured", graph, about)]
     established: frozenset[str] = frozenset()
     for step in passes:
         start = perf_counter()
@@ -126,5 +155,5 @@ def run(graph: GraphModule, passes: list[Pass]) -> tuple[GraphModule, list[Stage
         if step.establishes is not None:
             established |= {step.establishes}
         verify(graph, established)
-        stages.append(Stage(step.name, text(graph), milliseconds, len(graph.graph.nodes)))
+        stages.append(Stage.of(step.name, graph, step.about, milliseconds))
     return graph, stages

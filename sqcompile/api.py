@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import tvm
 from torch import nn
-from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from sqcompile import support, variant_cache
@@ -24,7 +23,6 @@ from sqcompile.passes.expose_index_ranges import expose_index_ranges
 from sqcompile.passes.partition import Partition, partition
 from sqcompile.passes.pipeline import Stage, integer_training, run
 from sqcompile.passes.plain_products import plain_products
-from sqcompile.passes.printing import text
 from sqcompile.recipe import Recipe
 from sqcompile.runtime import cache
 from sqcompile.runtime.executable import Binary, Executable
@@ -112,14 +110,12 @@ def rewrite_captured(captured: Capture, recipe: Recipe, *, gradients: bool = Tru
     """Run every pass over a captured call; without `gradients` only forward is kept."""
     graph, stages = run(captured.graph, integer_training(recipe))
     parts = partition(graph, captured.outputs, inference=not gradients)
-    stages.append(_stage("forward", parts.forward))
-    if parts.backward is not None:
-        stages.append(_stage("backward", parts.backward))
+    about = "What is compiled: %s, cut out of the rewritten graph."
+    parted = {"forward": parts.forward, "backward": parts.backward}
+    for name, part in parted.items():
+        if part is not None:
+            stages.append(Stage.of(name, part, about % name, function=name))
     return Rewritten(captured, parts, stages)
-
-
-def _stage(name: str, graph: GraphModule) -> Stage:
-    return Stage(name, text(graph, name), 0.0, len(graph.graph.nodes))
 
 
 def examine(

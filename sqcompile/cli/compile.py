@@ -195,11 +195,12 @@ def leaves_of(inputs: tuple[Any, ...]) -> list[Any]:
 def write_run(
     step: "CompiledStep", file: "ModelFile", report: dict[str, Any], folder: Path
 ) -> None:
-    """Save the artifact and put report.json and report.html beside it."""
-    from sqcompile.report import data, html
+    """Save the artifact and put graphs.json, report.json and report.html beside it."""
+    from sqcompile.report import data, graphs, html
 
     step.save(str(folder), model_file=str(file.path))
     data.write(report, folder)
+    graphs.write(graphs.graphs_of(step.variants[0]), folder)
     html.write(report, {stage.name: stage.text for stage in step.variants[0].stages}, folder)
 
 
