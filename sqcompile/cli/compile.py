@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _DIFFERENCES = 20
 """How many differing values an error lists."""
+_SMALL = 2 * 10**9
+"""Multiply-accumulates of a step whose reference graph runs in seconds."""
 
 
 @click.command(
@@ -49,7 +51,15 @@ _DIFFERENCES = 20
     "gradient must have the same bits. cuda without a GPU: in an emulator of its PTX; vta: in its "
     "simulator.",
 )
-@click.option("--bench", is_flag=True, help="Time the step beside PyTorch in fp32.")
+@click.option(
+    "--bench", is_flag=True, help="Time the step beside PyTorch in fp32, and its kernels."
+)
+@click.option(
+    "--stats/--no-stats",
+    default=None,
+    help="Run the reference graph once, for the report's ranges, groups and errors of tensors.  "
+    f"[default: up to {_SMALL // 10**9} G multiply-accumulates a step]",
+)
 @options.threads
 @options.common
 @click.pass_obj
@@ -68,6 +78,7 @@ def command(
     with_eval: bool,
     verify: bool,
     bench: bool,
+    stats: bool | None,
     threads: int | None,
 ) -> None:
     """Compile the training step of the model in MODEL.PY to integers.
@@ -113,6 +124,8 @@ def command(
         timing=timing,
         executed_by=executed_by,
     )
+    if stats or (stats is None and report["macs"]["total"] <= _SMALL):
+        report["tensors"] = _statistics(output, step, inputs)
     write_run(step, file, report, path)
     tell(output, report, path)
     refuse(report, verify)
@@ -170,6 +183,7 @@ def _timed(
 ) -> dict[str, Any]:
     from sqcompile.cli.bench import PEER, run_at
     from sqcompile.report import timing
+    from sqcompile.report.roofs import cpu_roofs
 
     variant = step.prepare(*inputs)
     device = variant.executable.device
@@ -181,8 +195,20 @@ def _timed(
     }
     with output.status("timing"):
         measured = run_at(samples, options.use_threads(None))
+        measured["kernels"] = [vars(row) for row in timing.step_kernels(step, variant)]
+        roofs = cpu_roofs() if device == "cpu" else None
     step.to("cpu")
-    return {"runs": [measured]}
+    return {"runs": [measured], "roofs": roofs}
+
+
+def _statistics(
+    output: Output, step: "CompiledStep", inputs: tuple[Any, ...]
+) -> list[dict[str, Any]]:
+    """What quantising does to every tensor of the step on the example inputs."""
+    from sqcompile.debug.statistics import tensors_of
+
+    with output.status("measuring ranges and errors of the quantised tensors"):
+        return tensors_of(step, inputs)
 
 
 def leaves_of(inputs: tuple[Any, ...]) -> list[Any]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqcompile.runtime.variant import Variant
     from sqcompile.runtime.verify import VerifyResult
 
-FORMAT = 4
+FORMAT = 5
 REPORT = "report.json"
 NOT_EXECUTED = "nothing"
 LEAST_ON_TARGET = 0.95
@@ -38,11 +38,14 @@ def report(
     verification: "Sequence[VerifyResult]" = (),
     training: dict[str, Any] | None = None,
     timing: dict[str, Any] | None = None,
+    tensors: list[dict[str, Any]] | None = None,
     executed_by: str | None = None,
 ) -> dict[str, Any]:
     """The content of report.json for a step that was compiled here.
 
-    executed_by: what ran the step's code ("cuda", an emulator), where the target does not tell.
+    executed_by: what ran the step's code ("cuda", an emulator), where the target does not tell;
+    tensors: statistics of what the step quantises (`sqcompile.debug.statistics`), None where they
+    were not collected.
 
     eager_layers: what fp32 PyTorch keeps for backward, by module (see `saved_by_layer`). `macs`
     are those of one training step: forward and backward of the first variant that has a backward.
@@ -81,6 +84,7 @@ def report(
         "verification": [_verification(result) for result in verification],
         "training": training,
         "timing": timing,
+        "tensors": tensors,
     }
 
 

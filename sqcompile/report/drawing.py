@@ -6,32 +6,49 @@ so that forward, backward and the joint graph before them make the same picture.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from sqcompile.passes.outline import Outline
 
 _HIDDEN = ("getitem", "output")
 _HELD = ("param:", "buffer:")
+MODEL = "(model)"
 
 
 class Drawn(NamedTuple):
     """A drawn node: its place in the stage's list, whether it is in backward, the modules around
-    it from the outermost inwards, and whether it only renames, holds or passes on (drawn small)."""
+    it from the outermost inwards, whether it only renames, holds or passes on (drawn small), and
+    whether it comes from outside."""
 
     place: int
     backward: bool
     path: tuple[str, ...]
     small: bool
+    port: bool
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """nodes: in the order of the stage; edges: numbers of nodes, from -> to, each pair once;
-    number: of the node that stands for each of the stage's, by name."""
+    """nodes: in the order of the stage; edges: numbers of nodes, from -> to, each pair once."""
 
     nodes: tuple[Drawn, ...]
     edges: tuple[tuple[int, int], ...]
-    number: dict[str, int]
+
+    @cached_property
+    def sources(self) -> list[list[int]]:
+        """What every node reads."""
+        found: list[list[int]] = [[] for _ in self.nodes]
+        for source, target in self.edges:
+            found[target].append(source)
+        return found
+
+    def with_model(self) -> "Drawing":
+        """The same with the model's own ops in modules of their own, MODEL."""
+        nodes = [
+            node if node.path or node.port else node._replace(path=(MODEL,)) for node in self.nodes
+        ]
+        return Drawing(tuple(nodes), self.edges)
 
 
 def drawing(stage: Sequence[Outline], first_of_backward: int | None = None) -> Drawing:
@@ -53,8 +70,9 @@ def drawing(stage: Sequence[Outline], first_of_backward: int | None = None) -> D
         number[node.name] = len(nodes)
         edges |= {(source, len(nodes)): None for source in sources}
         small = not node.op.startswith("sq.") and (node.op in _SMALL or "." not in node.op)
-        nodes.append(Drawn(place, place >= begins or node.backward, paths[place], small))
-    return Drawing(tuple(nodes), tuple(edges), number)
+        backward = place >= begins or node.backward
+        nodes.append(Drawn(place, backward, paths[place], small, bool(node.port)))
+    return Drawing(tuple(nodes), tuple(edges))
 
 
 _SMALL = {
@@ -64,7 +82,7 @@ _SMALL = {
 
 
 def components(module: str) -> tuple[str, ...]:
-    """The parts of a module's path, numbers with what they count: blocks.0.conv -> blocks.0, conv."""
+    """The parts of a module's path, numbers with what they count: blocks.0, conv."""
     parts: list[str] = []
     for part in module.split(".") if module else ():
         if part.isdigit() and parts:
@@ -75,8 +93,8 @@ def components(module: str) -> tuple[str, ...]:
 
 
 def _paths(stage: Sequence[Outline]) -> list[tuple[str, ...]]:
-    """The path of every node: a parameter's by its name, a constant's by who reads it first; without
-    the part that all have in common."""
+    """The path of every node: a parameter's by its name, a constant's by who reads it first;
+    without the part that all have in common."""
     reader: dict[str, Outline] = {}
     for node in stage:
         for name in node.inputs:
@@ -110,10 +128,7 @@ def groups(
     """Nodes by their module at `depth`, and the edges between groups, without a cycle: a module
     whose values go out and come back is several groups. In an order in which edges go on."""
     inside = set(numbers)
-    sources: dict[int, list[int]] = {number: [] for number in numbers}
-    for source, target in drawn.edges:
-        if source in inside and target in inside:
-            sources[target].append(source)
+    sources = {number: [s for s in drawn.sources[number] if s in inside] for number in numbers}
     members: list[list[int]] = []
     names: list[str | None] = []
     of: dict[int, int] = {}

@@ -13,7 +13,7 @@ import igraph
 
 from sqcompile.report.drawing import Drawing, groups
 
-OP, SMALL, MODULE = (150, 34), (124, 18), (186, 44)
+OP, SMALL, MODULE = (150, 34), (124, 18), (236, 56)
 """Width and height of an op, of one that only renames or holds, and of a closed module."""
 GAP_X, GAP_Y, PAD, TITLE = 16, 26, 12, 20
 BETWEEN = 220
@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
 
 Closed = Callable[[Sequence[int], int], bool]
-"""Whether the module of these nodes, whose parts stand at a depth of their paths, is drawn closed."""
+"""Whether the module of these nodes, a part at a depth of their paths, is drawn closed."""
 
 
 def laid_out(drawn: Drawing, numbers: Sequence[int], closed: Closed) -> Box:
@@ -66,9 +66,7 @@ def laid_out(drawn: Drawing, numbers: Sequence[int], closed: Closed) -> Box:
     return _open(drawn, numbers, 0, closed, "")
 
 
-def _open(
-    drawn: Drawing, numbers: Sequence[int], depth: int, closed: Closed, name: str
-) -> Box:
+def _open(drawn: Drawing, numbers: Sequence[int], depth: int, closed: Closed, name: str) -> Box:
     found, edges = groups(numbers, drawn, depth)
     children = []
     for group in found:
@@ -126,11 +124,8 @@ class _Entry:
 def _layered(
     widths: Sequence[float], edges: Sequence[tuple[int, int]]
 ) -> tuple[list[_Entry], list[list[_Entry]]]:
-    """Vertices and, for every edge, its bends in the layers that it passes, in igraph's order.
-
-    igraph's own bends are uninitialised where a graph has several parts: here they are vertices.
-    """
-    layers = [round(y) for _, y in _sugiyama(len(widths), edges)]
+    """Vertices and, for every edge, its bends in the layers that it passes, in igraph's order."""
+    layers = _layers(len(widths), edges)
     ways: list[list[int]] = []
     parts: list[tuple[int, int]] = []
     for source, target in edges:
@@ -138,17 +133,44 @@ def _layered(
         ways.append(list(range(len(layers), len(layers) + len(passed))))
         layers += passed
         parts += pairwise([source, *ways[-1], target])
-    places = _sugiyama(len(layers), parts, layers)
+    places = _sugiyama(layers, parts)
     sizes = [*widths, *([_DUMMY] * (len(layers) - len(widths)))]
-    found = [_Entry(x, n, size) for (x, _), n, size in zip(places, layers, sizes, strict=True)]
+    found = [_Entry(x, n, size) for x, n, size in zip(places, layers, sizes, strict=True)]
     return found[: len(widths)], [[found[number] for number in way] for way in ways]
 
 
-def _sugiyama(
-    count: int, edges: Sequence[tuple[int, int]], layers: list[int] | None = None
-) -> list[list[float]]:
+def _layers(count: int, edges: Sequence[tuple[int, int]]) -> list[int]:
+    """A layer for every vertex, below all that it reads and, where it reads less than what reads it,
+    as close as can be to that."""
     graph = igraph.Graph(count, list(edges), directed=True)
-    places: list[list[float]] = graph.layout_sugiyama(layers=layers, maxiter=_ROUNDS).coords
+    order = graph.topological_sorting()
+    layers = [0] * count
+    for vertex in order:
+        layers[vertex] = max((layers[one] + 1 for one in graph.predecessors(vertex)), default=0)
+    for vertex in reversed(order):
+        after = graph.successors(vertex)
+        if after and len(after) >= graph.degree(vertex, mode="in"):
+            layers[vertex] = min(layers[one] for one in after) - 1
+    return layers
+
+
+def _sugiyama(layers: Sequence[int], edges: Sequence[tuple[int, int]]) -> list[float]:
+    """x of vertices whose edges go to the next layer each, its parts side by side.
+
+    igraph gets connected graphs with edges of one layer alone: with longer ones, or with several
+    parts, its own bends are uninitialised memory, and it may crash.
+    """
+    whole = igraph.Graph(len(layers), list(edges), directed=True)
+    places = [0.0] * len(layers)
+    begin = 0.0
+    for members in whole.connected_components(mode="weak"):
+        part = whole.induced_subgraph(members)
+        first = min(layers[one] for one in members)
+        levels = [layers[one] - first for one in members]
+        xs = [x for x, _ in part.layout_sugiyama(layers=levels, maxiter=_ROUNDS)]
+        for one, x in zip(members, xs, strict=True):
+            places[one] = begin + x - min(xs)
+        begin += max(xs) - min(xs) + 1
     return places
 
 

@@ -1,6 +1,7 @@
 """A stage as a picture at several depths: places of modules, nodes and edges, as plain data."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from sqcompile.passes.outline import Outline
@@ -16,13 +17,17 @@ def pictures(stage: Sequence[Outline], first_of_backward: int | None = None) -> 
     drawn = drawing(stage, first_of_backward)
     depth = _coarse_depth(drawn)
     deepest = max((len(node.path) for node in drawn.nodes), default=0)
-    levels: dict[str, Closed] = {}
+    found = {}
     if deepest > depth:
-        levels["modules"] = lambda nodes, at: at >= depth
+        found["modules"] = _picture(drawn.with_model(), lambda nodes, at: at >= depth)
     if deepest:
-        levels["layers"] = lambda nodes, at: all(len(drawn.nodes[n].path) <= at for n in nodes)
-    levels["ops"] = lambda nodes, at: False
-    return {name: _picture(drawn, closed) for name, closed in levels.items()}
+        found["layers"] = _picture(drawn, partial(_leaf, drawn))
+    return {**found, "ops": _picture(drawn, lambda nodes, at: False)}
+
+
+def _leaf(drawn: Drawing, numbers: Sequence[int], depth: int) -> bool:
+    """Whether no module stands inside theirs."""
+    return all(len(drawn.nodes[number].path) <= depth for number in numbers)
 
 
 def _coarse_depth(drawn: Drawing) -> int:
@@ -84,10 +89,11 @@ def _bends(box: Box, x: float, y: float, drawn: Drawing) -> dict[tuple[int, int]
         return {}
     home = {number: n for n, child in enumerate(box.children) for number in child.members}
     found = {}
-    for edge in drawn.edges:
-        way = box.routes.get((home.get(edge[0], -1), home.get(edge[1], -1)))
-        if way:
-            found[edge] = [round(v) for point in way for v in (x + point.x, y + point.y)]
+    for target, place in home.items():
+        for source in drawn.sources[target]:
+            way = box.routes.get((home.get(source, -1), place))
+            if way:
+                found[source, target] = [round(v) for p in way for v in (x + p.x, y + p.y)]
     return found
 
 

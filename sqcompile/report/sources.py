@@ -1,4 +1,4 @@
-"""The code of every kernel, cut out of a run folder's listings, for readers. Nothing is executed."""
+"""The code of every kernel, cut out of a run folder's listings. Nothing is executed."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,9 +70,7 @@ def _functions(assembly: str) -> dict[str, list[str]]:
         label = _LABEL.match(line)
         if label and (not label[1].startswith(".L") or "lambda" in label[1]):
             current = found.setdefault(label[1], [line])
-        elif current is not None and not _NOISE.match(line):
-            current.append(line)
-        elif current is not None and line.startswith(".LBB"):
+        elif current is not None and (line.startswith(".LBB") or not _NOISE.match(line)):
             current.append(line)
     return found
 
@@ -108,5 +106,7 @@ def _vta(place: Path, report: Mapping[str, Any]) -> Iterator[tuple[str, Listing]
         for name in row["programs"]:
             file = place / f"{name}.txt"
             if file.is_file():
-                listing = Listing(f"VTA {name}", f"{place.name}/{file.name}", file.read_text("utf-8"))
+                listing = Listing(
+                    f"VTA {name}", f"{place.name}/{file.name}", file.read_text("utf-8")
+                )
                 yield row["product"], listing

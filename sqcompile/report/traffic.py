@@ -1,0 +1,71 @@
+"""How much every kernel of a product multiplies and moves, and how fast: points of a roofline."""
+
+import re
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from sqcompile.passes.outline import Outline
+from sqcompile.report.graphs import Graphs
+from sqcompile.report.layers import node_times
+
+_TENSOR = re.compile(r"\b(f32|f64|i8|u8|i32|i64|bool)\[([\d, ]*)\]")
+_SIZES = {"f32": 4, "f64": 8, "i8": 1, "u8": 1, "i32": 4, "i64": 8, "bool": 1}
+
+
+def traffic(report: Mapping[str, Any], graphs: Graphs | None) -> list[dict[str, Any]]:
+    """Points with kernel, where, measured, intensity (multiply-accumulates a byte of all tensors
+    read and written once) and macs_per_s: of the CPU's measured kernels, of CUDA's estimates."""
+    return [*_measured(report, graphs), *_estimated(report)]
+
+
+def _measured(report: Mapping[str, Any], graphs: Graphs | None) -> list[dict[str, Any]]:
+    times = node_times(report["timing"], graphs)
+    nodes = _compiled(graphs)
+    found = []
+    for product in report["products"]:
+        call = f"{product['pass']}/{product['node']}"
+        if call in times and call in nodes and times[call] > 0:
+            moved = _bytes(nodes[call], nodes, product["pass"])
+            found.append(
+                {
+                    "kernel": f"{product['node']} ({product['module'] or 'model'})",
+                    "where": f"{report['target']} {product['role'] or product['op']}",
+                    "measured": True,
+                    "intensity": product["macs"] / moved,
+                    "macs_per_s": product["macs"] / times[call] * 1e3,
+                }
+            )
+    return found
+
+
+def _estimated(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "kernel": row["kernel"],
+            "where": row["estimate"]["device"],
+            "measured": False,
+            "intensity": row["macs"] / row["bytes"],
+            "macs_per_s": row["macs"] / row["estimate"]["us"] * 1e6,
+        }
+        for row in report["kernels"]
+        if row["macs"] and row["bytes"]
+    ]
+
+
+def _compiled(graphs: Graphs | None) -> dict[str, Outline]:
+    return {
+        f"{stage.name}/{node.name}": node
+        for stage in (graphs.stages if graphs else ())
+        if stage.name in ("forward", "backward")
+        for node in stage.nodes
+    }
+
+
+def _bytes(node: Outline, nodes: Mapping[str, Outline], pass_: str) -> int:
+    values = [node.value, *(nodes[f"{pass_}/{name}"].value for name in node.inputs)]
+    return sum(
+        _SIZES[dtype] * prod(int(size) for size in shape.split(",") if size.strip())
+        for value in values
+        for dtype, shape in _TENSOR.findall(value)
+    )
