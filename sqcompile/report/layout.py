@@ -13,7 +13,7 @@ import igraph
 
 from sqcompile.report.drawing import Drawing, groups
 
-OP, SMALL, MODULE = (150, 34), (124, 18), (236, 56)
+OP, SMALL, MODULE = (170, 34), (124, 18), (236, 56)
 """Width and height of an op, of one that only renames or holds, and of a closed module."""
 GAP_X, GAP_Y, PAD, TITLE = 16, 26, 12, 20
 BETWEEN = 220

@@ -3,11 +3,14 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from sqcompile.capture import capture
-from sqcompile.passes.partition import partition
-from sqcompile.passes.pipeline import integer_training, run
+from sqcompile.api import rewrite
+from sqcompile.debug.observe import drawn_tangents
+from sqcompile.debug.statistics import tensors
 from sqcompile.recipe import Recipe
+from sqcompile.report import graphs
+from sqcompile.report.data import report, write
 from tests.models import make
 
 
@@ -15,9 +18,8 @@ def rewritten(name, recipe="w4a4g4"):
     """What the report reads of a CompiledStep, of a shared test model."""
     model, inputs = make(name)
     recipe = Recipe.load(recipe)
-    captured = capture(model, inputs, {})
-    graph, stages = run(captured.graph, integer_training(recipe))
-    parts = partition(graph, captured.outputs)
+    made = rewrite(model, inputs, {}, recipe)
+    parts, stages = made.parts, made.stages
     binary = SimpleNamespace(vm=b"vm", objects=[b"code"], images={}, target="cpu")
     variant = SimpleNamespace(
         key=SimpleNamespace(leaves=tuple(str(list(x.shape)) for x in inputs), gradients=True),
@@ -27,7 +29,7 @@ def rewritten(name, recipe="w4a4g4"):
         forward=parts.forward,
         backward=parts.backward,
         stages=stages,
-        kernels=[1, 2],
+        kernels=[SimpleNamespace(name="mm", nodes=["forward/mm"])],
     )
     return SimpleNamespace(
         variants=[variant],
@@ -47,3 +49,71 @@ def any_step(request):
 def resnet():
     """The residual network's step."""
     return rewritten("resnet")
+
+
+ASSEMBLY = """\t.type\tNAME_compute_,@function
+NAME_compute_:
+.Lfunc_begin0:
+\t.cfi_startproc
+\tpushq\t%rbp
+.Ltmp0:
+\tleaq\t.L__tvm_parallel_lambda(%rip), %rdi
+\tretq
+\t.size\tNAME_compute_, .Lfunc_end0-NAME_compute_
+\t.type\t.L__tvm_parallel_lambda,@function
+.L__tvm_parallel_lambda:
+.LBB1_1:
+\tvpdpbusd\t%zmm0, %zmm1, %zmm2
+\t.size\t.L__tvm_parallel_lambda, .Lfunc_end1-.L__tvm_parallel_lambda
+"""
+
+
+@pytest.fixture(scope="session")
+def run_folder(resnet, tmp_path_factory):
+    """A run folder of the residual network as far as a page reads it: graphs, statistics of its
+    tensors, an assembly of one kernel, invented times. Nothing was compiled."""
+    folder = tmp_path_factory.mktemp("run")
+    variant = resnet.variants[0]
+    calls = [f"forward/{node.name}" for node in variant.forward.graph.nodes]
+    kernels = {call.partition("/")[2]: [call] for call in calls if "fprop" in call}
+    found = graphs.graphs_of(variant)._replace(kernels=kernels)
+    data = report(resnet, eager_layers={"stem": 10**6}, tensors=measured())
+    data["verification"] = [{"mode": "train", "equal": True, "values": 41, "different": []}]
+    data["training"] = {"epochs": 1, "runs": {"w4a4g4": RUN, "fp32": RUN}}
+    data["timing"] = {
+        "runs": [{"threads": 2, "rows": {"w4a4g4 step": TIME}, "kernels": times(kernels)}],
+        "roofs": {"bytes_per_s": 1e10, "macs_per_s": 1e12},
+    }
+    write(data, folder)
+    graphs.write(found, folder)
+    (folder / "variant_0").mkdir()
+    assembly = ASSEMBLY.replace("NAME", next(iter(kernels)))
+    (folder / "variant_0" / "kernels_0.s").write_text(assembly)
+    for number, stage in enumerate(variant.stages):
+        (folder / f"{number:02d}_{stage.name}.txt").write_text(stage.text)
+    return folder
+
+
+RUN = {"epochs": [{"loss": 0.5, "accuracy": 0.75}], "accuracy": 0.75, "step_ms": 12.0}
+TIME = {"median_ms": 1.5, "p10_ms": 1.0, "p90_ms": 2.0, "runs": 20}
+
+
+def times(kernels):
+    """Times of kernels, each longer than the one before."""
+    return [
+        {"kernel": name, "function": "forward", "calls": 1, "milliseconds": 0.25 + number}
+        for number, name in enumerate(kernels)
+    ]
+
+
+def measured():
+    """Statistics of the residual network's tensors."""
+    model, inputs = make("resnet")
+    parts = rewrite(model, inputs, {}, Recipe.load("w4a4g4")).parts
+    named = {
+        "param": dict(model.named_parameters()),
+        "buffer": dict(model.named_buffers()),
+        "input": {str(place): value for place, value in enumerate(inputs)},
+    }
+    values = [named[port.kind][port.name].detach() for port in parts.inputs]
+    return tensors(parts, values, torch.tensor([5, 0, 0, 0]), drawn_tangents(parts))

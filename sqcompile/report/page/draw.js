@@ -12,11 +12,12 @@ export const rectangle = ([x, y, width, height]) => ({ x, y, width, height });
 /** The markup of a picture of a stage; `facts` tells of bytes kept. */
 export function drawn(picture, stage, facts) {
   const columns = [picture.boxes, picture.shapes].flat();
+  const open = new Set(picture.boxes.map(([, , , , path]) => path));
   return [
     titles(columns),
     `<g class="boxes">${picture.boxes.map(box).join("")}</g>`,
     `<g class="edges">${picture.edges.map((one, n) => edge(one, n, picture.shapes)).join("")}</g>`,
-    `<g class="shapes">${picture.shapes.map((one, n) => shape(one, n, stage, facts)).join("")}</g>`,
+    `<g class="shapes">${picture.shapes.map((one, n) => shape(one, n, { stage, facts, open })).join("")}</g>`,
   ].join("");
 }
 
@@ -58,24 +59,41 @@ function edge([from, to, saved, ...bends], n, shapes) {
   return `<path data-edge="${n}" d="M${points[0].join(" ")}${curves.join("")}"/>`;
 }
 
-function shape(one, n, stage, facts) {
+function shape(one, n, within) {
   const [, , , , what] = one;
-  return Array.isArray(what) ? moduleShape(one, n, stage, facts) : nodeShape(one, n, stage.nodes[what]);
+  return Array.isArray(what) ? moduleShape(one, n, within) : nodeShape(one, n, within.stage.nodes[what]);
+}
+
+/** A module's path without that of the open box around it. */
+function inside(path, open) {
+  for (let end = path.lastIndexOf("."); end > 0; end = path.lastIndexOf(".", end - 1))
+    if (open.has(path.slice(0, end))) return path.slice(end + 1);
+  return path;
 }
 
 function nodeShape([x, y, width, height], n, node) {
   const kind = kindOf(node.op);
   const small = height < 30;
-  const name = node.port ? node.port.split(":").at(-1) : node.op === "get_attr" ? node.name : shortOp(node.op);
+  const name = held(node) ?? shortOp(node.op);
   const value = node.value.startsWith("(") ? `${node.value.split("], ").length} values` : node.value;
   const chip = node.bits && !small ? `<rect class="chip" x="${x + width - 32}" y="${y + 5}" width="26" height="14" rx="7"/><text class="bits" x="${x + width - 19}" y="${y + 15.5}">${node.bits} bit</text>` : "";
   const text = small
-    ? `<text class="name" x="${x + 9}" y="${y + 13}">${escaped(cut(node.port ? name.split(".").slice(-2).join(".") : name, 20))}</text>`
-    : `<text class="name" x="${x + 10}" y="${y + 15}">${escaped(cut(name, node.bits ? 17 : 22))}</text><text class="value" x="${x + 10}" y="${y + 28}">${escaped(cut(value, 26))}</text>`;
+    ? `<text class="name" x="${x + 9}" y="${y + 13}">${escaped(cut(name, 20))}</text>`
+    : `<text class="name" x="${x + 10}" y="${y + 15}">${escaped(cut(name, node.bits ? 19 : 24))}</text><text class="value" x="${x + 10}" y="${y + 28}">${escaped(cut(value, 26))}</text>`;
   return `<g class="shape ${kind}${small ? " small" : ""}" data-shape="${n}"><title>${escaped(`${node.name}: ${node.value}\n${node.op}`)}</title><rect class="body" x="${x}" y="${y}" width="${width}" height="${height}" rx="${small ? 9 : 6}"/><rect class="mark" x="${x}" y="${y + 4}" width="4" height="${height - 8}" rx="2"/>${chip}${text}</g>`;
 }
 
-function moduleShape([x, y, width, height, [path, places], side], n, stage, facts) {
+const OUTSIDE = { input: "input", tangent: "gradient of output" };
+
+/** What a node holds: `conv.weight`, `input 0`, the name of a constant; null for an op. */
+function held(node) {
+  if (node.op === "get_attr") return node.name;
+  if (!node.port) return null;
+  const [kind, name] = node.port.split(":");
+  return kind in OUTSIDE ? `${OUTSIDE[kind]} ${name}` : name.split(".").slice(-2).join(".");
+}
+
+function moduleShape([x, y, width, height, [path, places], side], n, { stage, facts, open }) {
   const nodes = places.map((place) => stage.nodes[place]);
   const ops = nodes.filter((node) => node.op.includes("."));
   const bits = [...new Set(nodes.map((node) => node.bits).filter(Boolean))].sort();
@@ -85,5 +103,5 @@ function moduleShape([x, y, width, height, [path, places], side], n, stage, fact
   if (kept) told.push(`keeps ${size(kept)}`);
   const kinds = ["product", "quantise", "norm"].filter((kind) => ops.some((node) => kindOf(node.op) === kind));
   const dots = kinds.map((kind, i) => `<circle class="dot ${kind}" cx="${x + width - 15 - 13 * i}" cy="${y + 18}" r="4.5"/>`).join("");
-  return `<g class="shape module" data-shape="${n}"><title>${escaped(path)}</title><rect class="body" x="${x}" y="${y}" width="${width}" height="${height}" rx="9"/>${dots}<text class="name" x="${x + 14}" y="${y + 23}">${escaped(cut(path, 21))}</text><text class="value" x="${x + 14}" y="${y + 43}">${escaped(told.join(" · "))}</text></g>`;
+  return `<g class="shape module" data-shape="${n}"><title>${escaped(path)}</title><rect class="body" x="${x}" y="${y}" width="${width}" height="${height}" rx="9"/>${dots}<text class="name" x="${x + 14}" y="${y + 23}">${escaped(cut(inside(path, open), 21))}</text><text class="value" x="${x + 14}" y="${y + 43}">${escaped(told.join(" · "))}</text></g>`;
 }
