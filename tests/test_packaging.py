@@ -102,7 +102,13 @@ def test_the_wheel_holds_the_package_and_nothing_generic(wheel):
     assert tops == {"sqcompile", f"sqcompile-{PROJECT['project']['version']}.dist-info"}
     runtime = ("ptx.h", "runtime.cpp")
     emulator = [f"backends/cuda/emulator/runtime/{name}" for name in runtime]
-    for name in ("passes/pipeline.py", "backends/lower.py", "report/report.html.j2", *emulator):
+    for name in (
+        "passes/pipeline.py",
+        "backends/lower.py",
+        "report/page/page.html.j2",
+        "report/page/main.js",
+        *emulator,
+    ):
         assert f"sqcompile/{name}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -129,7 +129,7 @@ def _roof(roofs: Mapping[str, float], intensities: Sequence[float]) -> dict[str,
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": "roof: a large copy and torch._int_mm, measured",
+        "name": "roof, measured",
         "x": ends,
         "y": heights,
         "line": {"color": "soft", "dash": "dot"},

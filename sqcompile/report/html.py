@@ -36,7 +36,7 @@ _CAPTIONS = {
     "errors": "Signal over quantisation noise of every tensor",
     "memory": "Kept for backward, by layer",
     "time": "Time of kernels, by layer",
-    "roofline": "Roofline of the products",
+    "roofline": "Roofline of the products (of a CPU: a large copy, torch._int_mm)",
     "training": "Training",
 }
 
@@ -65,7 +65,6 @@ def render(
         data=data,
         graphs=texts,
         sections=_sections(data),
-        saved_line=text.saved_line(data["saved"]),
         checks=[
             text.verification_line(one)[len("verified") :].strip() for one in data["verification"]
         ],

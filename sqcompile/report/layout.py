@@ -140,8 +140,8 @@ def _layered(
 
 
 def _layers(count: int, edges: Sequence[tuple[int, int]]) -> list[int]:
-    """A layer for every vertex, below all that it reads and, where it reads less than what reads it,
-    as close as can be to that."""
+    """A layer for every vertex, below all that it reads; close to its readers where these are as
+    many."""
     graph = igraph.Graph(count, list(edges), directed=True)
     order = graph.topological_sorting()
     layers = [0] * count

@@ -9,6 +9,9 @@ from sqcompile.report.data import read
 from tests.conftest import require_tool
 
 PHONE = {"width": 390, "height": 844}
+PATIENCE = 60_000
+"""Milliseconds: the machine may be busy with other things."""
+expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +30,13 @@ def address(run_folder):
 
 @pytest.fixture
 def opened(browser, address):
-    """opened(**options) -> the page, ready; at the end nothing was loaded and nothing complained."""
+    """opened(**options) -> the page, ready; at the end nothing was loaded, nothing complained."""
     contexts, faults = [], []
 
     def opened(**options):
         contexts.append(browser.new_context(reduced_motion="reduce", **options))
         page = contexts[-1].new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(PATIENCE)
         page.on("console", lambda message: faults.append(message.text))
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("request", lambda request: _told(request.url, address, faults))
@@ -173,11 +176,7 @@ def test_a_small_screen_has_everything_and_does_not_scroll_sideways(opened):
 
 def test_controls_have_names_and_contrast(opened):
     page = opened()
-    nameless = page.evaluate(
-        """[...document.querySelectorAll("button, input, select")].filter((one) =>
-        !(one.textContent.trim() || one.ariaLabel || one.labels?.length)).map((one) => one.outerHTML)"""
-    )
-    assert nameless == []
+    assert page.evaluate(NAMELESS) == []
     for landmark in ("banner", "navigation", "main", "contentinfo"):
         assert page.get_by_role(landmark).count() == 1
     for theme in ("light", "dark"):
@@ -186,6 +185,9 @@ def test_controls_have_names_and_contrast(opened):
             assert page.evaluate(CONTRAST, name) >= 4.5, (theme, name)
 
 
+NAMELESS = """[...document.querySelectorAll("button, input, select")]
+  .filter((one) => !(one.textContent.trim() || one.ariaLabel || one.labels?.length))
+  .map((one) => one.outerHTML)"""
 CONTRAST = """(name) => {
   const style = getComputedStyle(document.documentElement);
   const light = (colour) => {

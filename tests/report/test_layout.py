@@ -1,4 +1,4 @@
-"""Pictures of graphs: everything is drawn once, nothing overlaps, forward goes down, backward up."""
+"""Pictures: everything is drawn once, nothing overlaps, forward goes down, backward up."""
 
 import random
 from collections import Counter

@@ -97,7 +97,7 @@ function moduleShape([x, y, width, height, [path, places], side], n, { stage, fa
   const nodes = places.map((place) => stage.nodes[place]);
   const ops = nodes.filter((node) => node.op.includes("."));
   const bits = [...new Set(nodes.map((node) => node.bits).filter(Boolean))].sort();
-  const kept = side ? 0 : facts.keptBy(nodes, stage);
+  const kept = side || stage.begins === null ? 0 : facts.keptBy(nodes, stage); // known of the compiled graph
   const told = [`${ops.length} op${ops.length === 1 ? "" : "s"}`];
   if (bits.length) told.push(`${bits.join(", ")} bit`);
   if (kept) told.push(`keeps ${size(kept)}`);

@@ -125,8 +125,11 @@ export class Panel {
     const all = withItems([node], stage);
     const tensors = [...new Set(all.flatMap((one) => this.facts.tensors.get(one.name) ?? []))];
     const kept = all.map((one) => this.facts.saved.get(one.name)).filter(Boolean);
+    const read = tensors.length ? [] : [...new Set(node.inputs.flatMap((name) => this.facts.tensors.get(name) ?? []))];
     return [
       ...tensors.flatMap((one) => this.tensor(one)),
+      read.length ? html("h4", {}, "Quantised before") : null,
+      ...read.map((one) => html("p", { class: "links" }, this.link(one.name), ` ${one.kind}, ${one.bits} bit, ${one.groups > 1 ? `${one.groups} groups, ` : ""}${decibels(one.sqnr_db)}`)),
       !this.facts.report.tensors && /quant|norm/.test(node.op) ? html("p", { class: "soft" }, "Ranges and errors were not measured: compile with --stats.") : null,
       kept.length ? html("h4", {}, "Kept for backward") : null,
       kept.length ? list(kept.map((one) => [one.name, `${size(one.bytes)}${one.of ? `, packed from ${one.of}` : ""}`])) : null,

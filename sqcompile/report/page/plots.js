@@ -23,7 +23,7 @@ export async function startPlots(facts) {
   if (!holders.length) return;
   const tensors = facts.report.tensors ?? [];
   const shown = new Set();
-  let chosen = tensors.find((one) => one.groups > 1 && one.channels) ?? tensors[0];
+  let chosen = tensors.reduce((best, one) => (spread(one) > spread(best) ? one : best), tensors[0]);
 
   const draw = async (holder) => {
     const name = holder.dataset.plot;
@@ -70,6 +70,9 @@ export async function startPlots(facts) {
     byId("plots").scrollIntoView();
   });
 }
+
+/** How many groups a tensor's channels are in: what is shown first has most to show. */
+const spread = (tensor) => tensor.exponents?.filter(Boolean).length ?? 0;
 
 /** A trace with the page's colours for the names of its own, or the next in line. */
 function painted(trace, n) {
