@@ -33,7 +33,7 @@ export function paint(name, groups, nodes, facts) {
     const part = most > least ? (value - least) / (most - least) : 1;
     const heat = group.querySelector(".body").cloneNode();
     heat.setAttribute("class", "heat");
-    heat.setAttribute("fill-opacity", (0.08 + 0.72 * (way.less ? 1 - part : part)).toFixed(2));
+    heat.setAttribute("fill-opacity", (0.06 + 0.5 * (way.less ? 1 - part : part)).toFixed(2));
     group.querySelector(".body").after(heat);
     group.dataset.heat = way.written(value);
   });
