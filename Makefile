@@ -55,6 +55,8 @@ claims: $(READY)
 	SQCOMPILE_MCPU=x86-64-v3 $(BIN)/sqcompile $(DIGITS) --verify -o $(CLAIMS)/digits-v3 | \
 	  tee $(CLAIMS)/digits-v3.txt
 	$(BIN)/sqcompile examples/resnet20.py --verify -o $(CLAIMS)/resnet20 | tee $(CLAIMS)/resnet20.txt
+	$(BIN)/python tools/report_load.py $(CLAIMS)/resnet20/report.html \
+	  --json $(CLAIMS)/report-load.json | tee $(CLAIMS)/report-load.txt
 	$(BIN)/python tools/gradient_error.py $(DIGITS) --json $(CLAIMS)/gradient_error.json | \
 	  tee $(CLAIMS)/gradient_error.txt
 	$(BIN)/python tools/activation_error.py examples/gpt.py --json $(CLAIMS)/activation_error.json | \

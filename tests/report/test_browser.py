@@ -1,5 +1,8 @@
 """The page in Chromium: drawn, chosen, searched, sorted, in the dark, on a small screen."""
 
+import json
+from pathlib import Path
+
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
@@ -9,6 +12,7 @@ from sqcompile.report.data import read
 from tests.conftest import require_tool
 
 PHONE = {"width": 390, "height": 844}
+CLAIMS = Path(__file__).resolve().parents[2] / "runs" / "claims"
 PATIENCE = 60_000
 """Milliseconds: the machine may be busy with other things."""
 expect.set_options(timeout=PATIENCE)
@@ -199,3 +203,11 @@ CONTRAST = """(name) => {
   const [a, b] = [light(name), light("paper")].sort((x, y) => y - x);
   return (a + 0.05) / (b + 0.05);
 }"""
+
+
+@pytest.mark.claims
+def test_the_report_of_resnet20_opens_at_once():
+    """`make claims` has compiled it and measured this."""
+    figures = json.loads((CLAIMS / "report-load.json").read_text())
+    assert figures["bytes"] < 5e6
+    assert figures["seconds"] < 2
