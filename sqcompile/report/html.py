@@ -24,6 +24,7 @@ from sqcompile.report.figures import figures
 from sqcompile.report.graphs import Graphs
 from sqcompile.report.graphs import read as read_graphs
 from sqcompile.report.layers import kernel_times, layers, node_times
+from sqcompile.report.traffic import estimated_kernels
 
 HTML = "report.html"
 _FILTERS = {
@@ -151,7 +152,7 @@ def _facts(data: Mapping[str, Any], graphs: Graphs | None) -> dict[str, Any]:
                 "us": row["estimate"]["us"],
                 "bound": row["estimate"]["bound"],
             }
-            for row in data["kernels"]
+            for row in estimated_kernels(data)
         ],
     }
 

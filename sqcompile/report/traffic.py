@@ -39,6 +39,12 @@ def _measured(report: Mapping[str, Any], graphs: Graphs | None) -> list[dict[str
     return found
 
 
+def estimated_kernels(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the first variant's kernels, which are what the page is about."""
+    mode = report["variants"][0]["mode"]
+    return [row for row in report["kernels"] if row["mode"] == mode]
+
+
 def _estimated(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
@@ -48,7 +54,7 @@ def _estimated(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             "intensity": row["macs"] / row["bytes"],
             "macs_per_s": row["macs"] / row["estimate"]["us"] * 1e6,
         }
-        for row in report["kernels"]
+        for row in estimated_kernels(report)
         if row["macs"] and row["bytes"]
     ]
 

@@ -120,6 +120,7 @@ def test_a_kernel_moves_all_it_reads_and_writes(run_folder):
 
 def test_estimates_of_a_gpu_are_called_so(resnet):
     estimate = {"device": "A100", "us": 2.0, "bound": "memory"}
-    row = {"kernel": "mm", "macs": 1000, "bytes": 500, "estimate": estimate}
-    (point,) = traffic(report(resnet) | {"kernels": [row]}, None)
+    row = {"mode": "train", "kernel": "mm", "macs": 1000, "bytes": 500, "estimate": estimate}
+    rows = [row, row | {"mode": "eval"}]
+    (point,) = traffic(report(resnet) | {"kernels": rows}, None)
     assert (point["intensity"], point["macs_per_s"], point["measured"]) == (2.0, 5e8, False)
