@@ -22,7 +22,7 @@ demo: $(READY)
 	  --epochs 20 -o runs/digits
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 # mypy finds a package by its folder: build/typed has the layout that installation gives.
 lint: $(READY)
