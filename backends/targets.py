@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any
 
 from sqcompile.backends.kernels import KernelTable
@@ -12,6 +13,10 @@ from sqcompile.errors import UsageError
 
 MCPU = "SQCOMPILE_MCPU"
 """Environment variable: the LLVM CPU that the CPU target compiles for instead of this one."""
+
+ENTRY_POINTS = "sqcompile.targets"
+"""Group of the entry points by which installed packages bring targets, each by its name: a module
+that registers it when it is imported."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,19 @@ class Target:
         return found
 
 
-TARGETS = {
-    target.name: target
+class _Targets(dict[str, Target]):
+    """Targets by name; one that is not there yet is looked for in installed packages."""
+
+    def __missing__(self, name: str) -> Target:
+        for point in entry_points(group=ENTRY_POINTS, name=name):
+            point.load()
+        if name not in self:
+            raise KeyError(name)
+        return self[name]
+
+
+TARGETS = _Targets(
+    (target.name, target)
     for target in (
         Target("cpu", "sqcompile.backends.cpu", "any CPU that LLVM knows", options=("mcpu",)),
         Target("cuda", "sqcompile.backends.cuda", "NVIDIA GPUs", options=("arch", "int4")),
@@ -84,7 +100,26 @@ TARGETS = {
             plain_products=True,
         ),
     )
-}
+)
+
+
+def register(target: Target) -> None:
+    """Add a target from outside of this package; `sqcompile.runtime.machines.register` says how its
+    code is loaded. Raises ValueError when there is one of that name."""
+    if target.name in TARGETS:
+        raise ValueError(f"there is a target '{target.name}' already")
+    TARGETS[target.name] = target
+
+
+def _find(name: str) -> Target:
+    try:
+        return TARGETS[name]
+    except KeyError:
+        installed = {point.name for point in entry_points(group=ENTRY_POINTS)}
+        names = [*TARGETS, *sorted(installed - set(TARGETS))]
+        close = get_close_matches(name, names, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(names)}"
+        raise UsageError(f"there is no target '{name}'; {hint}") from None
 
 
 def get(name: str, **options: Any) -> Target:
@@ -93,11 +128,7 @@ def get(name: str, **options: Any) -> Target:
 
     Raises UsageError for a name, an option, an architecture or an accelerator that does not exist.
     """
-    if name not in TARGETS:
-        close = get_close_matches(name, TARGETS, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(TARGETS)}"
-        raise UsageError(f"there is no target '{name}'; {hint}")
-    target = TARGETS[name]
+    target = _find(name)
     for option in options:
         if option not in target.options:
             known = ", ".join(target.options) or "none"
