@@ -133,3 +133,8 @@ def _all_known(words: list[str], known: set[str], told: str) -> None:
 
 
 CHECKS = {"sqcompile": _sqcompile, "make": _make, "python": _python}
+
+
+def test_the_page_of_examples_has_all_of_them() -> None:
+    listed = set(re.findall(r"\.\./examples/(\w+\.py)", text_of("docs/examples.md")))
+    assert listed == {path.name for path in ROOT.glob("examples/*.py")}

@@ -112,9 +112,7 @@ def present(device: str) -> bool:
 
 def emulated_parts(binary: "Binary") -> list[str]:
     """The architectures whose kernels an emulator has to run to have run all of them."""
-    found: list[str] = import_module(_loader(binary.target).emulator).distinct_architectures(
-        binary
-    )
+    found: list[str] = import_module(_loader(binary.target).emulator).distinct_architectures(binary)
     return found
 
 

@@ -1,5 +1,5 @@
-"""What mkdocs does beside rendering docs/: README.md is the first page, a file of the repository that
-a page links to is a page too, and nothing that the site loads is elsewhere.
+"""What mkdocs does beside rendering docs/: README.md is the first page, a file of the repository
+that a page links to is a page too, and nothing that the site loads is elsewhere.
 
 Links are written as they work in the repository; `target_of` says where each leads on the site.
 """
@@ -15,9 +15,10 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "examples": "examples.md"}
-"""Pages of the site by their place in the repository, where that is not docs/."""
-LICENSE = "LICENSE"
+PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
+"""Pages that are not in docs/, by their file."""
+STANDING_FOR = {**PAGES, "LICENSE": "license.md", "examples": "examples.md"}
+"""Pages that stand for a file or folder of the repository."""
 SOURCES = "repository"
 """Folder of the pages that show a file."""
 
@@ -40,10 +41,8 @@ def origin_of(page: str) -> str:
 def target_of(origin: str, link: str) -> str:
     """The page of the site that a link in a file of the repository leads to."""
     path = normpath(join(dirname(origin), link))
-    if path in PAGES:
-        return PAGES[path]
-    if path == LICENSE:
-        return "license.md"
+    if path in STANDING_FOR:
+        return STANDING_FOR[path]
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     return f"{SOURCES}/{path}.md"
@@ -69,10 +68,9 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the pages that are not in docs/."""
     texts = {file.src_uri: file.content_string for file in files.documentation_pages()}
     for path, name in PAGES.items():
-        if name not in texts:
-            texts[name] = (ROOT / path).read_text(encoding="utf-8")
-            files.append(File.generated(config, name, content=texts[name]))
-    text = (ROOT / LICENSE).read_text(encoding="utf-8")
+        texts[name] = (ROOT / path).read_text(encoding="utf-8")
+        files.append(File.generated(config, name, content=texts[name]))
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     files.append(File.generated(config, "license.md", content=f"# Licence\n\n```text\n{text}```\n"))
     for page, text in texts.items():
         for _, link, _ in LINK.findall(FENCED.sub("", text)):
