@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import tvm
 from torch import nn
-from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from sqcompile import support, variant_cache
@@ -21,10 +20,10 @@ from sqcompile.errors import CaptureError, UsageError
 from sqcompile.index_limits import given_limits, limits
 from sqcompile.passes.expose_absmax import expose_absmax
 from sqcompile.passes.expose_index_ranges import expose_index_ranges
+from sqcompile.passes.listing import listing
 from sqcompile.passes.partition import Partition, partition
 from sqcompile.passes.pipeline import Stage, integer_training, run
 from sqcompile.passes.plain_products import plain_products
-from sqcompile.passes.printing import text
 from sqcompile.recipe import Recipe
 from sqcompile.runtime import cache
 from sqcompile.runtime.executable import Binary, Executable
@@ -112,14 +111,10 @@ def rewrite_captured(captured: Capture, recipe: Recipe, *, gradients: bool = Tru
     """Run every pass over a captured call; without `gradients` only forward is kept."""
     graph, stages = run(captured.graph, integer_training(recipe))
     parts = partition(graph, captured.outputs, inference=not gradients)
-    stages.append(_stage("forward", parts.forward))
+    stages.append(Stage("forward", listing(parts.forward, "forward")))
     if parts.backward is not None:
-        stages.append(_stage("backward", parts.backward))
+        stages.append(Stage("backward", listing(parts.backward, "backward")))
     return Rewritten(captured, parts, stages)
-
-
-def _stage(name: str, graph: GraphModule) -> Stage:
-    return Stage(name, text(graph, name), 0.0, len(graph.graph.nodes))
 
 
 def examine(
