@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from sqcompile._torch_compat import module_path
 from sqcompile.passes.assign_precision import Operand, ProductSpec
 from sqcompile.passes.editing import arguments, tainted
 from sqcompile.passes.entries import CONSTANT, ITEM, OUTPUT, PLACEHOLDER, Code, Entry, Ref, Tensor
@@ -42,7 +43,7 @@ def _entry(node: Node, part: str) -> Entry:
         _operands(node),
         shift_groups(node) if calls else None,
         node.meta.get("role", ""),
-        node.meta.get("module", ""),
+        node.meta.get("module") or (module_path(node) if calls else ""),
         source_line(node) if calls else "",
         "" if node.op == "output" else part,
     )
@@ -116,4 +117,4 @@ def shift_groups(node: Node) -> int | None:
 def _made_with(exponent: Node) -> int | None:
     """The number of groups of the call that gave an exponent."""
     maker = exponent.args[0] if exponent.target is operator.getitem else exponent
-    return shift_groups(maker) if isinstance(maker, Node) and maker is not exponent else None
+    return shift_groups(maker) if isinstance(maker, Node) else None

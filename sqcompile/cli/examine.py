@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import click
 
-from sqcompile.cli import options
+from sqcompile.cli import completing, options
 from sqcompile.cli.output import Output
 from sqcompile.errors import UnsupportedOpError
 
@@ -13,7 +13,7 @@ from sqcompile.errors import UnsupportedOpError
     short_help="List supported and unsupported ops of a model.",
     epilog="Exit code 4 when an op is unsupported.",
 )
-@click.argument("model_file", metavar="MODEL.PY")
+@click.argument("model_file", metavar="MODEL.PY", shell_complete=completing.file)
 @options.target
 @options.common
 @click.pass_obj
