@@ -79,9 +79,12 @@ def _nodes(ctx: click.Context) -> list[list[object]]:
 def _run(ctx: click.Context) -> "dict[str, list[list[object]]]":
     """stages.json of the run folder that stands on the line; nothing where there is none: a
     completion has nobody to tell."""
+    # Behind an option that has no value yet, click has not told the arguments apart.
+    folder = ctx.params.get("folder") or next(iter(ctx.args), "")
     try:
-        place = Path(str(ctx.params.get("folder") or "")) / "stages.json"
-        found: dict[str, list[list[object]]] = json.loads(place.read_text(encoding="utf-8"))
+        found: dict[str, list[list[object]]] = json.loads(
+            (Path(str(folder)) / "stages.json").read_text(encoding="utf-8")
+        )
     except (OSError, ValueError):
         return {}
     return found

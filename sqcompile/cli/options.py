@@ -66,6 +66,15 @@ def common(function: Command) -> Command:
 
 def target(function: Command) -> Command:
     """--target and the options that belong to one target."""
+    return _target(function, "cpu")
+
+
+def target_or_all(function: Command) -> Command:
+    """As `target`, but without --target all of them are meant."""
+    return _target(function, None)
+
+
+def _target(function: Command, default: str | None) -> Command:
     for option in (
         click.option(
             "--hw",
@@ -94,8 +103,8 @@ def target(function: Command) -> Command:
             "--target",
             "target_name",
             metavar="cpu|cuda|vta",
-            default="cpu",
-            show_default=True,
+            default=default,
+            show_default=default or "all of them",
             shell_complete=completing.target,
             help="Where the step runs. cuda needs sqcompile[cuda]; vta's products run in its "
             "simulator.",
@@ -150,6 +159,20 @@ def chosen_target(name: str, **options: str | bool | None) -> "Target":
 
     given = {key: value for key, value in options.items() if value not in (None, False)}
     return targets.get(name, **given)
+
+
+def chosen_targets(name: str | None, **options: str | bool | None) -> "list[Target]":
+    """The target called `name`, or all; each with those of `options` that were given and that it
+    has. Raises UsageError as `chosen_target`."""
+    from sqcompile.backends import targets
+
+    if name is not None:
+        return [chosen_target(name, **options)]
+    found = []
+    for known in targets.TARGETS.values():
+        own = {key: value for key, value in options.items() if key in known.options}
+        found.append(chosen_target(known.name, **own))
+    return found
 
 
 def use_threads(count: int | None) -> int:
