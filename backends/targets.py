@@ -8,7 +8,9 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from sqcompile.backends.kernels import KernelTable
+from torch.fx import Node
+
+from sqcompile.backends.kernels import KernelTable, spec_of
 from sqcompile.errors import UsageError
 
 MCPU = "SQCOMPILE_MCPU"
@@ -62,9 +64,23 @@ class Target:
         without running it; each has "faults", which no kernel may have;
         accelerator(binary, records, macs): for a target that does not run every product, a mapping
         with those that it leaves to the CPU ("left": why, by node), else None; `macs` are those of
-        all products, by node ("forward/mm_1").
+        all products, by node ("forward/mm_1");
+        left_to_cpu(spec, target): of such a target, see `Target.left_to_cpu`.
         """
         return import_module(f"{self.package}.build")
+
+    @property
+    def accelerates(self) -> bool:
+        """Whether the target runs some of the products and leaves all else to the CPU."""
+        return self.plain_products
+
+    def left_to_cpu(self, node: Node) -> str | None:
+        """Why a product that the target has a kernel for runs on the CPU beside it, "" when it
+        does not; None for what is no product, and for a target that runs all."""
+        if not self.accelerates:
+            return None
+        found: str | None = self.builder.left_to_cpu(spec_of(node)[0], self)
+        return found
 
     def machines(self) -> "list[Target]":
         """The target once for every machine that kernels are generated for.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sqcompile.cli import options
+from sqcompile.cli import completing, options
 from sqcompile.cli.output import Output
 from sqcompile.errors import UsageError, VerificationError
 
@@ -24,7 +24,7 @@ _DIFFERENCES = 20
     epilog="Exit codes: 3 the model does not load or trace, 4 unsupported ops (all of them are "
     "listed), 5 a target that is not there, 6 --verify found a difference or a product in float.",
 )
-@click.argument("model_file", metavar="MODEL.PY")
+@click.argument("model_file", metavar="MODEL.PY", shell_complete=completing.file)
 @options.target
 @options.recipe
 @click.option(
