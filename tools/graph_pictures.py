@@ -26,8 +26,7 @@ from torch.fx import GraphModule, Node
 
 from sqcompile import api
 from sqcompile._torch_compat import Port
-from sqcompile.capture import Capture
-from sqcompile.passes.partition import Partition
+from sqcompile.api import Rewritten
 from sqcompile.passes.printing import annotation, op_name
 from sqcompile.recipe import Recipe
 
@@ -95,8 +94,8 @@ class Picture:
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def graphs() -> tuple[Capture, Partition]:
-    """The page's model as captured, and what the passes make of it."""
+def rewritten() -> Rewritten:
+    """The step of the page's model, as captured and after all passes."""
     found = MODEL.search(PAGE.read_text(encoding="utf-8"))
     assert found is not None
     with tempfile.TemporaryDirectory() as folder:
@@ -104,15 +103,14 @@ def graphs() -> tuple[Capture, Partition]:
         file.write_text(found[1], encoding="utf-8")
         model = runpy.run_path(str(file))
         torch.manual_seed(0)
-        rewritten = api.rewrite(
+        return api.rewrite(
             model["make_model"](), model["example_inputs"](), {}, Recipe.load("w4a4g4")
         )
-    return rewritten.captured, rewritten.parts
 
 
-def pictures() -> dict[str, Picture]:
-    """The three pictures by name."""
-    captured, parts = graphs()
+def pictures(step: Rewritten) -> dict[str, Picture]:
+    """The three pictures of a step by name."""
+    captured, parts = step.captured, step.parts
     assert parts.backward is not None
     kept = set(parts.saved)
     outputs = [*map(_told, parts.outputs), *["kept"] * len(parts.saved)]
@@ -327,7 +325,7 @@ def _path(above: Box, bends: Sequence[tuple[float, float]], below: Box) -> str:
 def main() -> None:
     """Write all pictures."""
     FOLDER.mkdir(exist_ok=True)
-    for name, picture in pictures().items():
+    for name, picture in pictures(rewritten()).items():
         (FOLDER / f"{name}.svg").write_text(svg(picture, TITLES[name]), encoding="utf-8")
 
 

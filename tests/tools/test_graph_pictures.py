@@ -1,15 +1,23 @@
-"""The pictures of docs/how-it-works.md are of the graphs as the passes leave them today."""
+"""The pictures and lines of docs/how-it-works.md are of the graphs as the passes leave them today."""
 
+import re
 from itertools import combinations
 
 import graph_pictures
 import pytest
 from graph_pictures import Box, Picture
 
+from sqcompile.api import Rewritten
+
 
 @pytest.fixture(scope="module")
-def pictures() -> dict[str, Picture]:
-    return graph_pictures.pictures()
+def step() -> Rewritten:
+    return graph_pictures.rewritten()
+
+
+@pytest.fixture(scope="module")
+def pictures(step: Rewritten) -> dict[str, Picture]:
+    return graph_pictures.pictures(step)
 
 
 @pytest.mark.parametrize("name", graph_pictures.TITLES)
@@ -18,6 +26,14 @@ def test_a_picture_is_current(pictures: dict[str, Picture], name: str) -> None:
     digest = graph_pictures.DIGEST.search(text)
     assert digest is not None
     assert digest[1] == pictures[name].digest, "draw again: python tools/graph_pictures.py"
+
+
+def test_the_lines_of_the_page_stand_in_the_graphs(step: Rewritten) -> None:
+    page = (graph_pictures.FOLDER.parent / "how-it-works.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    for block, stage in zip(blocks, step.stages[-2:], strict=True):
+        there = {line.strip() for line in stage.text.splitlines()} | {"..."}
+        assert [line for line in block.splitlines() if line not in there] == [], stage.name
 
 
 def test_the_products_of_the_page_are_integers(pictures: dict[str, Picture]) -> None:
