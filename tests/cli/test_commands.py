@@ -130,14 +130,28 @@ def test_train_needs_data_and_loss(call, folder):
 
 
 def test_examine_names_what_is_missing(call, folder):
-    assert call("examine", "net.py").code == 0
-    (folder / "bad.py").write_text(FORWARD.format(returns="torch.lgamma(self.first(x))"))
+    called = "nn.functional.mish(self.first(x)).lgamma()"
+    (folder / "bad.py").write_text(FORWARD.format(returns=called))
     result = call("examine", "bad.py")
     assert result.code == 4
-    assert "bad.py:11  return torch.lgamma(self.first(x))" in result.out
-    data = json.loads(call("examine", "bad.py", "--json").out)
-    assert not data["supported"]
-    assert "aten.lgamma" in [row["op"] for row in data["ops"] if not row["supported"]]
+    (table,) = [line.split() for line in result.out.splitlines() if line.startswith("nn.Linear")]
+    assert table == ["nn.Linear", "1", "yes", "yes", "yes"]
+    assert "  aten.mish, aten.mish_backward: no kernel (cpu, cuda, vta)" in result.out
+    assert "  nearest supported: nn.SiLU or nn.GELU" in result.out
+    assert f"  bad.py:11  return {called}" in result.out
+    assert "cpu: 1 of 3 kinds of ops run" in result.out
+
+
+def test_examine_of_one_target_as_json(call):
+    result = call("examine", "net.py", "--target", "vta", "--json")
+    assert result.code == 0
+    data = json.loads(result.out)
+    assert data["targets"] == ["vta"] and data["supported"]
+    by_name = {row["op"]: row for row in data["ops"]}
+    assert by_name["nn.Linear"]["count"] == 2
+    assert by_name["nn.Linear"]["targets"]["vta"]["runs_on"] == "vta"
+    assert by_name["nn.Linear"]["places"][0]["module"] == "0"
+    assert by_name["nn.ReLU"]["targets"]["vta"]["runs_on"] == "cpu"
 
 
 def test_doctor_compiles_a_small_step(call):
