@@ -83,6 +83,9 @@ def command(
       def example_inputs():
           return (torch.randn(8, 16),)
 
+    \b
+      sqcompile model.py --recipe w6a6g6 --verify -o runs/mine
+
     sqcompile.load(DIR) gives the step back in Python, with no model file and no compiler.
     """
     target = options.chosen_target(target_name, mcpu=mcpu, arch=arch, int4=int4, hw=hw)

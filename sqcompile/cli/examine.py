@@ -66,7 +66,7 @@ def _show(output: Output, rows: "list[ModelOp]", targets: "list[Target]") -> Non
 
     shown = table("op", "count", *(target.name for target in targets), right=("count",))
     for row in rows:
-        cells = [row.verdicts[target.name].runs_on or "no" for target in targets]
+        cells = [_cell(row.verdicts[target.name].runs_on, target) for target in targets]
         style = None if row.supported else "red"
         shown.add_row(row.op, str(len(row.places)), *cells, style=style)
     output.show(shown)
@@ -76,6 +76,11 @@ def _show(output: Output, rows: "list[ModelOp]", targets: "list[Target]") -> Non
     output.say()
     for target in targets:
         _conclude(output, rows, target)
+
+
+def _cell(runs_on: str, target: "Target") -> str:
+    """yes, no, or where an op runs that an accelerator leaves to another."""
+    return {"": "no", target.name: "yes"}.get(runs_on, runs_on)
 
 
 def _tell(output: Output, row: "ModelOp") -> None:

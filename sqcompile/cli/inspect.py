@@ -88,7 +88,7 @@ def command(
       sqcompile inspect runs/digits
       sqcompile inspect runs/digits --stage quantize_operands | less
       sqcompile inspect runs/digits --stage quantize_operands --diff
-      sqcompile inspect runs/digits --layer stem --op 'conv_*' --pass backward
+      sqcompile inspect runs/digits --layer stem --op "conv_*" --pass backward
       sqcompile inspect runs/digits --stage forward --json
     """
     from sqcompile.report.graphview import Selection
