@@ -1,4 +1,4 @@
-"""The pictures and lines of docs/how-it-works.md are of the graphs as the passes leave them today."""
+"""The pictures and lines of docs/how-it-works.md are those of today's graphs."""
 
 import re
 from itertools import combinations
