@@ -27,7 +27,7 @@ from torch.fx import GraphModule, Node
 from sqcompile import api
 from sqcompile._torch_compat import Port
 from sqcompile.api import Rewritten
-from sqcompile.passes.printing import annotation, op_name
+from sqcompile.passes.printing import dtype_name, op_name
 from sqcompile.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -165,7 +165,7 @@ def _sources(node: Node) -> Iterator[Node]:
 def _box(node: Node, kept: set[str]) -> Box:
     if node.op == "placeholder":
         kind = "kept" if node.name in kept else "given"
-        return Box(kind, _plain(node.name), [annotation(node)])
+        return Box(kind, _plain(node.name), [_type(_largest(node))])
     value = _largest(node)
     parts = [one for one in node.users if op_name(one) == "getitem"]
     bits = sorted({one.meta["bits"] for one in (node, *parts) if "bits" in one.meta})
@@ -194,8 +194,7 @@ def _largest(node: Node) -> torch.Tensor:
 
 
 def _type(value: torch.Tensor) -> str:
-    kind = {torch.float32: "f32", torch.int8: "i8", torch.uint8: "u8", torch.int32: "i32"}
-    return f"{kind.get(value.dtype, str(value.dtype)[6:])}[{', '.join(map(str, value.shape))}]"
+    return f"{dtype_name(value.dtype)}[{', '.join(map(str, value.shape))}]"
 
 
 def _short(node: Node) -> str:
@@ -216,7 +215,7 @@ def _returned(
             continue
         kind = "kept" if results[at] == "kept" else "given"
         name = value.name if kind == "kept" else results[at]
-        number = picture.add(Box(kind, _plain(name), [annotation(value)]))
+        number = picture.add(Box(kind, _plain(name), [_type(_largest(value))]))
         for source in [value] if _shown(value) else list(_sources(value)):
             picture.flows.append((numbers[source], number))
 

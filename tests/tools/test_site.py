@@ -37,10 +37,10 @@ def test_a_link_of_the_repository_leads_to_a_page(
 
 
 def test_code_is_left_as_it_is(hooks: ModuleType) -> None:
-    text = "a [b](../README.md)\n```python runnable\nx = f[0](y)\n```\n"
+    text = "a [b](../README.md)\n\n- c\n  - d\n\n```python runnable\nx = f[0](y)\n```\n"
     page = SimpleNamespace(file=SimpleNamespace(src_uri="faq.md"))
     found = hooks.on_page_markdown(text, page=page, config=None, files=None)
-    assert found == "a [b](index.md)\n```python\nx = f[0](y)\n```\n"
+    assert found == "a [b](index.md)\n\n- c\n    - d\n\n```python\nx = f[0](y)\n```\n"
 
 
 @pytest.mark.parametrize(

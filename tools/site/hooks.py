@@ -24,6 +24,8 @@ SOURCES = "repository"
 
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(\]\()(?![a-z]+:)([^)#\s]+)((?:#[^)\s]*)?\))")
+NESTED = re.compile(r"^  (?=[-*] )", re.MULTILINE)
+"""A list in a list, which Python-Markdown wants four spaces in front of."""
 RUNNABLE = re.compile(r"^```python runnable$", re.MULTILINE)
 LOADED = re.compile(
     r"<(?:script|img|iframe|source|audio|video)\b[^>]*\ssrc=[\"']?(?:https?:)?//[^>]*>"
@@ -91,7 +93,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         target = target_of(origin_of(name), link[2])
         return f"{link[1]}{relpath(target, dirname(name) or '.')}{link[3]}"
 
-    markdown = outside_fences(markdown, lambda text: LINK.sub(on_site, text))
+    markdown = outside_fences(markdown, lambda text: NESTED.sub("    ", LINK.sub(on_site, text)))
     return RUNNABLE.sub("```python", markdown)
 
 
