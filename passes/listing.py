@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -32,12 +33,13 @@ def listing(module: GraphModule, part: str = "") -> list[Entry]:
 def _entry(node: Node, part: str) -> Entry:
     value = node.meta.get("val") if node.op != "output" else ()
     several = isinstance(value, (tuple, list))
+    values: Iterable[Any] = value if isinstance(value, (tuple, list)) else (value,)
     calls = node.op == "call_function"
     return Entry(
         node.name,
         _op(node),
         _args(node),
-        tuple(map(_tensor, value if several else (value,))),
+        tuple(map(_tensor, values)),
         several,
         node.meta.get("bits"),
         _operands(node),

@@ -32,7 +32,7 @@ def test_all_unsupported_ops_are_in_one_error():
         "test_support.py:",
         "aten._fft_r2c",
         "aten.mish",
-        "silu or gelu",
+        "nearest supported: nn.SiLU or nn.GELU",
         "aten.convolution",
         "(module: mixer.1)",
         "(module: wave)",

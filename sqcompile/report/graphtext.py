@@ -105,9 +105,12 @@ def _pair(before: Entry, after: Entry, remark: str) -> Iterator[Text]:
     """A changed node, before and after, what differs in bold."""
     old, new = _WORDS.split(before.statement), _WORDS.split(after.statement)
     blocks = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
-    for sign, words, first in (("-", old, 1), ("+", new, 3)):
+    parts = {
+        "-": [(kind, old[start:end]) for kind, start, end, _, _ in blocks],
+        "+": [(kind, new[start:end]) for kind, _, _, start, end in blocks],
+    }
+    for sign, found in parts.items():
         line = Text(f"{sign} ", style=_STYLES[sign])
-        for block in blocks:
-            part = "".join(words[block[first] : block[first + 1]])
-            line.append(part, style="" if block[0] == "equal" else "bold reverse")
+        for kind, words in found:
+            line.append("".join(words), style="" if kind == "equal" else "bold reverse")
         yield line.append(remark) if sign == "+" else line
