@@ -81,7 +81,8 @@ def anchors(page: Path) -> set[str]:
 
 
 CODE = re.compile(r"`([^`]+)`")
-COMMAND = re.compile(r"^\s*(?:\S*/)?(sqcompile|make|python)\s+([^#]*)")
+COMMAND = re.compile(r"^\s*(?:\S*/)?(sqcompile|make|python) ([^#]*?)(?: *#.*|   *\S.*)?$")
+"""A command, which ends where a comment, or an explanation behind two spaces, begins."""
 
 
 def shown_commands(page: str) -> Iterator[tuple[str, list[str]]]:
@@ -89,7 +90,7 @@ def shown_commands(page: str) -> Iterator[tuple[str, list[str]]]:
     text = text_of(page)
     lines = [span.replace("\n", " ") for span in CODE.findall(FENCE.sub("", text))]
     for kind, block in FENCE.findall(text):
-        lines += block.replace("\\\n", " ").splitlines() if kind in ("", "sh") else []
+        lines += re.sub(r"\\\n *", "", block).splitlines() if kind in ("", "sh") else []
     for line in lines:
         if command := COMMAND.match(line):
             yield command[1], shlex.split(command[2])
