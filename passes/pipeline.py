@@ -13,6 +13,7 @@ from sqcompile.passes.canonicalize import canonicalize
 from sqcompile.passes.channels_last import channels_last
 from sqcompile.passes.collapse_layouts import collapse_layouts
 from sqcompile.passes.draw_dropout import draw_dropout
+from sqcompile.passes.entries import Entry, text
 from sqcompile.passes.fold_constants import fold_constants
 from sqcompile.passes.fold_weight_scales import fold_weight_scales
 from sqcompile.passes.fuse_epilogues import fuse_epilogues
@@ -22,10 +23,10 @@ from sqcompile.passes.fuse_quantizers import fuse_quantizers
 from sqcompile.passes.fuse_residuals import fuse_residuals
 from sqcompile.passes.fuse_tails import fuse_tails
 from sqcompile.passes.gather_sums import gather_sums
+from sqcompile.passes.listing import listing
 from sqcompile.passes.pack_saved import pack_saved
 from sqcompile.passes.pair_quantizers import pair_quantizers
 from sqcompile.passes.place_results import place_results
-from sqcompile.passes.printing import text
 from sqcompile.passes.quantize_norms import quantize_norms
 from sqcompile.passes.quantize_operands import quantize_operands
 from sqcompile.passes.quantize_softmax import quantize_softmax
@@ -33,6 +34,9 @@ from sqcompile.passes.save_slopes import save_slopes
 from sqcompile.passes.share_quantized import share_quantized
 from sqcompile.passes.verifier import verify
 from sqcompile.recipe import Recipe
+
+PARTS = ("forward", "backward")
+"""The last two stages: the graphs that are compiled, cut from the joint one."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,21 @@ class Pass:
 
 @dataclass(frozen=True)
 class Stage:
-    """The graph as text after a pass, with the time the pass took and its number of nodes."""
+    """The graph after a pass as records of its nodes, with the time the pass took."""
 
     name: str
-    text: str
-    milliseconds: float
-    nodes: int
+    entries: list[Entry]
+    milliseconds: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """The graph as Python."""
+        return text(self.entries, self.name if self.name in PARTS else "step")
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes the graph has."""
+        return len(self.entries)
 
 
 def integer_training(recipe: Recipe) -> list[Pass]:
@@ -117,7 +130,7 @@ def run(graph: GraphModule, passes: list[Pass]) -> tuple[GraphModule, list[Stage
 
     Raises BrokenInvariant, naming the node, when a pass breaks what must hold.
     """
-    stages = [Stage("captured", text(graph), 0.0, len(graph.graph.nodes))]
+    stages = [Stage("captured", listing(graph))]
     established: frozenset[str] = frozenset()
     for step in passes:
         start = perf_counter()
@@ -126,5 +139,5 @@ def run(graph: GraphModule, passes: list[Pass]) -> tuple[GraphModule, list[Stage
         if step.establishes is not None:
             established |= {step.establishes}
         verify(graph, established)
-        stages.append(Stage(step.name, text(graph), milliseconds, len(graph.graph.nodes)))
+        stages.append(Stage(step.name, listing(graph), milliseconds))
     return graph, stages

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sqcompile.cli import options
+from sqcompile.cli import completing, options
 from sqcompile.cli.output import Output
 from sqcompile.errors import UsageError, VerificationError
 
@@ -24,7 +24,7 @@ _DIFFERENCES = 20
     epilog="Exit codes: 3 the model does not load or trace, 4 unsupported ops (all of them are "
     "listed), 5 a target that is not there, 6 --verify found a difference or a product in float.",
 )
-@click.argument("model_file", metavar="MODEL.PY")
+@click.argument("model_file", metavar="MODEL.PY", shell_complete=completing.file)
 @options.target
 @options.recipe
 @click.option(
@@ -82,6 +82,9 @@ def command(
           return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
       def example_inputs():
           return (torch.randn(8, 16),)
+
+    \b
+      sqcompile model.py --recipe w6a6g6 --verify -o runs/mine
 
     sqcompile.load(DIR) gives the step back in Python, with no model file and no compiler.
     """
