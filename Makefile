@@ -2,6 +2,7 @@
 #   make demo     train a small ResNet in 4-bit integers beside fp32
 #   make test     the tests; make test ARGS="tests/report -x"
 #   make lint     ruff and mypy
+#   make docs     the documentation as a site, in build/site; warnings are errors
 #   make bench    the demo's step beside PyTorch, with one and two threads
 #   make kernels  every kind of kernel beside PyTorch's (about five minutes)
 #   make claims   the figures that README.md quotes, measured again (an hour or more)
@@ -15,14 +16,14 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench kernels claims accuracy clean
+.PHONY: demo test lint docs bench kernels claims accuracy clean
 
 demo: $(READY)
 	$(BIN)/sqcompile train examples/digits_resnet.py --recipe w4a4g4 --compare-fp32 \
 	  --epochs 20 -o runs/digits
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 # mypy finds a package by its folder: build/typed has the layout that installation gives.
 lint: $(READY)
@@ -32,6 +33,10 @@ lint: $(READY)
 	@ln -s $(CURDIR)/sqcompile/* $(CURDIR)/passes $(CURDIR)/backends build/typed/sqcompile/
 	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
 	  --cache-dir $(CURDIR)/.mypy_cache
+
+# The site is read from files, without a server or a network; tools/site has what mkdocs does beside.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(READY)
 	$(BIN)/sqcompile examples/digits_resnet.py -o runs/bench

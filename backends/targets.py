@@ -5,13 +5,20 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any
 
-from sqcompile.backends.kernels import KernelTable
+from torch.fx import Node
+
+from sqcompile.backends.kernels import KernelTable, spec_of
 from sqcompile.errors import UsageError
 
 MCPU = "SQCOMPILE_MCPU"
 """Environment variable: the LLVM CPU that the CPU target compiles for instead of this one."""
+
+ENTRY_POINTS = "sqcompile.targets"
+"""Group of the entry points by which installed packages bring targets, each by its name: a module
+that registers it when it is imported."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +64,23 @@ class Target:
         without running it; each has "faults", which no kernel may have;
         accelerator(binary, records, macs): for a target that does not run every product, a mapping
         with those that it leaves to the CPU ("left": why, by node), else None; `macs` are those of
-        all products, by node ("forward/mm_1").
+        all products, by node ("forward/mm_1");
+        left_to_cpu(spec, target): of such a target, see `Target.left_to_cpu`.
         """
         return import_module(f"{self.package}.build")
+
+    @property
+    def accelerates(self) -> bool:
+        """Whether the target runs some of the products and leaves all else to the CPU."""
+        return self.plain_products
+
+    def left_to_cpu(self, node: Node) -> str | None:
+        """Why a product that the target has a kernel for runs on the CPU beside it, "" when it
+        does not; None for what is no product, and for a target that runs all."""
+        if not self.accelerates:
+            return None
+        found: str | None = self.builder.left_to_cpu(spec_of(node)[0], self)
+        return found
 
     def machines(self) -> "list[Target]":
         """The target once for every machine that kernels are generated for.
@@ -70,8 +91,19 @@ class Target:
         return found
 
 
-TARGETS = {
-    target.name: target
+class _Targets(dict[str, Target]):
+    """Targets by name; one that is not there yet is looked for in installed packages."""
+
+    def __missing__(self, name: str) -> Target:
+        for point in entry_points(group=ENTRY_POINTS, name=name):
+            point.load()
+        if name not in self:
+            raise KeyError(name)
+        return self[name]
+
+
+TARGETS = _Targets(
+    (target.name, target)
     for target in (
         Target("cpu", "sqcompile.backends.cpu", "any CPU that LLVM knows", options=("mcpu",)),
         Target("cuda", "sqcompile.backends.cuda", "NVIDIA GPUs", options=("arch", "int4")),
@@ -84,7 +116,26 @@ TARGETS = {
             plain_products=True,
         ),
     )
-}
+)
+
+
+def register(target: Target) -> None:
+    """Add a target from outside of this package; `sqcompile.runtime.machines.register` says how its
+    code is loaded. Raises ValueError when there is one of that name."""
+    if target.name in TARGETS:
+        raise ValueError(f"there is a target '{target.name}' already")
+    TARGETS[target.name] = target
+
+
+def _find(name: str) -> Target:
+    try:
+        return TARGETS[name]
+    except KeyError:
+        installed = {point.name for point in entry_points(group=ENTRY_POINTS)}
+        names = [*TARGETS, *sorted(installed - set(TARGETS))]
+        close = get_close_matches(name, names, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(names)}"
+        raise UsageError(f"there is no target '{name}'; {hint}") from None
 
 
 def get(name: str, **options: Any) -> Target:
@@ -93,11 +144,7 @@ def get(name: str, **options: Any) -> Target:
 
     Raises UsageError for a name, an option, an architecture or an accelerator that does not exist.
     """
-    if name not in TARGETS:
-        close = get_close_matches(name, TARGETS, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(TARGETS)}"
-        raise UsageError(f"there is no target '{name}'; {hint}")
-    target = TARGETS[name]
+    target = _find(name)
     for option in options:
         if option not in target.options:
             known = ", ".join(target.options) or "none"

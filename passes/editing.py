@@ -13,7 +13,15 @@ from torch.fx.node import map_arg
 from sqcompile import _torch_compat as compat
 from sqcompile.ops.table import Op, find
 
-KEPT_META = ("stack_trace", "seq_nr", "nn_module_stack", "fwd_nn_module_stack", "role", "module")
+KEPT_META = (
+    "stack_trace",
+    "seq_nr",
+    "nn_module_stack",
+    "fwd_nn_module_stack",
+    "role",
+    "module",
+    "origin",
+)
 """What a new node takes over from the node in whose place it stands."""
 
 SAME_ORDER = (

@@ -14,6 +14,7 @@ from sqcompile.passes.canonicalize import canonicalize
 from sqcompile.passes.channels_last import channels_last
 from sqcompile.passes.collapse_layouts import collapse_layouts
 from sqcompile.passes.draw_dropout import draw_dropout
+from sqcompile.passes.entries import Entry, text
 from sqcompile.passes.fold_constants import fold_constants
 from sqcompile.passes.fold_weight_scales import fold_weight_scales
 from sqcompile.passes.fuse_epilogues import fuse_epilogues
@@ -23,11 +24,10 @@ from sqcompile.passes.fuse_quantizers import fuse_quantizers
 from sqcompile.passes.fuse_residuals import fuse_residuals
 from sqcompile.passes.fuse_tails import fuse_tails
 from sqcompile.passes.gather_sums import gather_sums
-from sqcompile.passes.outline import Outline, outline
+from sqcompile.passes.listing import listing
 from sqcompile.passes.pack_saved import pack_saved
 from sqcompile.passes.pair_quantizers import pair_quantizers
 from sqcompile.passes.place_results import place_results
-from sqcompile.passes.printing import text
 from sqcompile.passes.quantize_norms import quantize_norms
 from sqcompile.passes.quantize_operands import quantize_operands
 from sqcompile.passes.quantize_softmax import quantize_softmax
@@ -35,6 +35,9 @@ from sqcompile.passes.save_slopes import save_slopes
 from sqcompile.passes.share_quantized import share_quantized
 from sqcompile.passes.verifier import verify
 from sqcompile.recipe import Recipe
+
+PARTS = ("forward", "backward")
+"""The last two stages: the graphs that are compiled, cut from the joint one."""
 
 
 @dataclass(frozen=True)
@@ -49,37 +52,29 @@ class Pass:
     def about(self) -> str:
         """What the pass does: the first paragraph of its file's docstring."""
         function = self.run.func if isinstance(self.run, partial) else self.run
-        return _first_paragraph(sys.modules[function.__module__].__doc__)
-
-
-def _first_paragraph(text: str | None) -> str:
-    return " ".join((text or "").partition("\n\n")[0].split())
+        text = sys.modules[function.__module__].__doc__ or ""
+        return " ".join(text.partition("\n\n")[0].split())
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The graph as text and as data after a pass, with the time the pass took, its number of nodes
-    and what it does."""
+    """The graph after a pass as records of its nodes, with the time the pass took and what it is
+    about."""
 
     name: str
-    text: str
-    milliseconds: float
-    nodes: int
-    outline: tuple[Outline, ...] = ()
+    entries: list[Entry]
+    milliseconds: float = 0.0
     about: str = ""
 
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        graph: GraphModule,
-        about: str,
-        milliseconds: float = 0.0,
-        function: str = "step",
-    ) -> "Stage":
-        """The stage of a graph, printed as a function."""
-        found = tuple(outline(graph))
-        return cls(name, text(graph, function), milliseconds, len(found), found, about)
+    @property
+    def text(self) -> str:
+        """The graph as Python."""
+        return text(self.entries, self.name if self.name in PARTS else "step")
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes the graph has."""
+        return len(self.entries)
 
 
 def integer_training(recipe: Recipe) -> list[Pass]:
@@ -146,7 +141,7 @@ def run(graph: GraphModule, passes: list[Pass]) -> tuple[GraphModule, list[Stage
     Raises BrokenInvariant, naming the node, when a pass breaks what must hold.
     """
     about = "The step as PyTorch traced it: forward and backward in one graph."
-    stages = [Stage.of("captured", graph, about)]
+    stages = [Stage("captured", listing(graph), about=about)]
     established: frozenset[str] = frozenset()
     for step in passes:
         start = perf_counter()
@@ -155,5 +150,5 @@ def run(graph: GraphModule, passes: list[Pass]) -> tuple[GraphModule, list[Stage
         if step.establishes is not None:
             established |= {step.establishes}
         verify(graph, established)
-        stages.append(Stage.of(step.name, graph, step.about, milliseconds))
+        stages.append(Stage(step.name, listing(graph), milliseconds, step.about))
     return graph, stages

@@ -229,6 +229,12 @@ def module_path(node: Node) -> str:
     return ""
 
 
+def origin(node: Node) -> str:
+    """The node of the traced graph that a node of the joint graph came from; "" for a gradient."""
+    sources = node.meta.get("from_node") or []
+    return str(sources[-1].name) if sources else ""
+
+
 _ROOT = re.compile(r"^[LG]\['\w+'\]")
 _PART = re.compile(r"\['?([^'\]]+)'?\]|(\w+)")
 _STORES = {"_modules", "_parameters", "_buffers", "__dict__", "__self__"}

@@ -12,14 +12,16 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sqcompile import support, variant_cache
-from sqcompile.backends import targets
+from sqcompile.backends import targets as known
 from sqcompile.backends.lower import lower
 from sqcompile.backends.targets import Target
 from sqcompile.capture import Capture, Traced, capture, differentiate, trace
 from sqcompile.errors import CaptureError, UsageError
+from sqcompile.examination import ModelOp, examined, mark_origins
 from sqcompile.index_limits import given_limits, limits
 from sqcompile.passes.expose_absmax import expose_absmax
 from sqcompile.passes.expose_index_ranges import expose_index_ranges
+from sqcompile.passes.listing import listing
 from sqcompile.passes.partition import Partition, partition
 from sqcompile.passes.pipeline import Stage, integer_training, run
 from sqcompile.passes.plain_products import plain_products
@@ -30,7 +32,6 @@ from sqcompile.runtime.machines import device_type
 from sqcompile.runtime.signature import CallKey, Signature
 from sqcompile.runtime.step import CompiledStep
 from sqcompile.runtime.variant import Graphs, Variant
-from sqcompile.support import OpSupport
 
 
 def compile(  # noqa: A001 - the name that users of compilers look for
@@ -52,7 +53,7 @@ def compile(  # noqa: A001 - the name that users of compilers look for
     Raises UsageError (wrong argument), CaptureError (the model cannot be traced),
     UnsupportedOpError (all ops without a kernel), TargetUnavailableError.
     """
-    chosen = targets.get(target) if isinstance(target, str) else target
+    chosen = known.get(target) if isinstance(target, str) else target
     rules = Recipe.load(recipe)
     _check_model(model, example_inputs, chosen)
 
@@ -110,11 +111,9 @@ def rewrite_captured(captured: Capture, recipe: Recipe, *, gradients: bool = Tru
     """Run every pass over a captured call; without `gradients` only forward is kept."""
     graph, stages = run(captured.graph, integer_training(recipe))
     parts = partition(graph, captured.outputs, inference=not gradients)
-    about = "What is compiled: %s, cut out of the rewritten graph."
-    parted = {"forward": parts.forward, "backward": parts.backward}
-    for name, part in parted.items():
-        if part is not None:
-            stages.append(Stage.of(name, part, about % name, function=name))
+    stages.append(Stage("forward", listing(parts.forward, "forward")))
+    if parts.backward is not None:
+        stages.append(Stage("backward", listing(parts.backward, "backward")))
     return Rewritten(captured, parts, stages)
 
 
@@ -122,19 +121,23 @@ def examine(
     model: nn.Module,
     example_inputs: Sequence[Any],
     *,
-    target: str | Target = "cpu",
+    targets: Sequence[str | Target] = ("cpu", "cuda", "vta"),
     recipe: str | Recipe | Mapping[str, Any] = "w4a4g4",
-) -> list[OpSupport]:
-    """Every op of a model's step on a target, unsupported ones first, without building anything.
+) -> list[ModelOp]:
+    """Every op that a model calls, what it becomes and which targets run it, without building
+    anything: those first that a target does not run.
 
-    Ops are those of the rewritten graphs: a product shows as the integer op it becomes. Raises
-    CaptureError when the model cannot be traced.
+    Raises CaptureError when the model cannot be traced.
     """
-    chosen = targets.get(target) if isinstance(target, str) else target
-    _check_model(model, example_inputs, chosen)
-    parts = rewrite(model, example_inputs, {}, Recipe.load(recipe)).parts
+    chosen = [known.get(one) if isinstance(one, str) else one for one in targets]
+    for target in chosen:
+        _check_model(model, example_inputs, target)
+    traced = trace(model, example_inputs, {})
+    captured = differentiate(traced)
+    mark_origins(captured)
+    parts = rewrite_captured(captured, Recipe.load(recipe)).parts
     graphs = [graph for graph in (parts.forward, parts.backward) if graph is not None]
-    return support.support(graphs, chosen)
+    return examined(traced, graphs, chosen)
 
 
 def build(

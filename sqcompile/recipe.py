@@ -214,6 +214,12 @@ class Recipe:
         ]
         return data
 
+    def _repr_html_(self) -> str:
+        """The recipe in a notebook."""
+        from sqcompile.report.notebook import recipe_html
+
+        return recipe_html(self)
+
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Recipe":
         """A recipe from data; fields left out have the defaults. Raises UsageError on an unknown

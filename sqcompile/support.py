@@ -9,18 +9,14 @@ from sqcompile._torch_compat import module_path
 from sqcompile.backends.lower import unsupported
 from sqcompile.backends.targets import Target
 from sqcompile.errors import UnsupportedOpError
+from sqcompile.nearest import nearest
 from sqcompile.passes.printing import op_name, source_line
-
-NEAREST = {
-    "mish": "silu or gelu",
-    "softplus": "elu or relu",
-}
-"""What a user can write instead, by ATen name."""
 
 
 @dataclass(frozen=True)
 class OpSupport:
-    """One kind of op in a model: how often, whether the target runs it, and where it stands."""
+    """One kind of op in a model: how often, whether the target runs it, where it stands, and what
+    runs in its place."""
 
     op: str
     count: int
@@ -28,6 +24,7 @@ class OpSupport:
     reason: str
     lines: tuple[str, ...]
     modules: tuple[str, ...]
+    nearest: tuple[str, ...] = ()
 
 
 def support(graphs: Iterable[GraphModule], target: Target) -> list[OpSupport]:
@@ -49,6 +46,7 @@ def support(graphs: Iterable[GraphModule], target: Target) -> list[OpSupport]:
             tuple(
                 dict.fromkeys(filter(None, (n.meta.get("module") or module_path(n) for n in nodes)))
             ),
+            tuple(dict.fromkeys(filter(None, (nearest(n, name) for n in nodes)))) if why else (),
         )
         for (name, why), nodes in found.items()
     ]
@@ -60,17 +58,17 @@ def check(graphs: Sequence[GraphModule], target: Target) -> None:
     missing = [row for row in support(graphs, target) if not row.supported]
     if not missing:
         return
-    places: dict[tuple[tuple[str, ...], str, tuple[str, ...]], list[str]] = {}
+    places: dict[tuple[tuple[str, ...], str, tuple[str, ...]], list[OpSupport]] = {}
     for row in missing:
-        places.setdefault((row.lines, row.reason, row.modules), []).append(row.op)
+        places.setdefault((row.lines, row.reason, row.modules), []).append(row)
     parts = []
-    for (lines, why, modules), ops in places.items():
+    for (lines, why, modules), rows in places.items():
         where = "\n".join(lines or ("(no source line)",))
         module = f"  (module: {', '.join(modules)})" if modules else ""
-        known = [NEAREST[name] for op in ops if (name := op.partition(".")[2]) in NEAREST]
+        known = dict.fromkeys(near for row in rows for near in row.nearest)
         parts.append(
-            f"{where}\n  {', '.join(ops)}: {why}{module}"
-            f"\n  nearest supported: {', '.join(known) or 'none'}"
+            f"{where}\n  {', '.join(row.op for row in rows)}: {why}{module}"
+            f"\n  nearest supported: {'; '.join(known) or 'none'}"
         )
     count = f"{len(missing)} unsupported op" + ("s" if len(missing) > 1 else "")
     raise UnsupportedOpError(

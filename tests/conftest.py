@@ -26,6 +26,11 @@ def require_tool(name: str) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Builds of tests are kept apart from the user's, in SQCOMPILE_CACHE_DIR when it is set."""
+    """Builds of tests are kept apart from the user's, in SQCOMPILE_CACHE_DIR when it is set.
+
+    The processes of one run (pytest-xdist) share them.
+    """
     if "SQCOMPILE_CACHE_DIR" not in os.environ:
-        os.environ["SQCOMPILE_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+        place = tmp_path_factory.getbasetemp()
+        place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+        os.environ["SQCOMPILE_CACHE_DIR"] = str(place / "cache")

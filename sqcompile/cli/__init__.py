@@ -10,12 +10,22 @@ from importlib import import_module
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from sqcompile import __version__
 from sqcompile.cli.output import Output
 from sqcompile.errors import SqError
 
-COMMANDS = ("compile", "train", "inspect", "bench", "examine", "doctor", "vta")
+COMMANDS = (
+    "compile",
+    "train",
+    "examine",
+    "inspect",
+    "bench",
+    "doctor",
+    "completion",
+    "vta",
+)
 _OWN_OPTIONS = ("--help", "-h", "--version")
 _INTERRUPTED = 130
 
@@ -28,6 +38,7 @@ _HELP = """Compile a PyTorch model's training step to integers of 2 to 8 bits, t
   sqcompile examine model.py                is every op supported?
   sqcompile inspect runs/mine               what was rewritten
   sqcompile bench runs/mine --threads 1,2   how fast
+  sqcompile doctor                          what works on this machine
 
 A first argument that is no command is a model file to compile: Python code that defines
 make_model() and example_inputs(), and data() and loss(output, target) for training.
@@ -60,9 +71,14 @@ class Commands(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put `compile` before arguments that do not begin with a command."""
         if args and args[0] not in (*COMMANDS, *_OWN_OPTIONS):
-            _refuse_misspelt(args[0])
+            if not ctx.resilient_parsing:
+                _refuse_misspelt(args[0])
             args = ["compile", *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands and options; a model file where no command begins so."""
+        return super().shell_complete(ctx, incomplete) or [CompletionItem(incomplete, type="file")]
 
 
 def _refuse_misspelt(word: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sqcompile.cli import options
+from sqcompile.cli import completing, options
 from sqcompile.cli.output import Output
 from sqcompile.errors import UsageError
 
@@ -32,7 +32,7 @@ def _counts(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 
 
 @click.command(short_help="Time a run folder's step beside fp32 PyTorch.")
-@click.argument("folder", metavar="DIR")
+@click.argument("folder", metavar="DIR", shell_complete=completing.folder)
 @click.option(
     "--threads",
     metavar="N,...",

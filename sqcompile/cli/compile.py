@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sqcompile.cli import options
+from sqcompile.cli import completing, options
 from sqcompile.cli.output import Output
 from sqcompile.errors import UsageError, VerificationError
 
@@ -26,7 +26,7 @@ _SMALL = 2 * 10**9
     epilog="Exit codes: 3 the model does not load or trace, 4 unsupported ops (all of them are "
     "listed), 5 a target that is not there, 6 --verify found a difference or a product in float.",
 )
-@click.argument("model_file", metavar="MODEL.PY")
+@click.argument("model_file", metavar="MODEL.PY", shell_complete=completing.file)
 @options.target
 @options.recipe
 @click.option(
@@ -93,6 +93,9 @@ def command(
           return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
       def example_inputs():
           return (torch.randn(8, 16),)
+
+    \b
+      sqcompile model.py --recipe w6a6g6 --verify -o runs/mine
 
     sqcompile.load(DIR) gives the step back in Python, with no model file and no compiler.
     """
@@ -221,12 +224,11 @@ def leaves_of(inputs: tuple[Any, ...]) -> list[Any]:
 def write_run(
     step: "CompiledStep", file: "ModelFile", report: dict[str, Any], folder: Path
 ) -> None:
-    """Save the artifact and put graphs.json, report.json and report.html beside it."""
-    from sqcompile.report import data, graphs, html
+    """Save the artifact and put report.json and report.html beside it."""
+    from sqcompile.report import data, html
 
     step.save(str(folder), model_file=str(file.path))
     data.write(report, folder)
-    graphs.write(graphs.graphs_of(step.variants[0]), folder)
     html.write(report, {stage.name: stage.text for stage in step.variants[0].stages}, folder)
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sqcompile.cli import completing
 from sqcompile.cli.output import Output
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def _set(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
 
 
 def common(function: Command) -> Command:
-    """--json and --debug, kept in the Output."""
+    """--json, --quiet, --verbose and --debug, kept in the Output."""
     for option in (
         click.option(
             "--debug",
@@ -40,6 +41,24 @@ def common(function: Command) -> Command:
             callback=_set("as_json"),
             help="Print one JSON document on stdout instead of text.",
         ),
+        click.option(
+            "-v",
+            "--verbose",
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_set("verbose"),
+            help="Say on stderr what is done and how long it takes.",
+        ),
+        click.option(
+            "-q",
+            "--quiet",
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_set("quiet"),
+            help="No progress and no remarks on stderr; warnings and errors stay.",
+        ),
     ):
         function = option(function)
     return function
@@ -47,10 +66,20 @@ def common(function: Command) -> Command:
 
 def target(function: Command) -> Command:
     """--target and the options that belong to one target."""
+    return _target(function, "cpu")
+
+
+def target_or_all(function: Command) -> Command:
+    """As `target`, but without --target all of them are meant."""
+    return _target(function, None)
+
+
+def _target(function: Command, default: str | None) -> Command:
     for option in (
         click.option(
             "--hw",
             metavar="NAME|FILE.json",
+            shell_complete=completing.accelerator,
             help="vta: pynq, ultra96, zcu104, each also with -int4, -out32, or upstream's JSON.  "
             "[default: pynq]",
         ),
@@ -74,8 +103,9 @@ def target(function: Command) -> Command:
             "--target",
             "target_name",
             metavar="cpu|cuda|vta",
-            default="cpu",
-            show_default=True,
+            default=default,
+            show_default=default or "all of them",
+            shell_complete=completing.target,
             help="Where the step runs. cuda needs sqcompile[cuda]; vta's products run in its "
             "simulator.",
         ),
@@ -104,6 +134,7 @@ def recipe(function: Command) -> Command:
             metavar="NAME|FILE.json",
             default="w4a4g4",
             show_default=True,
+            shell_complete=completing.recipe,
             help="Bits of weights, activations and gradients: w4a4g4, w6a6g6, w8a8g8, paper-4bit, "
             "naive-4bit, or a JSON file.",
         ),
@@ -128,6 +159,20 @@ def chosen_target(name: str, **options: str | bool | None) -> "Target":
 
     given = {key: value for key, value in options.items() if value not in (None, False)}
     return targets.get(name, **given)
+
+
+def chosen_targets(name: str | None, **options: str | bool | None) -> "list[Target]":
+    """The target called `name`, or all; each with those of `options` that were given and that it
+    has. Raises UsageError as `chosen_target`."""
+    from sqcompile.backends import targets
+
+    if name is not None:
+        return [chosen_target(name, **options)]
+    found = []
+    for known in targets.TARGETS.values():
+        own = {key: value for key, value in options.items() if key in known.options}
+        found.append(chosen_target(known.name, **own))
+    return found
 
 
 def use_threads(count: int | None) -> int:

@@ -5,23 +5,27 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
 _WIDE = 10_000
 """Columns of an output that is no terminal: nothing is cut or wrapped in a file or a pipe."""
 
 
 class Output:
-    """One command's output; `as_json` and `debug` are set by its options. Colours follow NO_COLOR
-    and whether there is a terminal."""
+    """One command's output; `as_json`, `quiet`, `verbose` and `debug` are set by its options.
+    Colours follow NO_COLOR and whether there is a terminal."""
 
     def __init__(self) -> None:
         self.as_json = False
+        self.quiet = False
+        self.verbose = False
         self.debug = False
         self._documented = False
 
@@ -33,8 +37,8 @@ class Output:
     def _err(self) -> "Console":
         return _console(sys.stderr)
 
-    def say(self, text: str = "") -> None:
-        """A line of the result; not printed with --json."""
+    def say(self, text: "str | Text" = "") -> None:
+        """A line of the result, which is never wrapped; not printed with --json."""
         if not self.as_json:
             self._out.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -50,8 +54,14 @@ class Output:
             click.echo(json.dumps(data, indent=1))
 
     def note(self, text: str) -> None:
-        """Progress or a remark, on stderr."""
-        self._err.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+        """Progress or a remark, on stderr; not printed with --quiet."""
+        if not self.quiet:
+            self._err.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+    def detail(self, text: str) -> None:
+        """What is done in between, on stderr; printed only with --verbose."""
+        if self.verbose:
+            self.note(text)
 
     def warn(self, text: str) -> None:
         """Something that the user should look at, on stderr."""
@@ -69,16 +79,40 @@ class Output:
 
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
-        """A spinner on a terminal, a line elsewhere, while something takes its time."""
-        if not self._err.is_terminal:
+        """A spinner on a terminal, a line elsewhere, while something takes its time; how long it
+        took with --verbose."""
+        start = perf_counter()
+        if self.quiet:
+            yield
+        elif self.verbose or not _animated(self._err):
             self.note(text)
             yield
-            return
-        with self._err.status(text):
-            yield
+        else:
+            with self._err.status(text, spinner="dots" if _unicode(self._err) else "line"):
+                yield
+        self.detail(f"{text}: {perf_counter() - start:.2f} s")
 
 
 def _console(file: Any) -> "Console":
     from rich.console import Console
 
+    if not _encodes(file, "\u2026"):
+        # What the terminal cannot show, a name or the dots of a cut cell, is no reason to fail.
+        file.reconfigure(errors="replace")
     return Console(file=file, width=None if file.isatty() else _WIDE)
+
+
+def _animated(console: "Console") -> bool:
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def _unicode(console: "Console") -> bool:
+    return _encodes(console.file, "\u280b")
+
+
+def _encodes(file: Any, text: str) -> bool:
+    try:
+        text.encode(getattr(file, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sqcompile.cli import options
+from sqcompile.cli import completing, options
 from sqcompile.cli.output import Output
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     epilog="The model file may define eval_data() (batches for the accuracy), "
     "accuracy(output, target) (a share of 1) and optimizer(parameters).",
 )
-@click.argument("model_file", metavar="MODEL.PY")
+@click.argument("model_file", metavar="MODEL.PY", shell_complete=completing.file)
 @options.target
 @options.recipe
 @click.option("--epochs", type=click.IntRange(1), default=5, show_default=True)

@@ -148,7 +148,11 @@ def disasm(output: Output, config: str, insns: str, dram: str | None, out: str |
 @options.common
 @click.pass_obj
 def asm(output: Output, config: str, listing: str, out: str) -> None:
-    """Make the program that VTA.TXT, as `disasm` prints it, describes."""
+    """Make the program that VTA.TXT, as `disasm` prints it, describes.
+
+    \b
+      sqcompile vta asm --config pynq vta.txt -o insns.bin
+    """
     from sqcompile.backends.vta import assembler, hardware, isa
 
     program = assembler.parse(_read(listing).decode("utf-8", "replace"))

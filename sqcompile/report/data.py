@@ -76,9 +76,15 @@ def report(
         "accelerator": accelerator,
         "saved": _saved(main, eager_layers),
         "stages": [
-            {"name": stage.name, "milliseconds": stage.milliseconds, "nodes": stage.nodes}
+            {
+                "name": stage.name,
+                "about": stage.about,
+                "milliseconds": stage.milliseconds,
+                "nodes": stage.nodes,
+            }
             for stage in main.stages
         ],
+        "calls": {kernel.name: list(kernel.nodes) for kernel in variants[0].kernels},
         "kernels": [row for variant in variants for row in _kernels(variant)],
         "variants": [_variant(variant) for variant in variants],
         "verification": [_verification(result) for result in verification],

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from sqcompile.passes.outline import Outline
+from sqcompile.passes.entries import CONSTANT, ITEM, OUTPUT, PLACEHOLDER, Entry
+from sqcompile.report.graphs import port
 
-_HIDDEN = ("getitem", "output")
-_HELD = ("param:", "buffer:")
+_HELD = ("parameter", "buffer")
 MODEL = "(model)"
 
 
@@ -51,7 +51,7 @@ class Drawing:
         return Drawing(tuple(nodes), self.edges)
 
 
-def drawing(stage: Sequence[Outline], first_of_backward: int | None = None) -> Drawing:
+def drawing(stage: Sequence[Entry], first_of_backward: int | None = None) -> Drawing:
     """The drawing of a joint graph, or of forward and backward one behind the other, where backward
     begins at `first_of_backward`."""
     begins = len(stage) if first_of_backward is None else first_of_backward
@@ -61,17 +61,17 @@ def drawing(stage: Sequence[Outline], first_of_backward: int | None = None) -> D
     number: dict[str, int] = {}
     for place, node in enumerate(stage):
         handed_over = place >= begins and node.name in number
-        if handed_over or node.op == "output" or node.name == "rng":
+        if handed_over or node.op == OUTPUT or node.name == "rng":
             continue
-        sources = [number[name] for name in node.inputs if name in number]
-        if node.op in _HIDDEN and sources:
+        sources = [number[name] for name in node.refs if name in number]
+        if node.op == ITEM and sources:
             number[node.name] = sources[0]
             continue
         number[node.name] = len(nodes)
         edges |= {(source, len(nodes)): None for source in sources}
         small = not node.op.startswith("sq.") and (node.op in _SMALL or "." not in node.op)
-        backward = place >= begins or node.backward
-        nodes.append(Drawn(place, backward, paths[place], small, bool(node.port)))
+        backward = node.part == "backward"
+        nodes.append(Drawn(place, backward, paths[place], small, bool(port(node))))
     return Drawing(tuple(nodes), tuple(edges))
 
 
@@ -92,12 +92,12 @@ def components(module: str) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def _paths(stage: Sequence[Outline]) -> list[tuple[str, ...]]:
-    """The path of every node: a parameter's by its name, a constant's by who reads it first;
-    without the part that all have in common."""
-    reader: dict[str, Outline] = {}
+def _paths(stage: Sequence[Entry]) -> list[tuple[str, ...]]:
+    """The path of every node, that of a parameter or a constant by who reads it first; without the
+    part that all have in common."""
+    reader: dict[str, Entry] = {}
     for node in stage:
-        for name in node.inputs:
+        for name in node.refs:
             reader.setdefault(name, node)
     found = [components(_module(node, reader.get(node.name))) for node in stage]
     deep = [path for path in found if path]
@@ -107,12 +107,9 @@ def _paths(stage: Sequence[Outline]) -> list[tuple[str, ...]]:
     return found
 
 
-def _module(node: Outline, reader: Outline | None) -> str:
-    if node.port.startswith(_HELD):
-        return node.port.partition(":")[2].rpartition(".")[0]
-    if node.op == "get_attr" and reader is not None:
-        return reader.module
-    return node.module
+def _module(node: Entry, reader: Entry | None) -> str:
+    held = node.op == CONSTANT or (node.op == PLACEHOLDER and port(node).startswith(_HELD))
+    return reader.module if held and reader is not None else node.module
 
 
 class Group(NamedTuple):

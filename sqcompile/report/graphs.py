@@ -1,91 +1,42 @@
-"""graphs.json: the graph after every pass as data, each distinct node once, and who runs a node."""
+"""The graphs of a run folder as a page shows them: every stage's records, and who runs a node."""
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from sqcompile.passes.outline import Outline
+from sqcompile.errors import UsageError
+from sqcompile.passes.entries import PLACEHOLDER, Entry
+from sqcompile.runtime import stages
 
-if TYPE_CHECKING:
-    from sqcompile.runtime.variant import Variant
-
-GRAPHS = "graphs.json"
-FORMAT = 1
-
-
-class StageGraph(NamedTuple):
-    """A stage with its nodes, in order."""
-
-    name: str
-    about: str
-    nodes: tuple[Outline, ...]
+PARTS = ("forward", "backward")
+"""The stages that are compiled, cut from the joint graph."""
+_PORTS = {"p_": "parameter", "b_": "buffer", "x_": "input", "g_": "gradient of output"}
+"""How names of placeholders begin, and what those are."""
 
 
 class Graphs(NamedTuple):
-    """The stages of a variant's step, the number of its code's folder, and the nodes
-    ("forward/mm_1") that every kernel computes."""
+    """The records of every stage by name, in order, and the nodes ("forward/mm_1", or several with
+    a plus) that every kernel computes, a text for each call."""
 
-    stages: tuple[StageGraph, ...]
-    variant: int
-    kernels: dict[str, list[str]]
+    stages: Mapping[str, Sequence[Entry]]
+    calls: Mapping[str, Sequence[str]]
 
-
-def graphs_of(variant: "Variant", number: int = 0) -> Graphs:
-    """What is known of variant `number` of a step that was compiled here."""
-    return Graphs(
-        tuple(StageGraph(one.name, one.about, one.outline) for one in variant.stages),
-        number,
-        {kernel.name: list(kernel.nodes) for kernel in variant.kernels},
-    )
-
-
-def to_json(graphs: Graphs) -> dict[str, Any]:
-    """Plain data: a node that a pass left as it was is stored once."""
-    places: dict[Outline, int] = {}
-    stages = [
-        {
-            "name": stage.name,
-            "about": stage.about,
-            "nodes": [places.setdefault(node, len(places)) for node in stage.nodes],
+    def compiled(self) -> dict[str, Entry]:
+        """The nodes of the compiled graphs, by "forward/mm_1"."""
+        return {
+            f"{part}/{entry.name}": entry for part in PARTS for entry in self.stages.get(part, ())
         }
-        for stage in graphs.stages
-    ]
-    return {
-        "format": FORMAT,
-        "variant": graphs.variant,
-        "nodes": [list(node) for node in places],
-        "stages": stages,
-        "kernels": graphs.kernels,
-    }
 
 
-def from_json(data: dict[str, Any]) -> Graphs:
-    """The inverse of `to_json`; raises KeyError, TypeError or ValueError for other data."""
-    if data["format"] != FORMAT:
-        raise ValueError(f"format {data['format']}")
-    nodes = [_outline(fields) for fields in data["nodes"]]
-    stages = tuple(
-        StageGraph(one["name"], one["about"], tuple(nodes[place] for place in one["nodes"]))
-        for one in data["stages"]
-    )
-    return Graphs(stages, data["variant"], data["kernels"])
-
-
-def _outline(fields: list[Any]) -> Outline:
-    name, op, inputs, *rest = fields
-    return Outline(name, op, tuple(inputs), *rest)
-
-
-def write(graphs: Graphs, folder: str | Path) -> Path:
-    """Write graphs.json into a run folder, whole or not at all; returns its path."""
-    from sqcompile.report.data import write_text
-
-    return write_text(Path(folder) / GRAPHS, json.dumps(to_json(graphs)) + "\n")
-
-
-def read(folder: str | Path) -> Graphs | None:
-    """graphs.json of a run folder; None when there is none of this version."""
+def read(folder: str | Path, report: Mapping[str, Any]) -> Graphs | None:
+    """The graphs of a run folder with this report; None when it holds none of this version."""
     try:
-        return from_json(json.loads((Path(folder) / GRAPHS).read_text(encoding="utf-8")))
-    except (OSError, KeyError, TypeError, ValueError):
+        return Graphs(stages.read(folder), report["calls"])
+    except UsageError:
         return None
+
+
+def port(entry: Entry) -> str:
+    """`parameter stem_weight` of an input of the step; "" for other nodes."""
+    kind = _PORTS.get(entry.name[:2]) if entry.op == PLACEHOLDER else None
+    return f"{kind} {entry.name[2:]}" if kind else ""

@@ -43,12 +43,11 @@ _CAPTIONS = {
 
 
 def write(data: dict[str, Any], graphs: dict[str, str], folder: str | Path) -> Path:
-    """Write report.html into a run folder, with its graphs.json and its kernels' listings where
-    they are there; `graphs` are the stages' texts by name, in order. Returns the page's path."""
+    """Write report.html into a run folder, with its graphs and its kernels' listings where they are
+    there; `graphs` are the stages' texts by name, in order. Returns the page's path."""
     path = Path(folder)
-    drawn = read_graphs(path)
-    listings = sources.listings(path, drawn.variant, data) if drawn else {}
-    return write_text(path / HTML, render(data, graphs, drawn, listings))
+    listings = sources.listings(path, data)
+    return write_text(path / HTML, render(data, graphs, read_graphs(path, data), listings))
 
 
 def render(
@@ -138,7 +137,7 @@ def _facts(data: Mapping[str, Any], graphs: Graphs | None) -> dict[str, Any]:
     kept = ("target", "products", "saved", "tensors")
     return {
         **{name: data[name] for name in kept},
-        "kernels": {} if graphs is None else graphs.kernels,
+        "kernels": data["calls"],
         "times": node_times(data["timing"], graphs),
         "threads": kernel_times(data["timing"])[0],
         "programs": {

@@ -1,6 +1,6 @@
 """One row a module: products, bits, memory, errors and time of a step, side by side."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sqcompile.report.graphs import Graphs
@@ -20,7 +20,7 @@ def node_times(timing: Mapping[str, Any] | None, graphs: Graphs | None) -> dict[
     """Milliseconds of each call by its first node ("forward/mm_1"): a kernel's calls are equal."""
     found: dict[str, float] = {}
     _, times = kernel_times(timing)
-    for kernel, calls in (graphs.kernels if graphs else {}).items():
+    for kernel, calls in (graphs.calls if graphs else {}).items():
         for call in calls:
             row = times.get(f"{call.partition('/')[0]}/{kernel}")
             if row is not None:
@@ -45,10 +45,10 @@ def layers(report: Mapping[str, Any], graphs: Graphs | None) -> list[Row]:
         row, loss = _row(rows, tensor["module"]), tensor["sqnr_db"]
         if loss is not None and (row["sqnr"] is None or loss < row["sqnr"]):
             row["sqnr"], row["worst"] = loss, tensor["name"]
-    modules = dict(_modules(graphs))
+    nodes = graphs.compiled() if graphs else {}
     for call, milliseconds in node_times(report["timing"], graphs).items():
         name = f"{call.partition('/')[0]}_ms"
-        row = _row(rows, modules.get(call, ""))
+        row = _row(rows, nodes[call].module if call in nodes else "")
         row[name] = (row[name] or 0) + milliseconds
     return list(rows.values())
 
@@ -69,9 +69,3 @@ def _add_product(row: Row, product: Mapping[str, Any]) -> None:
         row["activation"], row["weight"] = product["operands"]
     elif product["role"]:
         row["gradient"] = product["operands"][0]
-
-
-def _modules(graphs: Graphs | None) -> Iterable[tuple[str, str]]:
-    for stage in graphs.stages if graphs else ():
-        if stage.name in ("forward", "backward"):
-            yield from ((f"{stage.name}/{node.name}", node.module) for node in stage.nodes)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from sqcompile.passes.outline import Outline
+from sqcompile.passes.entries import Entry
 from sqcompile.report.drawing import Drawing, drawing
 from sqcompile.report.layout import Box, Closed, beside, flipped, laid_out
 
@@ -12,7 +12,7 @@ FEWEST = 4
 """Modules that the coarsest picture shows at least, if there are as many."""
 
 
-def pictures(stage: Sequence[Outline], first_of_backward: int | None = None) -> dict[str, Any]:
+def pictures(stage: Sequence[Entry], first_of_backward: int | None = None) -> dict[str, Any]:
     """{"modules", "layers", "ops"} -> picture (see `_picture`); only those that differ."""
     drawn = drawing(stage, first_of_backward)
     depth = _coarse_depth(drawn)

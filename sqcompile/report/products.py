@@ -9,8 +9,9 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.utils.flop_counter import flop_registry
 
-from sqcompile.passes.assign_precision import Operand, ProductSpec
+from sqcompile.passes.assign_precision import ProductSpec
 from sqcompile.passes.editing import arguments, shape
+from sqcompile.passes.listing import operand_bits
 from sqcompile.passes.printing import op_name, source_line
 
 _INTEGERS = (torch.int8, torch.uint8)
@@ -84,7 +85,7 @@ def _product(node: Node, which: str, macs: int, operands: tuple[Node, Node]) -> 
     integer = all(operand.meta["val"].dtype in _INTEGERS for operand in operands)
     described = [_dtype(operand) for operand in operands]
     if integer and isinstance(spec, ProductSpec):
-        described = [_bits(operand) for operand in spec.operands]
+        described = [operand_bits(operand) for operand in spec.operands]
     return Product(
         node.name,
         which,
@@ -98,11 +99,6 @@ def _product(node: Node, which: str, macs: int, operands: tuple[Node, Node]) -> 
         _groups(node),
         integer,
     )
-
-
-def _bits(operand: Operand) -> str:
-    shifts = f"<<{operand.groups - 1}" if operand.tokens else ""
-    return f"{'s' if operand.signed else 'u'}{operand.bits}{shifts}"
 
 
 def _dtype(node: Node) -> str:

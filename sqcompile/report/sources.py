@@ -22,9 +22,9 @@ class Listing(NamedTuple):
     text: str
 
 
-def listings(folder: Path, variant: int, report: Mapping[str, Any]) -> dict[str, list[Listing]]:
-    """What a run folder's variant holds of every kernel, by the kernel's name."""
-    place = folder / f"variant_{variant}"
+def listings(folder: Path, report: Mapping[str, Any]) -> dict[str, list[Listing]]:
+    """What a run folder's first variant holds of every kernel, by the kernel's name."""
+    place = folder / "variant_0"
     found: dict[str, list[Listing]] = {}
     for kernel, listing in (*_assembly(place), *_cuda(place), *_vta(place, report)):
         found.setdefault(kernel, []).append(listing)

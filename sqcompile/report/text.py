@@ -1,5 +1,6 @@
 """A report in the terminal: rich tables and a few lines."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -115,12 +116,21 @@ def layers_table(data: dict[str, Any]) -> Table:
     return result
 
 
-def stages_table(data: dict[str, Any]) -> Table:
-    """Every pass: time and how many nodes the graph had after it."""
-    result = table("stage", "time", "nodes", right=("time", "nodes"))
+def stages_table(
+    data: dict[str, Any], changes: Mapping[str, Mapping[str, int]] | None = None
+) -> Table:
+    """Every pass: time, how many nodes the graph had after it, and how many of them it `changes`
+    (by the stage's name and what happened to them)."""
+    kinds = list(dict.fromkeys(kind for counts in (changes or {}).values() for kind in counts))
+    result = table("stage", "time", "nodes", *kinds, right=("time", "nodes", *kinds))
     for stage in data["stages"]:
         spent = duration(stage["milliseconds"]) if stage["milliseconds"] else ""
-        result.add_row(stage["name"], spent, str(stage["nodes"]))
+        counts = (changes or {}).get(stage["name"], {})
+        idle = bool(counts) and not any(counts.values())
+        cells = [str(counts.get(kind) or "") for kind in kinds]
+        result.add_row(
+            stage["name"], spent, str(stage["nodes"]), *cells, style="dim" if idle else None
+        )
     return result
 
 

@@ -1,15 +1,13 @@
 """How much every kernel of a product multiplies and moves, and how fast: points of a roofline."""
 
-import re
 from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from sqcompile.passes.outline import Outline
+from sqcompile.passes.entries import Entry
 from sqcompile.report.graphs import Graphs
 from sqcompile.report.layers import node_times
 
-_TENSOR = re.compile(r"\b(f32|f64|i8|u8|i32|i64|bool)\[([\d, ]*)\]")
 _SIZES = {"f32": 4, "f64": 8, "i8": 1, "u8": 1, "i32": 4, "i64": 8, "bool": 1}
 
 
@@ -21,7 +19,7 @@ def traffic(report: Mapping[str, Any], graphs: Graphs | None) -> list[dict[str, 
 
 def _measured(report: Mapping[str, Any], graphs: Graphs | None) -> list[dict[str, Any]]:
     times = node_times(report["timing"], graphs)
-    nodes = _compiled(graphs)
+    nodes = graphs.compiled() if graphs else {}
     found = []
     for product in report["products"]:
         call = f"{product['pass']}/{product['node']}"
@@ -59,19 +57,7 @@ def _estimated(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _compiled(graphs: Graphs | None) -> dict[str, Outline]:
-    return {
-        f"{stage.name}/{node.name}": node
-        for stage in (graphs.stages if graphs else ())
-        if stage.name in ("forward", "backward")
-        for node in stage.nodes
-    }
-
-
-def _bytes(node: Outline, nodes: Mapping[str, Outline], pass_: str) -> int:
-    values = [node.value, *(nodes[f"{pass_}/{name}"].value for name in node.inputs)]
-    return sum(
-        _SIZES[dtype] * prod(int(size) for size in shape.split(",") if size.strip())
-        for value in values
-        for dtype, shape in _TENSOR.findall(value)
-    )
+def _bytes(node: Entry, nodes: Mapping[str, Entry], pass_: str) -> int:
+    read = [nodes[f"{pass_}/{name}"] for name in dict.fromkeys(node.refs)]
+    tensors = [tensor for entry in (node, *read) for tensor in entry.outputs]
+    return sum(_SIZES[tensor.dtype] * prod(tensor.shape) for tensor in tensors)

@@ -19,6 +19,7 @@ from sqcompile import __version__
 from sqcompile.backends.targets import TARGETS
 from sqcompile.errors import SqError, UsageError
 from sqcompile.recipe import Recipe
+from sqcompile.runtime import stages
 from sqcompile.runtime.executable import Binary, Executable
 from sqcompile.runtime.signature import CallKey, Signature
 from sqcompile.runtime.step import CompiledStep
@@ -136,7 +137,8 @@ def _write_variant(variant: Variant, run: Path, number: int) -> dict[str, Any]:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     for position, stage in enumerate(variant.stages):
-        (texts / f"{position:02d}_{stage.name}.txt").write_text(stage.text)
+        (texts / f"{position:02d}_{stage.name}.txt").write_text(stage.text, encoding="utf-8")
+    stages.write(texts, variant.stages)
     try:
         signature = variant.signature.to_json()
     except TypeError as error:

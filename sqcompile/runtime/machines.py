@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sqcompile.runtime.executable import Binary
 
 
-class _Loader(NamedTuple):
+class Loader(NamedTuple):
     """How a target's code is loaded: torch's name of the device, what raises without one,
     `machine(binary, index)`, a context in which kernels go to torch's current stream, what measures
     time there, the device in words, the module that has `machine` and `distinct_architectures` for
@@ -28,22 +28,42 @@ class _Loader(NamedTuple):
     device: str
     require: Callable[[], None]
     machine: "Callable[[Binary, int], Any]"
-    on_current_stream: Callable[[int], AbstractContextManager[Any]]
-    stopwatch: Callable[[], Stopwatch]
-    described: Callable[[], str]
+    on_current_stream: Callable[[int], AbstractContextManager[Any]] = lambda _: nullcontext()
+    stopwatch: Callable[[], Stopwatch] = HostStopwatch
+    described: Callable[[], str] = lambda: ""
     emulator: str = ""
     executor: str = ""
     untimed: str = ""
 
 
+def register(target: str, loader: Loader) -> None:
+    """Say how the code of a target is loaded; the other half is `backends.targets.register`.
+
+    Raises ValueError when the target has a loader already.
+    """
+    if target in _LOADERS:
+        raise ValueError(f"target '{target}' has a loader already")
+    _LOADERS[target] = loader
+
+
+def _loader(name: str) -> Loader:
+    """The row of a target or device; an installed package may bring the target.
+
+    Raises UsageError when there is none.
+    """
+    if name not in _LOADERS:
+        import_module("sqcompile.backends.targets").get(name)
+    return _LOADERS[name]
+
+
 def device_type(target: str) -> str:
     """What torch calls the device of a target: "cpu", "cuda"."""
-    return _LOADERS[target].device
+    return _loader(target).device
 
 
 def require(device: str) -> None:
     """Raise TargetUnavailableError, with what to do, when this machine has no such device."""
-    _LOADERS[device].require()
+    _loader(device).require()
 
 
 def load(binary: "Binary", index: int) -> Any:
@@ -51,7 +71,7 @@ def load(binary: "Binary", index: int) -> Any:
 
     Raises TargetUnavailableError when the device is not there.
     """
-    return _LOADERS[binary.target].machine(binary, index)
+    return _loader(binary.target).machine(binary, index)
 
 
 def stopwatch(device: str) -> Stopwatch:
@@ -60,25 +80,25 @@ def stopwatch(device: str) -> Stopwatch:
     Raises TargetUnavailableError, with what to do, when this machine has no such device.
     """
     require(device)
-    return _LOADERS[device].stopwatch()
+    return _loader(device).stopwatch()
 
 
 def described(device: str) -> str:
     """A device in words, as far as they differ from its name: "NVIDIA A100-SXM4-40GB, sm_80"."""
-    return _LOADERS[device].described()
+    return _loader(device).described()
 
 
 def executor(target: str) -> str:
     """What runs the code of a target on every computer; "" where that takes the device."""
-    return _LOADERS[target].executor
+    return _loader(target).executor
 
 
 def require_timed(target: str) -> None:
     """Raise for a target whose steps cannot be timed: TargetUnavailableError without its device,
     UsageError where something stands in for it."""
     require(device_type(target))
-    if _LOADERS[target].untimed:
-        raise UsageError(f"steps for target {target} are not timed: {_LOADERS[target].untimed}")
+    if _loader(target).untimed:
+        raise UsageError(f"steps for target {target} are not timed: {_loader(target).untimed}")
 
 
 def present(device: str) -> bool:
@@ -92,21 +112,19 @@ def present(device: str) -> bool:
 
 def emulated_parts(binary: "Binary") -> list[str]:
     """The architectures whose kernels an emulator has to run to have run all of them."""
-    found: list[str] = import_module(_LOADERS[binary.target].emulator).distinct_architectures(
-        binary
-    )
+    found: list[str] = import_module(_loader(binary.target).emulator).distinct_architectures(binary)
     return found
 
 
 def load_emulated(binary: "Binary", part: str | None) -> Any:
     """A virtual machine on the CPU in which an emulator runs the kernels, those of one
     architecture where the binary has several."""
-    return import_module(_LOADERS[binary.target].emulator).machine(binary, part)
+    return import_module(_loader(binary.target).emulator).machine(binary, part)
 
 
 def on_current_stream(device: str, index: int) -> AbstractContextManager[Any]:
     """Kernels that are called inside run on torch's current stream of the device."""
-    return _LOADERS[device].on_current_stream(index)
+    return _loader(device).on_current_stream(index)
 
 
 def executable_module(bytecode: bytes) -> Any:
@@ -119,7 +137,8 @@ def linked(objects: "list[bytes]") -> Any:
     return tvm_ffi_orcjit.default_session().load_module(objects)
 
 
-def _cpu(binary: "Binary", index: int) -> Any:
+def on_cpu(binary: "Binary", index: int) -> Any:
+    """A virtual machine on the CPU with a binary's bytecode and object code."""
     module = executable_module(binary.bytecode)
     if binary.objects:
         module.import_module(linked(list(binary.objects)))
@@ -159,16 +178,8 @@ def _described_cuda() -> str:
 
 
 _LOADERS = {
-    "cpu": _Loader(
-        "cpu",
-        lambda: None,
-        _cpu,
-        lambda _: nullcontext(),
-        HostStopwatch,
-        lambda: "",
-        executor="cpu",
-    ),
-    "cuda": _Loader(
+    "cpu": Loader("cpu", lambda: None, on_cpu, executor="cpu"),
+    "cuda": Loader(
         "cuda",
         _require_cuda,
         _cuda,
@@ -177,13 +188,10 @@ _LOADERS = {
         _described_cuda,
         "sqcompile.backends.cuda.emulated",
     ),
-    "vta": _Loader(
+    "vta": Loader(
         "cpu",
         lambda: None,
         _vta,
-        lambda _: nullcontext(),
-        HostStopwatch,
-        lambda: "",
         executor="vta-simulator",
         untimed="a simulator runs them; report.json has the cycles",
     ),

@@ -102,6 +102,12 @@ class CompiledStep(nn.Module):
 
         save(self, directory, model_file=model_file)
 
+    def _repr_html_(self) -> str:
+        """The step in a notebook."""
+        from sqcompile.report.notebook import step_html
+
+        return step_html(self)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledStep":
         """A step of its own on a copy of the model (what weight averaging takes); code is shared,
         the draws continue from the same state."""

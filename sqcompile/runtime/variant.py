@@ -47,6 +47,11 @@ class Variant:
         return self.graphs
 
     @property
+    def graphs_at_hand(self) -> bool:
+        """Whether the graphs are there and need not be made first."""
+        return isinstance(self.graphs, Graphs)
+
+    @property
     def forward(self) -> GraphModule | None:
         """The forward graph, None when there are no graphs."""
         graphs = self._graphs()

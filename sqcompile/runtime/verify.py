@@ -41,6 +41,12 @@ class VerifyResult:
         """Whether every bit of every value agrees."""
         return all(row.equal for row in self.rows)
 
+    def _repr_html_(self) -> str:
+        """The result in a notebook."""
+        from sqcompile.report.notebook import verification_html
+
+        return verification_html(self)
+
 
 def verify(
     step: CompiledStep,

@@ -31,6 +31,32 @@ def test_a_target_is_one_machine_or_one_for_each_architecture() -> None:
     assert len(targets.get("cuda").machines()) == 5
 
 
+class Installed:
+    """An entry point of a package that brings a target."""
+
+    name = "mine"
+
+    def load(self) -> None:
+        targets.register(targets.Target("mine", "mine", "mine alone"))
+
+
+def test_an_installed_package_brings_its_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [Installed()]
+    monkeypatch.setattr(targets, "TARGETS", type(targets.TARGETS)(targets.TARGETS))
+    monkeypatch.setattr(
+        targets,
+        "entry_points",
+        lambda group, name=None: [one for one in points if name in (None, one.name)],
+    )
+    with pytest.raises(UsageError, match="no target 'mime'; did you mean 'mine'"):
+        targets.get("mime")
+    assert targets.get("mine").summary == "mine alone"
+    points.clear()
+    assert targets.get("mine").name == "mine"
+    with pytest.raises(ValueError, match="there is a target 'mine' already"):
+        Installed().load()
+
+
 def test_the_cpu_compiled_for_is_an_option_or_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,10 +1,12 @@
 """What every command does."""
 
 import json
+import re
+import tomllib
 from pathlib import Path
 
 from sqcompile.backends.targets import TARGETS
-from tests.cli.conftest import FORWARD, SMALL
+from tests.cli.conftest import FORWARD, ROOT, SMALL
 
 
 def test_a_run_folder_holds_everything(compiled):
@@ -59,13 +61,52 @@ def test_inspect_prints_stages_and_products(call, compiled):
 def test_inspect_prints_one_stage(call, compiled):
     folder = str(compiled[0])
     text = call("inspect", folder, "--stage", "forward").out
-    assert text.startswith("def forward(") or text.startswith("def step(")
-    assert "sq.shift_matmul" in text
-    data = json.loads(call("inspect", folder, "--stage", "forward", "--json").out)
-    assert data["text"].strip() == text.strip()
+    assert text.startswith("def forward(") and "sq.shift_matmul" in text
+    (written,) = Path(folder).glob("*_forward.txt")
+    assert text == written.read_text()
     wrong = call("inspect", folder, "--stage", "forwards")
     assert wrong.code == 2
     assert "did you mean 'forward'?" in wrong.err
+
+
+def test_inspect_gives_nodes_as_json(call, compiled):
+    result = call("inspect", str(compiled[0]), "--stage", "forward", "--op", "quantize", "--json")
+    (stage,) = json.loads(result.out)["stages"]
+    node = stage["nodes"][0]
+    assert node["op"] == "sq.quantize" and node["bits"] == 8 and node["pass"] == "forward"
+    assert node["args"][0]["name"] == "x" and list(node["args"][0]["value"]) == ["node"]
+    assert (node["shape"], node["dtype"], node["role"]) == ([4, 6], "i8", "fprop")
+    assert node["module"] == "0" and "net.py" not in node["line"]
+
+
+def test_inspect_filters_what_it_prints(call, compiled):
+    folder = str(compiled[0])
+    result = call("inspect", folder, "--layer", "2", "--pass", "backward", "--op", "shift_*")
+    heading, *lines = result.out.splitlines()
+    assert heading.startswith("# backward: ") and heading.endswith(" nodes")
+    statements = [line for line in lines if not line.startswith("#")]
+    assert statements and all(line.endswith(" 2") and "sq.shift_" in line for line in statements)
+    for wrong, hint in (("--layer", "no node of the run is in the layer"), ("--op", "has the op")):
+        result = call("inspect", folder, wrong, "quantise")
+        assert result.code == 2 and hint in result.err
+    assert "did you mean 'quantize'?" in result.err
+
+
+def test_inspect_shows_what_a_pass_changed(call, compiled):
+    folder = str(compiled[0])
+    result = call("inspect", folder, "--stage", "quantize_operands", "--diff")
+    heading, *lines = result.out.splitlines()
+    assert heading.startswith("# quantize_operands against fold_weight_scales: ")
+    assert {line[:2] for line in lines if line} == {"- ", "+ ", "  "}
+    assert any(line.startswith("+ ") and "sq.quantize(" in line for line in lines)
+    data = json.loads(call("inspect", folder, "--diff", "--json").out)
+    by_name = {stage["stage"]: stage for stage in data["stages"]}
+    stage = by_name["quantize_operands"]
+    assert {node["change"] for node in stage["nodes"]} == {"added"}
+    assert {node["op"] for node in stage["removed"]} == {"sq.matmul"}
+    assert by_name["captured"]["against"] == "" and by_name["captured"]["nodes"] == []
+    everything = call("inspect", folder, "--diff").out
+    assert heading in everything and "# captured" not in everything
 
 
 def test_inspect_lists_what_is_saved_and_writes_the_page_again(call, compiled):
@@ -130,21 +171,82 @@ def test_train_needs_data_and_loss(call, folder):
 
 
 def test_examine_names_what_is_missing(call, folder):
-    assert call("examine", "net.py").code == 0
-    (folder / "bad.py").write_text(FORWARD.format(returns="torch.lgamma(self.first(x))"))
+    called = "nn.functional.mish(self.first(x)).lgamma()"
+    (folder / "bad.py").write_text(FORWARD.format(returns=called))
     result = call("examine", "bad.py")
     assert result.code == 4
-    assert "bad.py:11  return torch.lgamma(self.first(x))" in result.out
-    data = json.loads(call("examine", "bad.py", "--json").out)
-    assert not data["supported"]
-    assert "aten.lgamma" in [row["op"] for row in data["ops"] if not row["supported"]]
+    (table,) = [line.split() for line in result.out.splitlines() if line.startswith("nn.Linear")]
+    assert table == ["nn.Linear", "1", "yes", "yes", "yes"]
+    assert "  aten.mish, aten.mish_backward: no kernel (cpu, cuda, vta)" in result.out
+    assert "  nearest supported: nn.SiLU or nn.GELU" in result.out
+    assert f"  bad.py:11  return {called}" in result.out
+    assert "cpu: 1 of 3 kinds of ops run" in result.out
 
 
-def test_doctor_compiles_a_small_step(call):
-    result = call("doctor")
+def test_examine_of_one_target_as_json(call):
+    result = call("examine", "net.py", "--target", "vta", "--json")
     assert result.code == 0
-    assert "compiled and verified" in result.out
-    for target in TARGETS.values():
-        assert target.summary in result.out
-    for name in ("cuda: nvrtc", "cuda: nvdisasm", "cuda: gpu", "cuda: c++ compiler"):
-        assert name in result.out, name
+    data = json.loads(result.out)
+    assert data["targets"] == ["vta"] and data["supported"]
+    by_name = {row["op"]: row for row in data["ops"]}
+    assert by_name["nn.Linear"]["count"] == 2
+    assert by_name["nn.Linear"]["targets"]["vta"]["runs_on"] == "vta"
+    assert by_name["nn.Linear"]["places"][0]["module"] == "0"
+    assert by_name["nn.ReLU"]["targets"]["vta"]["runs_on"] == "cpu"
+
+
+def test_doctor_tries_every_target(call, monkeypatch):
+    from sqcompile.cli import doctor
+
+    tried = []
+
+    def step(target, remedy, *, needed=False, **chosen):
+        tried.append(target)
+        return doctor.Line(f"target {target}", doctor.OK, "compiled", needed=needed)
+
+    monkeypatch.setattr(doctor, "_step", step)
+    monkeypatch.setitem(doctor.EXTRAS, "onnx", ("onnx", "no-such-package"))
+    result = call("doctor")
+    assert result.code == 0, result.out
+    assert sorted(tried) == sorted(TARGETS)
+    lines = result.out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("extra [onnx]"))
+    assert lines[at].split()[2] == "missing" and "no-such-package" in lines[at]
+    assert lines[at + 1].strip() == f"-> {doctor.install('onnx')}"
+    assert "not: " in lines[-1] and "extra [onnx]" in lines[-1]
+
+
+def test_doctor_compiles_a_step_and_fails_without_the_cpu_target(call, monkeypatch):
+    from sqcompile import api
+    from sqcompile.cli import doctor
+    from sqcompile.errors import TargetUnavailableError
+
+    line = doctor._step("cpu", "", needed=True)
+    assert line.state == "ok" and line.detail.endswith("run by cpu")
+
+    def absent(*arguments, **options):
+        raise TargetUnavailableError("no linker\n  install one")
+
+    monkeypatch.setattr(api, "compile", absent)
+    result = call("doctor", "--json")
+    assert result.code == 5
+    checks = {check["name"]: check for check in json.loads(result.out)["checks"]}
+    assert checks["target cpu"]["state"] == "missing"
+    assert checks["target cpu"]["detail"] == "no linker"
+
+
+def test_doctor_knows_the_extras():
+    from sqcompile.cli import doctor
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    name = re.compile(r"[\w-]+")
+    extras = {
+        extra: {name.match(package)[0] for package in packages}
+        for extra, packages in project["optional-dependencies"].items()
+    }
+    assert {key: set(names) for key, names in doctor.EXTRAS.items()} == {
+        key: extras[key] for key in doctor.EXTRAS
+    }
+    assert set(extras) == {*doctor.EXTRAS, "fpga", "dev"}
+    needed = {name.match(package)[0] for package in project["dependencies"]}
+    assert needed >= set(doctor.NEEDED)

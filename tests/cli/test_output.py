@@ -67,6 +67,38 @@ def test_no_color(folder):
     assert not coloured.search(without.stderr)
 
 
+def test_no_color_of_a_graph(compiled):
+    folder, _ = compiled
+    arguments = ("inspect", str(folder), "--stage", "quantize_operands", "--diff")
+    with_colour = started(*arguments, cwd=folder, FORCE_COLOR="1", TERM="xterm")
+    without = started(*arguments, cwd=folder, FORCE_COLOR="1", NO_COLOR="1", TERM="xterm")
+    piped = started(*arguments, cwd=folder)
+    assert "\x1b[32m+ " in with_colour.stdout
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", without.stdout)
+    assert "\x1b" not in piped.stdout and "\n+ " in piped.stdout
+
+
+def test_quiet_says_nothing_but_the_result(call):
+    quiet, plain = call("net.py", "--no-eval", "-q"), call("net.py", "--no-eval")
+    assert quiet.code == plain.code == 0
+    assert quiet.err == "" and "compiling net.py" in plain.err
+    assert quiet.out == plain.out != ""
+    assert "did you mean net.py?" in call("nett.py", "--quiet").err
+
+
+def test_verbose_says_how_long_it_takes(call):
+    result = call("net.py", "--no-eval", "-v")
+    assert re.search(r"compiling net.py with w4a4g4 for cpu: \d+\.\d\d s", result.err)
+
+
+def test_a_terminal_without_unicode(folder):
+    (folder / "größe.py").write_text("import no_such_module")
+    result = started("größe.py", cwd=folder, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert result.returncode == 3
+    assert "error: gr??e.py:1  import no_such_module" in result.stderr
+    assert result.stderr.isascii()
+
+
 def test_a_reader_that_leaves_is_no_error(compiled):
     folder, _ = compiled
     command = f"{sys.executable} -m sqcompile inspect {folder} --stage captured | head -1"

@@ -21,7 +21,8 @@ import sqcompile.ops  # noqa: F401  (registers sq::)
 from sqcompile._torch_compat import Port
 from sqcompile.ops.table import find
 from sqcompile.passes.editing import arguments
-from sqcompile.passes.printing import text
+from sqcompile.passes.entries import text
+from sqcompile.passes.listing import listing
 
 _DTYPES = {
     "f32": torch.float32,
@@ -123,8 +124,12 @@ def same(actual: GraphModule, expected: GraphModule) -> bool:
     Raises AssertionError with both texts when they do not.
     """
     found, wanted = _canonical(actual), _canonical(expected)
-    assert found == wanted, f"\n--- actual\n{text(actual)}\n--- expected\n{text(expected)}"
+    assert found == wanted, _both(actual, expected)
     return True
+
+
+def _both(actual: GraphModule, expected: GraphModule) -> str:
+    return f"\n--- actual\n{text(listing(actual))}\n--- expected\n{text(listing(expected))}"
 
 
 def _canonical(module: GraphModule) -> tuple[str, ...]:

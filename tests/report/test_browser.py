@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from sqcompile.cli.inspect import stages
+from sqcompile.cli.inspect import texts
 from sqcompile.report import html
 from sqcompile.report.data import read
 from tests.conftest import require_tool
@@ -29,7 +29,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def address(run_folder):
-    return html.write(read(run_folder), stages(run_folder), run_folder).as_uri()
+    return html.write(read(run_folder), texts(run_folder), run_folder).as_uri()
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sqcompile.cli.inspect import stages
+from sqcompile.cli.inspect import texts
 from sqcompile.report import html
 from sqcompile.report.data import read, report
 
 
 @pytest.fixture(scope="module")
 def page(run_folder):
-    return html.write(read(run_folder), stages(run_folder), run_folder).read_text("utf-8")
+    return html.write(read(run_folder), texts(run_folder), run_folder).read_text("utf-8")
 
 
 def blob(page, name):
@@ -61,19 +61,19 @@ def test_the_page_is_whole_and_loads_nothing(page):
 def test_the_same_folder_gives_the_same_page(page, run_folder):
     assert html.render(
         read(run_folder),
-        stages(run_folder),
-        html.read_graphs(run_folder),
-        html.sources.listings(run_folder, 0, read(run_folder)),
+        texts(run_folder),
+        html.read_graphs(run_folder, read(run_folder)),
+        html.sources.listings(run_folder, read(run_folder)),
     ) == page  # fmt: skip
 
 
 def test_every_stage_comes_back_as_it_was_printed(page, run_folder):
     whole = blob(page, "graphs")
-    texts = stages(run_folder)
+    printed = texts(run_folder)
     for stage in whole["stages"][:-1]:
-        assert along(stage["text"], whole["lines"]) == texts[stage["name"]].splitlines()
+        assert along(stage["text"], whole["lines"]) == printed[stage["name"]].splitlines()
     last = whole["stages"][-1]
-    both = "\n".join([texts["forward"], texts["backward"]]).splitlines()
+    both = "\n".join([printed["forward"], printed["backward"]]).splitlines()
     assert (last["name"], along(last["text"], whole["lines"])) == ("compiled", both)
     nodes = along(last["nodes"], whole["nodes"])
     assert nodes[last["begins"]][1] == "placeholder" and nodes[last["begins"] - 1][1] == "output"
@@ -91,13 +91,13 @@ def test_a_report_without_measurements_says_which_command_makes_them(resnet):
     page = html.render(report(resnet), {})
     for option in ("--verify", "--bench", "--stats"):
         assert f"sqcompile MODEL.PY {option}" in page
-    assert "This folder has no graphs.json" in page
+    assert "This folder has no graphs of this version" in page
     assert 'id="training"' not in page and "blob-graphs" not in page
 
 
 def test_texts_are_in_the_page_where_graphs_are_not(resnet):
-    texts = {stage.name: stage.text for stage in resnet.variants[0].stages}
-    page = html.render(report(resnet), texts)
+    printed = {stage.name: stage.text for stage in resnet.variants[0].stages}
+    page = html.render(report(resnet), printed)
     assert page.count("<details data-stage") == len(resnet.variants[0].stages)
     assert "sq.conv_fprop" in page
 

@@ -5,20 +5,20 @@ from collections import Counter
 
 import pytest
 
-from sqcompile.passes.outline import Outline
+from sqcompile.passes.entries import Entry, Ref
 from sqcompile.report.drawing import components, drawing, groups
 from sqcompile.report.layout import GAP_X, OP, laid_out
 from sqcompile.report.picture import pictures
 from tests.report.conftest import rewritten
 
 
-def node(name, *inputs, module="", op="aten.relu", port="", backward=False):
-    return Outline(name, op, inputs, "f32[4]", 0, "", module, "", port, backward)
+def node(name, *inputs, module="", op="aten.relu", part="forward"):
+    return Entry(name, op, tuple(("", Ref(one)) for one in inputs), module=module, part=part)
 
 
 def compiled(step):
     """Forward and backward one behind the other, and where backward begins."""
-    named = {stage.name: stage.outline for stage in step.variants[0].stages}
+    named = {stage.name: stage.entries for stage in step.variants[0].stages}
     return (*named["forward"], *named["backward"]), len(named["forward"])
 
 
@@ -54,14 +54,14 @@ def test_a_module_that_is_left_and_entered_again_is_two_groups():
 
 def test_items_are_their_op_and_what_is_handed_over_its_maker():
     stage = [
-        node("x", op="placeholder", port="input:0"),
-        node("pair", "x", op="sq.pair"),
+        node("x_0", op="placeholder"),
+        node("pair", "x_0", op="sq.pair"),
         node("left", "pair", op="getitem"),
         node("y", "left"),
         node("output", "y", "left", op="output"),
-        node("left", op="placeholder"),
-        node("g", op="placeholder", port="tangent:0"),
-        node("dx", "left", "g"),
+        node("left", op="placeholder", part="backward"),
+        node("g_0", op="placeholder", part="backward"),
+        node("dx", "left", "g_0", part="backward"),
     ]
     drawn = drawing(stage, 5)
     assert [(one.place, one.backward) for one in drawn.nodes] == [

@@ -1,7 +1,5 @@
 """What a page is made of: stored graphs, kernels' code, rows of layers, plots."""
 
-import json
-
 import pytest
 
 from sqcompile.report import graphs, sources
@@ -12,31 +10,19 @@ from sqcompile.report.layers import layers, node_times
 from sqcompile.report.traffic import traffic
 
 
-def test_graphs_are_read_as_they_were_written(resnet, tmp_path):
-    found = graphs.graphs_of(resnet.variants[0])
-    graphs.write(found, tmp_path)
-    assert graphs.read(tmp_path) == found
-    assert [stage.name for stage in found.stages][-2:] == ["forward", "backward"]
-    assert all(stage.about for stage in found.stages)
-    nodes = json.loads((tmp_path / graphs.GRAPHS).read_text())["nodes"]
-    assert len(nodes) < sum(len(stage.nodes) for stage in found.stages) / 3
-
-
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"format": 0}'])
 def test_a_folder_without_graphs_of_this_version(tmp_path, content):
     if content is not None:
-        (tmp_path / graphs.GRAPHS).write_text(content)
-    assert graphs.read(tmp_path) is None
+        (tmp_path / "stages.json").write_text(content)
+    assert graphs.read(tmp_path, {"calls": {}}) is None
 
 
-def test_an_outline_tells_what_a_node_is(resnet):
-    last = graphs.graphs_of(resnet.variants[0]).stages[-2]
-    nodes = {node.name: node for node in last.nodes}
-    product = next(node for node in last.nodes if node.op == "sq.conv_fprop_sums")
-    assert (product.role, product.module) == ("fprop", "stem")
-    assert "self.stem(x)" in product.line and product.value.startswith("(i32[4, 12, 12, 8]")
-    assert nodes[product.inputs[0]].bits == 8
-    assert nodes["p_stem_weight"].port == "param:stem.weight"
+def test_inputs_are_told_by_what_they_are(run_folder):
+    found = graphs.read(run_folder, read(run_folder)).stages["captured"]
+    ports = {entry.name: graphs.port(entry) for entry in found}
+    assert ports["p_stem_weight"] == "parameter stem_weight"
+    assert (ports["x_0"], ports["g_0"]) == ("input 0", "gradient of output 0")
+    assert {ports[entry.name] for entry in found if entry.op != "placeholder"} == {""}
 
 
 def test_a_pool_stores_a_value_once():
@@ -47,7 +33,7 @@ def test_a_pool_stores_a_value_once():
 
 
 def test_assembly_is_that_of_the_kernel_with_what_its_threads_run(run_folder):
-    (listing,) = next(iter(sources.listings(run_folder, 0, read(run_folder)).values()))
+    (listing,) = next(iter(sources.listings(run_folder, read(run_folder)).values()))
     assert (listing.title, listing.file) == ("assembly", "variant_0/kernels_0.s")
     assert [line.strip() for line in listing.text.splitlines()[1:]] == [
         "pushq\t%rbp",
@@ -61,19 +47,19 @@ def test_assembly_is_that_of_the_kernel_with_what_its_threads_run(run_folder):
 
 
 def test_listings_of_a_gpu_and_of_an_accelerator(tmp_path):
-    place = tmp_path / "variant_1"
+    place = tmp_path / "variant_0"
     for architecture in ("sm_80", "sm_120"):
         (place / architecture).mkdir(parents=True)
         (place / architecture / "mm.cu").write_text(architecture)
     (place / "sm_120" / "mm.sass").write_text("IMMA")
     (place / "p-1.txt").write_text("GEMM")
     programs = [{"product": "forward/mm", "programs": ["p-1", "gone"]}]
-    found = sources.listings(tmp_path, 1, {"accelerator": {"programs": programs}})
+    found = sources.listings(tmp_path, {"accelerator": {"programs": programs}})
     assert [(one.title, one.text) for one in found["mm"]] == [
         ("CUDA, sm_120", "sm_120"),
         ("SASS, sm_120", "IMMA"),
     ]
-    assert [one.file for one in found["forward/mm"]] == ["variant_1/p-1.txt"]
+    assert [one.file for one in found["forward/mm"]] == ["variant_0/p-1.txt"]
 
 
 def test_code_that_does_not_fit_is_named_by_its_file():
@@ -85,7 +71,7 @@ def test_code_that_does_not_fit_is_named_by_its_file():
 
 
 def test_a_layer_has_its_bits_bytes_errors_and_times(run_folder):
-    data, found = read(run_folder), graphs.read(run_folder)
+    data, found = read(run_folder), graphs.read(run_folder, data)
     rows = {row["module"]: row for row in layers(data, found)}
     conv = rows["blocks.0.conv2"]
     assert (conv["weight"], conv["activation"], conv["gradient"]) == ("s4", "u4", "s4")
@@ -99,7 +85,7 @@ def test_a_layer_has_its_bits_bytes_errors_and_times(run_folder):
 
 
 def test_plots_are_of_what_was_measured(run_folder, resnet):
-    data, found = read(run_folder), graphs.read(run_folder)
+    data, found = read(run_folder), graphs.read(run_folder, data)
     plots = figures(data, found)
     assert list(plots) == ["errors", "memory", "time", "roofline", "training"]
     points = sum(len(trace["x"]) for trace in plots["errors"]["data"])
@@ -108,7 +94,7 @@ def test_plots_are_of_what_was_measured(run_folder, resnet):
 
 
 def test_a_kernel_moves_all_it_reads_and_writes(run_folder):
-    data, found = read(run_folder), graphs.read(run_folder)
+    data, found = read(run_folder), graphs.read(run_folder, data)
     points = {point["kernel"]: point for point in traffic(data, found)}
     point = points["conv_fprop_sums (stem)"]
     moved = 4 * 12 * 12 * 3 + 8 * 3 * 3 * 3 + 4 * (4 * 12 * 12 * 8) + 8 * 8

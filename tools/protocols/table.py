@@ -48,7 +48,7 @@ PROTOCOLS = {
         "ViT (4 layers, width 96, 4x4 patches), CIFAR-10",
         partial(_network, "vit", "ViT", layers=4, width=96, heads=3),
         partial(cifar10_splits, side=32, train=45_000, validation=5_000, batch=128, shift=4),
-        Schedule(epochs=8, optimizer="adamw", lr=0.001, decay=0.05, warmup=0.1),
+        Schedule(epochs=3, optimizer="adamw", lr=0.001, decay=0.05, warmup=0.1),
         seeds=3,
     ),
     "charlm": Protocol(

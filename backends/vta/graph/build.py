@@ -9,6 +9,7 @@ A binary holds, beside what one for the CPU has,
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import tvm
@@ -29,6 +30,7 @@ __all__ = [
     "build",
     "identity",
     "kernel_rows",
+    "left_to_cpu",
     "listings",
     "machines",
 ]
@@ -68,6 +70,15 @@ def build(module: tvm.IRModule, target: Target) -> Binary:
     }
     images[INDEX] = json.dumps(index, indent=1).encode()
     return host.build(partition.partitioned(module, offloads), target, images)
+
+
+@lru_cache(maxsize=1024)
+def left_to_cpu(spec: KernelSpec, target: Target) -> str | None:
+    """Why there is no program for a product, "" when there is one; None for what is no product."""
+    if spec.op not in table.PRODUCTS:
+        return None
+    made = offload.offload(spec, hardware.get(target.hw))
+    return made if isinstance(made, str) else ""
 
 
 def candidates(module: tvm.IRModule) -> dict[str, KernelSpec]:

@@ -83,14 +83,10 @@ function nodeShape([x, y, width, height], n, node) {
   return `<g class="shape ${kind}${small ? " small" : ""}" data-shape="${n}"><title>${escaped(`${node.name}: ${node.value}\n${node.op}`)}</title><rect class="body" x="${x}" y="${y}" width="${width}" height="${height}" rx="${small ? 9 : 6}"/><rect class="mark" x="${x}" y="${y + 4}" width="4" height="${height - 8}" rx="2"/>${chip}${text}</g>`;
 }
 
-const OUTSIDE = { input: "input", tangent: "gradient of output" };
-
-/** What a node holds: `conv.weight`, `input 0`, the name of a constant; null for an op. */
+/** What a node holds: `stem_weight`, `input 0`, the name of a constant; null for an op. */
 function held(node) {
-  if (node.op === "get_attr") return node.name;
-  if (!node.port) return null;
-  const [kind, name] = node.port.split(":");
-  return kind in OUTSIDE ? `${OUTSIDE[kind]} ${name}` : name.split(".").slice(-2).join(".");
+  if (node.op === "constant") return node.name;
+  return node.port ? node.port.replace(/^(parameter|buffer) /, "") : null;
 }
 
 function moduleShape([x, y, width, height, [path, places], side], n, { stage, facts, open }) {

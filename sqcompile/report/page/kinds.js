@@ -6,7 +6,7 @@ const KINDS = [
   ["pack", "packing", /pack/],
   ["norm", "norm", /norm|ema/],
   ["loss", "softmax, loss", /softmax|loss|cross_entropy/],
-  ["input", "parameter, input", /^(placeholder|get_attr)$/],
+  ["input", "parameter, input", /^(placeholder|constant)$/],
   ["view", "layout", /^aten\.(view|permute|expand|unsqueeze|squeeze|clone|reshape|t|transpose|slice|cat|select)$/],
 ];
 
