@@ -71,7 +71,8 @@ def test_code_that_does_not_fit_is_named_by_its_file():
 
 
 def test_a_layer_has_its_bits_bytes_errors_and_times(run_folder):
-    data, found = read(run_folder), graphs.read(run_folder, data)
+    data = read(run_folder)
+    found = graphs.read(run_folder, data)
     rows = {row["module"]: row for row in layers(data, found)}
     conv = rows["blocks.0.conv2"]
     assert (conv["weight"], conv["activation"], conv["gradient"]) == ("s4", "u4", "s4")
@@ -85,7 +86,8 @@ def test_a_layer_has_its_bits_bytes_errors_and_times(run_folder):
 
 
 def test_plots_are_of_what_was_measured(run_folder, resnet):
-    data, found = read(run_folder), graphs.read(run_folder, data)
+    data = read(run_folder)
+    found = graphs.read(run_folder, data)
     plots = figures(data, found)
     assert list(plots) == ["errors", "memory", "time", "roofline", "training"]
     points = sum(len(trace["x"]) for trace in plots["errors"]["data"])
@@ -94,7 +96,8 @@ def test_plots_are_of_what_was_measured(run_folder, resnet):
 
 
 def test_a_kernel_moves_all_it_reads_and_writes(run_folder):
-    data, found = read(run_folder), graphs.read(run_folder, data)
+    data = read(run_folder)
+    found = graphs.read(run_folder, data)
     points = {point["kernel"]: point for point in traffic(data, found)}
     point = points["conv_fprop_sums (stem)"]
     moved = 4 * 12 * 12 * 3 + 8 * 3 * 3 * 3 + 4 * (4 * 12 * 12 * 8) + 8 * 8
