@@ -15,7 +15,7 @@ from sqcompile import __version__
 from sqcompile.cli.output import Output
 from sqcompile.errors import SqError
 
-COMMANDS = ("compile", "train", "inspect", "bench", "examine", "doctor", "vta")
+COMMANDS = ("compile", "train", "inspect", "bench", "compare", "examine", "doctor", "vta")
 _OWN_OPTIONS = ("--help", "-h", "--version")
 _INTERRUPTED = 130
 
@@ -37,6 +37,7 @@ A model file is executed code, and a run folder holds native code: run only what
 \b
 Exit codes: 0 ok, 1 internal error, 2 usage, 3 the model does not load or trace,
 4 unsupported op, 5 missing toolchain or device, 6 verification mismatch,
+7 bench --gate: slower than its bound,
 10 to 12 a VTA program that is wrong (`sqcompile vta run --help`).
 
 `sqcompile COMMAND --help` tells more."""
