@@ -247,7 +247,8 @@ def _say_ratios(output: Output, timing: dict[str, Any]) -> None:
 
     for row in rows(timing):
         if row.kind == STEP and row.part == "step" and row.ratio is not None:
-            where = f"{row.threads} threads" if timing["device"] == "cpu" else timing["device"]
+            threads = f"{row.threads} thread{'s' if row.threads > 1 else ''}"
+            where = threads if timing["device"] == "cpu" else timing["device"]
             output.say(f"{where}: {row.ratio:.2f}x the speed of {row.who}")
 
 
@@ -291,9 +292,14 @@ def _gate(output: Output, timing: dict[str, Any], wanted: dict[str, float]) -> N
     output.show(tables.gate_table(held))
     failed = [one for one in held if not one.passed]
     if failed:
-        names = ", ".join(one.name for one in failed)
+        missing = sum(one.ratio is None for one in failed)
+        hint = (
+            f"\n  {missing} of them were not measured: measure with the same --threads, --peers and "
+            "--products as the bounds"
+        )
         raise GateError(
-            f"{len(failed)} of {len(held)} ratios are below their bounds even at best: {names}"
+            f"{len(failed)} of {len(held)} ratios are not above their bounds, {failed[0].name} first"
+            + (hint if missing else "")
         )
 
 
