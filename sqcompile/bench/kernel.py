@@ -16,6 +16,11 @@ MADE: dict[str, KernelRecord] = {}
 
 def compiled(graph: fx.GraphModule) -> Callable[..., list[Tensor]]:
     """Call it with tensors. Raises UnsupportedOpError when the target lacks a kernel."""
+    return executable(graph).function("main")
+
+
+def executable(graph: fx.GraphModule) -> Executable:
+    """The code of a graph; `machine()["main"]` of it takes tensors unchecked."""
     target = targets.get("cpu")
     missing = unsupported(graph, target)
     if missing:
@@ -23,7 +28,7 @@ def compiled(graph: fx.GraphModule) -> Callable[..., list[Tensor]]:
     lowered = lower({"main": graph}, target)
     for record in lowered.kernels:
         MADE.setdefault(f"{record.name} {record.spec.digest}", record)
-    return Executable(build(lowered.module, target)).function("main")
+    return Executable(build(lowered.module, target))
 
 
 def traced(function: Callable[..., object], *examples: Tensor) -> fx.GraphModule:

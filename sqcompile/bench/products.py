@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sqcompile.bench import onnx_products
-from sqcompile.bench.kernel import compiled, traced
+from sqcompile.bench.kernel import executable, traced
 from sqcompile.bench.times import Times
 from sqcompile.ops.quantize import limits
 from sqcompile.passes.assign_precision import Operand, ProductSpec
@@ -136,7 +136,7 @@ def _built(form: Form, call: Callable[..., Tensor], role: str, given: Sequence[T
     for node in graph.graph.nodes:
         if node.op == "call_function":
             node.meta["sq"] = ProductSpec("", role, (first, second), form.groups, True, 0)
-    run = compiled(bound_accumulators(graph))
+    run = executable(bound_accumulators(graph)).machine()["main"]
     return lambda: run(*given)
 
 

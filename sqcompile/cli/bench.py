@@ -294,11 +294,11 @@ def _gate(output: Output, timing: dict[str, Any], wanted: dict[str, float]) -> N
     if failed:
         missing = sum(one.ratio is None for one in failed)
         hint = (
-            f"\n  {missing} of them were not measured: measure with the same --threads, --peers and "
-            "--products as the bounds"
+            f"\n  {missing} of them were not measured: give the --threads, --peers and --products "
+            "of the bounds"
         )
         raise GateError(
-            f"{len(failed)} of {len(held)} ratios are not above their bounds, {failed[0].name} first"
+            f"{len(failed)} of {len(held)} ratios are not above their bounds: {failed[0].name}, ..."
             + (hint if missing else "")
         )
 

@@ -146,7 +146,7 @@ def _seen(nodes: Generator[Observed, None, list[Tensor]], found: Values) -> list
 
 def _norm(one: Observed, found: Values) -> None:
     """A norm's output, and that of the product whose accumulators it reads."""
-    source = one.node.args[0]
+    source = one.node.all_input_nodes[0]
     if one.op == "sq.l1_batch_norm" and one.given["x"].dtype in (torch.int32, torch.int64):
         bias = one.given["bias"]
         y = one.given["x"].to(torch.float32) * one.given["scale"]
@@ -188,7 +188,7 @@ def of_module(model: nn.Module, call: Call) -> Values:
     handles = []
     for name, module in model.named_modules():
         if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]  # hooks cannot follow it
+            module.inplace = False  # hooks cannot follow it
         if not list(module.children()) and list(module.parameters(recurse=False)):
             handles += _hooked(found, name, module)
     outputs = model(*call.args)
