@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     "README.md",
+    "docs/comparing.md",
     "docs/recipes.md",
     "docs/extending.md",
     "docs/torch-compile.md",

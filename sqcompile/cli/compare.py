@@ -62,6 +62,11 @@ def _words(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     metavar="FILE.json",
     help="Write the proposed recipe, for --recipe.",
 )
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    help="Only the first so many rows of the batch: faster.  [default: all]",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @options.common
 @click.pass_obj
@@ -74,6 +79,7 @@ def command(
     bisect: bool,
     most: int,
     written: str | None,
+    rows: int | None,
     seed: int,
 ) -> None:
     """Run one training step on both sides, with the same batch and draws, and compare layer by
@@ -94,7 +100,7 @@ def command(
     """
     if written and not bisect:
         raise UsageError("-o writes what --bisect proposes: give --bisect")
-    given, sides = _sides(first, second, recipes, seed)
+    given, sides = _sides(first, second, recipes, seed, rows)
     if targets:
         _kernels(output, given[0], targets, sides[-1][1], seed)
         return
@@ -108,7 +114,7 @@ def command(
 
 
 def _sides(
-    first: str, second: str | None, recipes: list[str], seed: int
+    first: str, second: str | None, recipes: list[str], seed: int, rows: int | None
 ) -> "tuple[list[Subject], list[tuple[str, Recipe | str]]]":
     """What runs on each side, and by which recipe, with the names to show."""
     from sqcompile import modelfile
@@ -124,12 +130,12 @@ def _sides(
         if len(names) != 2:
             raise UsageError("--recipes takes two, e.g. fp32,w4a4g4")
         chosen = [_recipe(name) for name in names]
-        one = sides.subject(modelfile.load(first), seed)
+        one = sides.subject(modelfile.load(first), seed, rows=rows)
         return [one, one], list(zip(names, chosen, strict=True))
     if recipes:
         raise UsageError("a run folder has its recipe: give B as a folder, a recipe, fp32 or float")
     a = sides.run_folder(first)
-    one = sides.subject(modelfile.load(str(a.model_file)), seed, a.state)
+    one = sides.subject(modelfile.load(str(a.model_file)), seed, a.state, rows)
     if second is not None and Path(second).is_dir():
         b = sides.run_folder(second)
         if b.model_file != a.model_file:

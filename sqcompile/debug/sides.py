@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from sqcompile.capture import Capture, capture
 from sqcompile.debug.layers import (
@@ -53,18 +54,21 @@ class Subject:
 
 
 def subject(
-    file: ModelFile, seed: int, state: Mapping[str, Tensor] | None = None, draws: int = 0
+    file: ModelFile,
+    seed: int,
+    state: Mapping[str, Tensor] | None = None,
+    rows: int | None = None,
 ) -> Subject:
     """A model file's model, with weights of a seed or of a state dict, and the first batch of its
-    data() with its loss(), else example_inputs() and drawn gradients. draws: the step of rounding's
-    draws."""
+    data() with its loss(), else example_inputs() and drawn gradients. rows: of the batch, the first
+    so many, None for all."""
     torch.manual_seed(seed)
     model = file.make_model().train()
     if state is not None:
         _load(model, state, file.path)
-    args, objective = _batch(file, seed)
+    args, objective = _batch(file, seed, rows)
     step = prepared(capture(model, args, {}))
-    call = Call(args, _state(model), torch.tensor([seed & 0xFFFFFFFF, draws, 0, 0]), objective)
+    call = Call(args, _state(model), torch.tensor([seed & 0xFFFFFFFF, 0, 0, 0]), objective)
     return Subject(file, model, call, step)
 
 
@@ -92,13 +96,32 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         ) from error
 
 
-def _batch(file: ModelFile, seed: int) -> tuple[tuple[Any, ...], Objective | None]:
-    if not (file.has("data") and file.has("loss")):
-        return file.example_inputs(), None
-    args, target = next(shuffled(file, seed), (None, None))
+def _batch(
+    file: ModelFile, seed: int, rows: int | None
+) -> tuple[tuple[Any, ...], Objective | None]:
+    args, target = None, None
+    if file.has("data") and file.has("loss"):
+        args, target = next(shuffled(file, seed), (None, None))
     if args is None:
-        return file.example_inputs(), None
+        return _first_rows(file.example_inputs(), rows), None
+    args, target = _first_rows((args, target), rows)
     return args, lambda output: file.call("loss", output, target)
+
+
+def _first_rows(batch: Any, rows: int | None) -> Any:
+    """A batch with the first rows of every tensor that is as long as its first one."""
+    if rows is None:
+        return batch
+    tensors = [
+        leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()
+    ]
+    length = len(tensors[0]) if tensors else 0
+
+    def cut(leaf: Any) -> Any:
+        whole = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == length
+        return leaf[:rows].clone() if whole else leaf
+
+    return pytree.tree_map(cut, batch)
 
 
 @dataclass(frozen=True)

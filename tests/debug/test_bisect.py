@@ -34,7 +34,7 @@ def test_the_bad_layer_costs_most_and_its_rule_helps(search):
         (layer, role) for layer in ("2", "4") for role in ("weights", "activations", "gradients")
     }
     assert (costs[0].layer, costs[0].role) == ("4", "weights")
-    assert max(costs, key=lambda cost: cost.alone) == costs[0]
+    assert max(costs, key=lambda cost: cost.alone or 0) == costs[0]
     found = propose(search, recipe, costs, 1)
     assert found is not None and found.after == pytest.approx(costs[0].raised)
     assert found.after < 0.9 * found.before
@@ -46,3 +46,19 @@ def test_every_part_that_quantises_has_its_error(search):
     stages = list(search.stages(Recipe.load("w4a4g4")))
     assert [stage.name for stage in stages][0] == "products"
     assert all(0 < stage.gradients < 1 and stage.results > 0 for stage in stages)
+
+
+def test_groups_of_layers_that_gain_nothing_are_not_asked_one_by_one(search, monkeypatch):
+    errors = {"4": 0.5}
+    asked = []
+
+    def error(recipe):
+        paths = {rule.path for rule in recipe.rules} - {"<first>", "<last>"}
+        asked.append(paths)
+        return min((errors.get(path, 1.0) for path in paths), default=1.0)
+
+    monkeypatch.setattr(search, "error", error)
+    layers = [str(number) for number in range(8)]
+    worth = search._worth(Recipe.load("w4a4g4"), {"weight_bits": 8}, layers, 1.0)
+    assert worth == ["4", "5"]
+    assert {"0", "1", "2", "3"} in asked and len(asked) == 5
