@@ -120,7 +120,8 @@ def test_inspect_lists_what_is_saved_and_writes_the_page_again(call, compiled):
 
 def test_bench_takes_turns_with_pytorch(call, compiled):
     folder, _ = compiled
-    result = call("bench", str(folder), "--runs", "3", "--warmup", "1", "--json")
+    arguments = ("--runs", "3", "--warmup", "1", "--peers", "fp32", "--json")
+    result = call("bench", str(folder), *arguments)
     assert result.code == 0, result.err
     (run,) = json.loads(result.out)["runs"]
     parts = ("forward", "backward", "step")
@@ -131,7 +132,8 @@ def test_bench_takes_turns_with_pytorch(call, compiled):
 
 def test_bench_times_every_kernel(call, compiled):
     folder, _ = compiled
-    result = call("bench", str(folder), "--runs", "3", "--threads", "1", "--json")
+    few = ("--runs", "3", "--warmup", "0", "--threads", "1", "--peers", "none")
+    result = call("bench", str(folder), *few, "--json")
     (run,) = json.loads(result.out)["runs"]
     by_name = {(row["function"], row["kernel"]): row for row in run["kernels"]}
     assert {function for function, _ in by_name} == {"forward", "backward"}
@@ -139,7 +141,7 @@ def test_bench_times_every_kernel(call, compiled):
     assert not any(kernel.startswith("vm.") for _, kernel in by_name)
     times = [row["milliseconds"] for row in run["kernels"]]
     assert times == sorted(times, reverse=True) and times[-1] > 0
-    shown = call("bench", str(folder), "--runs", "3", "--threads", "1", "--kernels", "2").out
+    shown = call("bench", str(folder), *few, "--kernels", "2").out
     assert run["kernels"][0]["function"] in shown and "share" in shown
 
 
