@@ -15,7 +15,7 @@ from sqcompile import __version__
 from sqcompile.cli.output import Output
 from sqcompile.errors import SqError
 
-COMMANDS = ("compile", "train", "inspect", "bench", "examine", "doctor", "vta")
+COMMANDS = ("compile", "train", "inspect", "bench", "examine", "export", "doctor", "vta")
 _OWN_OPTIONS = ("--help", "-h", "--version")
 _INTERRUPTED = 130
 

@@ -25,6 +25,7 @@ _DIFFERENCES = 20
     "listed), 5 a target that is not there, 6 --verify found a difference or a product in float.",
 )
 @click.argument("model_file", metavar="MODEL.PY")
+@options.dims
 @options.target
 @options.recipe
 @click.option(
@@ -56,6 +57,7 @@ _DIFFERENCES = 20
 def command(
     output: Output,
     model_file: str,
+    dims: dict[str, int],
     target_name: str,
     mcpu: str | None,
     arch: str | None,
@@ -96,7 +98,7 @@ def command(
     path = run_folder(folder, model_file)
     chosen = Recipe.load(recipe)
     options.use_threads(threads)
-    file = modelfile.load(model_file)
+    file = modelfile.load(model_file, dims=dims)
     model, inputs = made(file, seed)
     with output.status(f"compiling {model_file} with {chosen.name} for {target.name}"):
         step = api.compile(

@@ -14,12 +14,14 @@ from sqcompile.errors import UnsupportedOpError
     epilog="Exit code 4 when an op is unsupported.",
 )
 @click.argument("model_file", metavar="MODEL.PY")
+@options.dims
 @options.target
 @options.common
 @click.pass_obj
 def command(
     output: Output,
     model_file: str,
+    dims: dict[str, int],
     target_name: str,
     mcpu: str | None,
     arch: str | None,
@@ -36,7 +38,7 @@ def command(
     from sqcompile.cli.compile import made
     from sqcompile.report.text import table
 
-    model, inputs = made(modelfile.load(model_file), seed=0)
+    model, inputs = made(modelfile.load(model_file, dims=dims), seed=0)
     with output.status(f"tracing {model_file}"):
         rows = api.examine(model, inputs, target=target)
     missing = [row for row in rows if not row.supported]

@@ -62,20 +62,36 @@ def _(call: Call) -> Value:
     block = body.constant(torch.arange(groups * LANES, dtype=torch.int64))
     state = [words.low(sliced(body, call["rng"], 0, at, at + 1), WORD) for at in range(4)]
     stream = call.value(call["stream"], torch.int64)
-    counter = [words.low(block, WORD), *state[1:]]
+    counter = [words.low(block, WORD), *(_spread(body, one, block) for one in state[1:])]
     key = [state[0], words.low(reshaped(body, stream, [1]), WORD)]
-    for _ in range(ROUNDS):
-        c0, c1, c2, c3 = counter
-        (high0, low0), (high1, low1) = (
-            words.product(word, factor) for word, factor in zip((c0, c2), MULTIPLIERS, strict=True)
-        )
-        counter = [words.xor(high1, c1, key[0]), low1, words.xor(high0, c3, key[1]), low0]
-        key = [words.added(word, step) for word, step in zip(key, WEYL, strict=True)]
     halves = []
-    for word in counter:
-        if word.shape != block.shape:
-            word = body.call("Expand", word, body.numbers(block.shape), shape=block.shape)
+    for word in _rounds(body, counter, key):
         for half in (words.low(word, _LOW), words.high(word)):
             halves.append(reshaped(body, half, [groups, 1, LANES]))
     every = reshaped(body, joined(body, halves, 1), [groups * LANES * DRAWS_PER_BLOCK])
     return cast(body, sliced(body, every, 0, 0, count), torch.int32)
+
+
+def _spread(body: Body, word: Value, like: Value) -> Value:
+    return body.call("Expand", word, body.numbers(like.shape), shape=like.shape)
+
+
+def _rounds(body: Body, counter: list[Value], key: list[Value]) -> list[Value]:
+    """The four words after all rounds: a Loop."""
+    inner = body.part("round")
+    words = _Words(inner)
+    flag = Value(body.store.name("go_on"), torch.bool, ())
+    number = Value(body.store.name("number"), torch.int64, ())
+    c0, c1, c2, c3 = old = [inner.fresh("word", word) for word in counter]
+    keys = [inner.fresh("key", word) for word in key]
+    (high0, low0), (high1, low1) = (
+        words.product(word, factor) for word, factor in zip((c0, c2), MULTIPLIERS, strict=True)
+    )
+    new = [words.xor(high1, c1, keys[0]), low1, words.xor(high0, c3, keys[1]), low0]
+    new += [words.added(word, step) for word, step in zip(keys, WEYL, strict=True)]
+    still = inner.call("Identity", flag)
+    graph = inner.graph("round", [number, flag, *old, *keys], [still, *new])
+    results = [body.fresh("rounds", word) for word in [*counter, *key]]
+    times = [body.constant(ROUNDS, torch.int64), body.constant(torch.tensor(True))]
+    body.several("Loop", [*times, *counter, *key], results, body=graph)
+    return results[:4]

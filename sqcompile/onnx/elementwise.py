@@ -133,19 +133,18 @@ def _(call: Call) -> Value:
 
 @emits(aten.clamp.default, aten.hardtanh.default, aten.clamp_min.default, aten.clamp_max.default)
 def _(call: Call) -> Value:
-    """Comparisons and choices: engines differ in the sign of a zero that Clip and Relu give."""
     given = call.arguments
-    value = call.value(call.first, call.dtype)
-    bounds = (
-        ("Less", given.get("min", given.get("min_val"))),
-        ("Greater", given.get("max", given.get("max_val"))),
-    )
-    for comparison, bound in bounds:
+    low, high = given.get("min", given.get("min_val")), given.get("max", given.get("max_val"))
+    return clamped(call.body, call.value(call.first, call.dtype), low, high)
+
+
+def clamped(body: Body, x: Value, low: float | None, high: float | None) -> Value:
+    """Comparisons and choices: engines differ in the sign of a zero that Clip gives."""
+    for comparison, bound in (("Less", low), ("Greater", high)):
         if bound is not None:
-            end = call.body.constant(bound, call.dtype)
-            beyond = call.body.call(comparison, value, end, dtype=torch.bool)
-            value = chosen(call.body, beyond, end, value)
-    return value
+            end = body.constant(bound, x.dtype)
+            x = chosen(body, body.call(comparison, x, end, dtype=torch.bool), end, x)
+    return x
 
 
 @emits(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar)

@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from onnx import helper
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.func import functionalize
 from torch.utils import _pytree as pytree
 
-from sqcompile.onnx import convolutions, draws, elementwise, products, reductions, rows, shapes
 from sqcompile.onnx.body import DOMAIN, OPSET, Body, Value
 from sqcompile.onnx.table import EMITTERS, Call, Emitted, NoForm
 from sqcompile.ops import OPS
@@ -30,8 +29,6 @@ from sqcompile.ops.table import Op, find
 from sqcompile.passes.editing import arguments
 from sqcompile.passes.printing import op_name, source_line
 
-FAMILIES = (convolutions, draws, elementwise, products, reductions, rows, shapes)
-"""The files whose emitters fill the table."""
 RUN_TIME = "stream"
 """The attribute that a function takes as an input, so that quantisers that differ only in their
 draws share one."""
@@ -114,22 +111,46 @@ def _emit(body: Body, node: Node, values: Mapping[Node, Emitted]) -> Emitted:
     if node.target is operator.getitem:
         return values[node.args[0]][node.args[1]]  # type: ignore[index]
     given = {name: known(value) for name, value in arguments(node).items()}
-    emitter = EMITTERS.get(node.target)
-    if emitter is not None:
-        return emitter(Call(body, node, given))
     entry = find(node.target)
-    if entry is None:
+    if entry is not None:
+        return _written(body, entry, given, node)
+    if node.target not in EMITTERS:
         raise NoForm("no exact ONNX form is known")
-    return _written(body, entry, given)
+    return EMITTERS[node.target](Call(body, node, given))
 
 
-def _written(body: Body, entry: Op, given: Mapping[str, Any]) -> Emitted:
-    """An op of the table by its reference: a product with what surrounds it stands in the graph
-    itself, all else is a function."""
+def write_call(body: Body, entry: Op, given: Mapping[str, Any]) -> Value:
+    """A call of an op of the table with one output, for emitters."""
+    graph = Graph()
+    node = graph.call_function(entry.target)
+    shape, dtype = entry.outputs(*map_values(given))[0]
+    node.meta["val"] = torch.empty(shape, dtype=dtype, device="meta")
+    return _one(_written(body, entry, given, node))
+
+
+def map_values(given: Mapping[str, Any]) -> list[Any]:
+    """Arguments with an empty tensor for every value; a lifted RUN_TIME is a number."""
+    return [
+        _stand_in(value, is_stream=name == RUN_TIME and isinstance(value, Value))
+        for name, value in given.items()
+    ]
+
+
+def _written(body: Body, entry: Op, given: Mapping[str, Any], node: Node) -> Emitted:
+    """An op of the table, by its emitter or by its reference: a product with what surrounds it
+    stands in the graph itself, all else is a function."""
     call = _arguments(given)
     if _multiplies(entry):
-        return _traced(body, entry, call, call.leaves)
-    return _function_call(body, entry, call)
+        return _defined(body, entry, call, call.leaves, node)
+    return _function_call(body, entry, call, node)
+
+
+def _defined(body: Body, entry: Op, call: "_Arguments", leaves: Any, node: Node) -> Emitted:
+    emitter = EMITTERS.get(entry.target)
+    if emitter is None:
+        return _traced(body, entry, call, leaves)
+    values = pytree.tree_unflatten(list(leaves), call.spec)
+    return emitter(Call(body, node, dict(zip(call.names, values, strict=True))))
 
 
 @dataclass(frozen=True)
@@ -159,7 +180,7 @@ def _multiplies(entry: Op) -> bool:
     return any(part in entry.name for part in ("matmul", "conv_"))
 
 
-def _function_call(body: Body, entry: Op, call: _Arguments) -> Emitted:
+def _function_call(body: Body, entry: Op, call: _Arguments, node: Node) -> Emitted:
     """A call of the function for these arguments, which is written when it is first called."""
     leaves = list(call.leaves)
     if RUN_TIME in call.names:
@@ -171,7 +192,7 @@ def _function_call(body: Body, entry: Op, call: _Arguments) -> Emitted:
     call = replace(call, leaves=tuple(leaves))
     key = f"{entry.name} {call.key()}"
     if key not in _functions(body):
-        _functions(body)[key] = _function(body, entry, call)
+        _functions(body)[key] = _function(body, entry, call, node)
     name, outputs = _functions(body)[key]
     made = [body.fresh(f"{name}", value) for value in outputs]
     body.several(name, call.tensors, made, domain=DOMAIN)
@@ -187,7 +208,7 @@ def _functions(body: Body) -> dict[str, tuple[str, tuple[Value, ...]]]:
     return body.store.written
 
 
-def _function(body: Body, entry: Op, call: _Arguments) -> tuple[str, tuple[Value, ...]]:
+def _function(body: Body, entry: Op, call: _Arguments, node: Node) -> tuple[str, tuple[Value, ...]]:
     name = body.store.function_name(entry.name.partition("::")[2])
     inner = Body(body.store, inline=True)
     formal, leaves = [], []
@@ -196,7 +217,7 @@ def _function(body: Body, entry: Op, call: _Arguments) -> tuple[str, tuple[Value
             leaf = inner.fresh(f"{name}.x", leaf)
             formal.append(leaf)
         leaves.append(leaf)
-    results = _traced(inner, entry, call, leaves)
+    results = _defined(inner, entry, call, leaves, node)
     outputs = results if isinstance(results, tuple) else (results,)
     # An output that is an input, or twice the same, needs a node of its own.
     distinct = [inner.call("Identity", value, largest=value.largest) for value in outputs]

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from sqcompile._torch_compat import Port
 from sqcompile.onnx.body import DOMAIN, OPSET, Body, Store, Value, described, tensor_proto
+from sqcompile.onnx.emitters import FAMILIES
 from sqcompile.onnx.frozen import frozen, initialiser
 from sqcompile.onnx.functions import Refused, emit_graph
 from sqcompile.onnx.source import Source
@@ -34,6 +35,7 @@ _TEXT = {
 
 def model(source: Source, *, accumulators: bool) -> tuple[Any, list[Refused]]:
     """(the ONNX model, []) or (None, all nodes that have no exact form)."""
+    assert FAMILIES
     body = Body(Store())
     placeholders = source.graph.graph.find_nodes(op="placeholder")
     values: dict[Node, Emitted] = {}

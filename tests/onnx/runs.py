@@ -12,7 +12,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from sqcompile.onnx.body import DOMAIN, OPSET, Body, Store, Value, described
-from sqcompile.onnx.functions import Refused, emit_graph
+from sqcompile.onnx.emitters import FAMILIES
+from sqcompile.onnx.functions import emit_graph
 
 
 def session(
@@ -67,6 +68,7 @@ def one_call(target: Any, arguments: list[Any]) -> onnx.ModelProto:
     result = target(*arguments)
     call.meta["val"] = result
     several = not isinstance(result, Tensor)
+    assert FAMILIES
     body, refused = Body(Store()), []
     returned = [call]
     if several:
