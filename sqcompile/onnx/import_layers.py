@@ -14,14 +14,19 @@ _SAME = ("SAME_UPPER", "SAME_LOWER")
 
 
 def weights(importer: Importer, node: OnnxNode, *places: int) -> list[Tensor | None] | None:
-    """The initialisers at these inputs, None for one that is left out; None where one is not an
-    initialiser that only this node reads."""
+    """The constants at these inputs, None for one that is left out; None where one is computed, or
+    is a matrix that other nodes read too. Vectors that several nodes read become each one's own:
+    exporters merge equal ones, as are all scales of 1 of new norms."""
     found: list[Tensor | None] = []
     for place in places:
         name = node.inputs[place] if place < len(node.inputs) else ""
-        if name and (name not in importer.initialisers or not importer.alone(name)):
+        tensor = importer.initialisers.get(name)
+        if name and tensor is None:
+            value = importer.value(name)
+            tensor = value if isinstance(value, Tensor) else None
+        if name and (tensor is None or (tensor.dim() > 1 and not importer.alone(name))):
             return None
-        found.append(importer.initialisers[name] if name else None)
+        found.append(tensor)
     return found
 
 
@@ -128,12 +133,31 @@ def _linear(
 
 @reads("MatMul")
 def _(importer: Importer, node: OnnxNode) -> Any:
-    """By a weight matrix: a linear layer without a bias, which the Add behind it keeps."""
+    """By a weight matrix: a linear layer, with the bias that an Add behind it adds."""
     own = weights(importer, node, 1)
     x = importer.value(node.inputs[0])
     if own is None or own[0] is None or own[0].dim() != 2 or not isinstance(x, Node):
         return importer.call(torch.matmul, *importer.inputs(node))
-    return _linear(importer, node, own[0].t(), None, x)
+    weight = own[0].t()
+    bias, behind = _bias_behind(importer, node, weight.shape[0])
+    result = _linear(importer, node, weight, bias, x)
+    if behind is not None:
+        importer.values[behind] = result
+    return result
+
+
+def _bias_behind(
+    importer: Importer, node: OnnxNode, width: int
+) -> tuple[Tensor | None, str | None]:
+    """(a bias that only an Add adds to the node's result, the Add's result)."""
+    add = importer.reader(node.outputs[0])
+    if add is None or add.op_type != "Add":
+        return None, None
+    other = [name for name in add.input if name != node.outputs[0]]
+    bias = importer.initialisers.get(other[0]) if len(other) == 1 else None
+    if bias is None or tuple(bias.shape) != (width,):
+        return None, None
+    return bias, str(add.output[0])
 
 
 @reads("BatchNormalization")
@@ -185,9 +209,19 @@ def _(importer: Importer, node: OnnxNode) -> Any:
     channels = shape_of(x)[1]
     if own[0].numel() != channels:
         raise node.refuse("a weight for every group, as before opset 21")
-    groups = node.get("num_groups", channels)
-    layer = nn.GroupNorm(groups, channels, node.get("epsilon", 1e-5))
-    return importer.layer(node, filled(layer, weight=own[0], bias=own[1]), node.inputs[1], x)
+    groups, eps = node.get("num_groups", channels), node.get("epsilon", 1e-5)
+    if node.inputs[1] not in importer.initialisers and _idle(own):
+        return importer.layer(node, nn.GroupNorm(groups, channels, eps, affine=False), "", x)
+    layer = filled(nn.GroupNorm(groups, channels, eps), weight=own[0], bias=own[1])
+    return importer.layer(node, layer, node.inputs[1], x)
+
+
+def _idle(own: list[Tensor | None]) -> bool:
+    """Whether a scale and a shift are 1 and 0, as exporters write a group norm's."""
+    scale, shift = own
+    return all(
+        one is None or bool((one == number).all()) for one, number in ((scale, 1), (shift, 0))
+    )
 
 
 @reads("MaxPool", "AveragePool")
@@ -196,8 +230,8 @@ def _(importer: Importer, node: OnnxNode) -> Any:
     kernel = list(node["kernel_shape"])
     if len(kernel) != 2:
         raise node.refuse(f"pooling over {len(kernel)} axes")
-    if len(node.outputs) > 1 and node.outputs[1]:
-        raise node.refuse("its indices are an output")
+    if len(node.outputs) > 1 and importer.read(node.outputs[1]):
+        raise node.refuse("its indices are read")
     before, after = _pads(node, shape_of(x)[2:], kernel)
     ceil, stride = bool(node.get("ceil_mode", 0)), tuple(_strides(node, 2))
     if node.op == "MaxPool":

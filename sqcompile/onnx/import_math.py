@@ -63,7 +63,19 @@ _MOST = 2.0**31
 
 
 def _two(function: Callable[..., Any], importer: Importer, node: OnnxNode) -> Any:
-    return importer.call(function, *importer.inputs(node))
+    return importer.call(function, *_numbers(importer.inputs(node)))
+
+
+def _numbers(values: list[Read]) -> list[Any]:
+    """Constants of one element as Python numbers, beside a node that is no smaller: passes know
+    numbers."""
+    rank = max(_rank(value) for value in values)
+    if not any(isinstance(value, Node) and _rank(value) == rank for value in values):
+        return list(values)
+    return [
+        value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        for value in values
+    ]
 
 
 def _one(function: Callable[..., Any], importer: Importer, node: OnnxNode) -> Any:
@@ -113,8 +125,9 @@ def _(importer: Importer, node: OnnxNode) -> Any:
 @reads("Div")
 def _(importer: Importer, node: OnnxNode) -> Any:
     """Of integers toward zero, as ONNX has it."""
-    left, right = importer.inputs(node)
-    if _dtype(left).is_floating_point:
+    whole = importer.inputs(node)
+    left, right = _numbers(whole)
+    if _dtype(whole[0]).is_floating_point:
         return importer.call(operator.truediv, left, right)
     return importer.call(torch.div, left, right, rounding_mode="trunc")
 
@@ -221,7 +234,7 @@ def _(importer: Importer, node: OnnxNode) -> Any:
     if isinstance(ratio, Node):
         raise node.refuse("a ratio that is no constant")
     share = 0.5 if ratio is None else float(ratio)
-    if len(node.outputs) > 1 and node.outputs[1]:
-        raise node.refuse("its mask is an output")
+    if len(node.outputs) > 1 and importer.read(node.outputs[1]):
+        raise node.refuse("its mask is read")
     layer = torch.nn.Dropout(share)
     return importer.layer(node, layer, "", importer.value(node.inputs[0]))

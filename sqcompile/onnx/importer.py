@@ -80,7 +80,9 @@ class Importer:
         self.shapes = shapes
         self.values: dict[str, Read] = {"": None}
         self.initialisers = {one.name: _tensor(one) for one in graph.initializer}
-        self._uses = _counted(graph)
+        self._roots = self._aliases()
+        self._readers = self._read_by()
+        self._outputs = {value.name for value in graph.output}
         self._weights: dict[str, Node] = {}
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._paths: dict[str, int] = {}
@@ -107,6 +109,8 @@ class Importer:
             self.values[value.name] = node
         refused: list[str] = []
         for number, proto in enumerate(self.proto.node):
+            if all(name in self.values or name in self.initialisers for name in proto.output):
+                continue  # an alias of an initialiser, or read with what stands before it
             node = OnnxNode(proto, number)
             if any(name and not self._known(name) for name in node.inputs):
                 continue  # behind a node that is refused
@@ -118,8 +122,10 @@ class Importer:
             raise Unsupported(refused)
         results = tuple(self.node(self.value(value.name)) for value in self.proto.output)
         self.graph.output(results if len(results) > 1 else results[0])
-        self.graph.eliminate_dead_code()
-        return OnnxModule(self.root, self.graph, class_name="OnnxModel").train()
+        module = OnnxModule(self.root, self.graph, class_name="OnnxModel")
+        module.graph.eliminate_dead_code()
+        module.recompile()
+        return module.train()
 
     def _known(self, name: str) -> bool:
         return name in self.values or name in self.initialisers
@@ -137,7 +143,9 @@ class Importer:
     def value(self, name: str) -> Read:
         """A value by name; an initialiser is a parameter or a constant."""
         if name not in self.values and name in self.initialisers:
-            self.values[name] = self._initialiser(name)
+            name = self._roots.get(name, name)
+            if name not in self.values:
+                self.values[name] = self._initialiser(name)
         return self.values[name]
 
     def inputs(self, node: OnnxNode) -> list[Read]:
@@ -155,8 +163,9 @@ class Importer:
         """A parameter at `path`; the same one for an initialiser that is read again."""
         if name not in self._weights:
             module, leaf = self._owner(path)
+            while hasattr(module, leaf):  # of the layer that stands there
+                leaf, path = f"{leaf}_1", f"{path}_1"
             module.register_parameter(leaf, nn.Parameter(tensor.clone()))
-            # Read where it is used: a node of its own would stand before all others.
             self._weights[name] = self._attribute(path, tensor)
         return self._weights[name]
 
@@ -169,7 +178,8 @@ class Importer:
 
     def weight_path(self, name: str) -> str:
         """A free dotted path for an initialiser: its own name when that reads like one."""
-        return self.free(_dotted(name) if _readable(name) else f"weights.{_identifier(name)}")
+        own = _readable(name) or name.isidentifier()
+        return self.free(_dotted(name) if own else f"weights.{_identifier(name)}")
 
     def free(self, path: str) -> str:
         """`path`, with a number behind it when it is taken."""
@@ -231,17 +241,20 @@ class Importer:
             return {key: self._lifted(one) for key, one in value.items()}
         return value
 
-    def layer(self, node: OnnxNode, module: nn.Module, weight: str, *args: Any) -> Node:
+    def layer(self, node: OnnxNode, module: nn.Module, weight: str, *args: Read) -> Node:
         """A call of a torch layer, which stands under the path of its weight `weight`."""
         path = self.layer_path(node, weight)
         owner, leaf = self._owner(path)
-        kept = owner._modules.get(leaf)
+        if leaf in owner._modules:  # a part or a weight of this name is there already
+            return self._placed(module, f"{path}.{module._get_name().lower()}", args)
+        return self._placed(module, path, args)
+
+    def _placed(self, module: nn.Module, path: str, args: tuple[Read, ...]) -> Node:
+        owner, leaf = self._owner(path)
         owner.add_module(leaf, module)
-        for name, child in (kept._modules if kept is not None else {}).items():
-            module.add_module(name, child)  # type: ignore[arg-type]
-        args = tuple(self.node(one) for one in args)
-        made = self.graph.call_module(path, args)
-        given = [one.meta["val"] for one in args]
+        nodes = tuple(self.node(one) for one in args)
+        made = self.graph.call_module(path, nodes)
+        given = [one.meta["val"] for one in nodes]
         with self._fake:
             made.meta["val"] = module.eval()(*given)
         module.train()
@@ -254,16 +267,36 @@ class Importer:
         return self.free(_node_path(node.name))
 
     def alone(self, name: str) -> bool:
-        """Whether an initialiser is read once."""
-        return self._uses.get(name, 0) == 1
+        """Whether a value is read by one node."""
+        return len(self._readers.get(self._roots.get(name, name), [])) == 1
 
+    def read(self, name: str) -> bool:
+        """Whether a value is read at all, or is an output."""
+        return name in self._readers or name in self._outputs
 
-def _counted(graph: Any) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for node in graph.node:
-        for name in node.input:
-            counts[name] = counts.get(name, 0) + 1
-    return counts
+    def reader(self, name: str) -> Any:
+        """The one node that reads a value, None where several do or it is an output."""
+        found = self._readers.get(name, [])
+        return found[0] if len(found) == 1 and name not in self._outputs else None
+
+    def _aliases(self) -> dict[str, str]:
+        """Names that Identity gives to initialisers, each with the initialiser's own."""
+        roots: dict[str, str] = {}
+        for node in self.proto.node:
+            if node.op_type == "Identity" and node.input[0] in self.initialisers:
+                root = roots.get(node.input[0], node.input[0])
+                roots[node.output[0]] = root
+                self.initialisers[node.output[0]] = self.initialisers[root]
+        return roots
+
+    def _read_by(self) -> dict[str, list[Any]]:
+        readers: dict[str, list[Any]] = {}
+        for node in self.proto.node:
+            if node.output and node.output[0] in self._roots:
+                continue
+            for name in node.input:
+                readers.setdefault(self._roots.get(name, name), []).append(node)
+        return readers
 
 
 def _tensor(proto: Any) -> Tensor:
