@@ -6,6 +6,7 @@ matrix product with the windows of the image side by side.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -42,7 +43,7 @@ def convolved(
     groups: int,
     k_chunk: int,
     shape: Sequence[int],
-    **window: Sequence[int],
+    **window: Any,
 ) -> Value:
     """(N, H, W, C) of `shifted_parts` and bytes (O, C / groups, KH, KW) -> int32, or int64 with
     k_chunk, of `shape` (N, OH, OW, O)."""
@@ -111,9 +112,7 @@ def _(call: Call) -> Value:
     grouped = reshaped(body, mirrored, [groups, filters // groups, channels, kh, kw])
     swapped = transposed(body, grouped, [0, 2, 1, 3, 4])
     weight = reshaped(body, swapped, [groups * channels, filters // groups, kh, kw])
-    result = convolved(
-        body, parts, weight, groups, call["k_chunk"], call.shape, dilations=dilation
-    )
+    result = convolved(body, parts, weight, groups, call["k_chunk"], call.shape, dilations=dilation)
     return accumulated(call, result)
 
 
@@ -146,9 +145,7 @@ def _(call: Call) -> Value:
     return accumulated(call, reshaped(body, product, call.shape))
 
 
-def _scattered(
-    call: Call, g: Value, tap: Value | None, dilation: Sequence[int]
-) -> Value:
+def _scattered(call: Call, g: Value, tap: Value | None, dilation: Sequence[int]) -> Value:
     """g, of every window, added by ascending tap to what the tap reads; with `tap`, only to the
     one that it names. What a tap does not reach gets +0.0, which changes no sum that began so."""
     body = call.body

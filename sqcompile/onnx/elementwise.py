@@ -64,7 +64,9 @@ def _arithmetic(op: str, call: Call) -> Value:
 
 def _comparison(op: str, call: Call) -> Value:
     a, b = _pair(call)
-    stands_for = [torch.empty(v.shape, dtype=v.dtype, device="meta") if _is(v) else v for v in (a, b)]
+    stands_for = [
+        torch.empty(v.shape, dtype=v.dtype, device="meta") if _is(v) else v for v in (a, b)
+    ]
     dtype = torch.result_type(*stands_for)
     left, right = (call.value(one, dtype) for one in (a, b))
     if op == "NotEqual":

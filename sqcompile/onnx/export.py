@@ -101,4 +101,3 @@ def _put(path: Path, data: bytes) -> None:
         raise SqError(
             f"cannot write {path}: {error.strerror or error}\n  what was there is unchanged."
         ) from error
-

@@ -27,7 +27,7 @@ def frozen(module: GraphModule, weights: Mapping[Node, Tensor]) -> dict[Node, Te
         elif node.op == "call_function" and all(n in known for n in node.all_input_nodes):
             args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
             with torch.no_grad():
-                known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                known[node] = node.target(*args, **kwargs)
     return {
         node: value
         for node, value in known.items()

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from onnx import helper
 from torch import Tensor
+from torch.func import functionalize
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
-from torch.func import functionalize
 from torch.utils import _pytree as pytree
 
 from sqcompile.onnx.body import DOMAIN, OPSET, Body, Value
@@ -106,7 +106,7 @@ def _attribute(module: GraphModule, path: str) -> Tensor:
 
 def _emit(body: Body, node: Node, values: Mapping[Node, Emitted]) -> Emitted:
     def known(argument: Any) -> Any:
-        return map_arg(argument, values.__getitem__)
+        return map_arg(argument, lambda node: values[node])  # type: ignore[arg-type,return-value]
 
     if node.target is operator.getitem:
         return values[node.args[0]][node.args[1]]  # type: ignore[index]
@@ -242,7 +242,7 @@ def _traced(body: Body, entry: Op, call: _Arguments, leaves: Any) -> Emitted:
     module = _definition(entry, [_stand_in(v, lifted and v is stream) for v in leaves], call.spec)
     sources = [leaf for leaf in leaves if isinstance(leaf, Value) and leaf is not stream]
     placeholders = module.graph.find_nodes(op="placeholder")
-    if lifted:
+    if isinstance(stream, Value):
         sources.insert(0, stream)
     values: dict[Node, Emitted] = dict(zip(placeholders, sources, strict=True))
     refused: list[Refused] = []
@@ -309,8 +309,8 @@ def _whole_entries(traced: Op) -> Iterator[None]:
     kept = {entry: entry.reference for entry in OPS.values() if entry is not traced}
     try:
         for entry in kept:
-            entry.reference = entry.__call__  # type: ignore[method-assign]
+            entry.reference = entry.__call__
         yield
     finally:
         for entry, reference in kept.items():
-            entry.reference = reference  # type: ignore[method-assign]
+            entry.reference = reference

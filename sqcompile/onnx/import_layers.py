@@ -46,7 +46,13 @@ def _pads(node: OnnxNode, size: list[int], kernel: list[int]) -> tuple[list[int]
     if auto in _SAME:
         stride, dilation = _strides(node, rank), list(node.get("dilations", [1] * rank))
         needed = [
-            max((-(-size[i] // stride[i]) - 1) * stride[i] + (kernel[i] - 1) * dilation[i] + 1 - size[i], 0)
+            max(
+                (-(-size[i] // stride[i]) - 1) * stride[i]
+                + (kernel[i] - 1) * dilation[i]
+                + 1
+                - size[i],
+                0,
+            )
             for i in range(rank)
         ]
         before = [(one + (auto == "SAME_LOWER")) // 2 for one in needed]
@@ -73,8 +79,10 @@ def _padded(
 def _(importer: Importer, node: OnnxNode) -> Any:
     """A layer with its weights; a function where another node shares or computes them."""
     x = importer.value(node.inputs[0])
-    kernel = shape_of(importer.value(node.inputs[1]))[2:] if _computed(importer, node) else list(
-        importer.initialisers[node.inputs[1]].shape[2:]
+    kernel = (
+        shape_of(importer.value(node.inputs[1]))[2:]
+        if _computed(importer, node)
+        else list(importer.initialisers[node.inputs[1]].shape[2:])
     )
     rank = len(kernel)
     if rank not in (1, 2):
@@ -91,8 +99,8 @@ def _(importer: Importer, node: OnnxNode) -> Any:
     if own is None or own[0] is None:
         function = F.conv2d if rank == 2 else F.conv1d
         return importer.call(function, x, *importer.inputs(node)[1:], **window)
-    weight, bias = own
-    kind = nn.Conv2d if rank == 2 else nn.Conv1d
+    weight, bias = own[0], own[1]
+    kind: Any = nn.Conv2d if rank == 2 else nn.Conv1d
     channels = weight.shape[1] * window["groups"]
     layer = kind(channels, weight.shape[0], tuple(kernel), bias=bias is not None, **window)
     return importer.layer(node, filled(layer, weight=weight, bias=bias), node.inputs[1], x)
@@ -237,9 +245,7 @@ def _(importer: Importer, node: OnnxNode) -> Any:
     if node.op == "MaxPool":
         x, padding = _padded(importer, x, before, after, float("-inf"))
         dilation = tuple(node.get("dilations", [1, 1]))
-        return importer.call(
-            F.max_pool2d, x, tuple(kernel), stride, tuple(padding), dilation, ceil
-        )
+        return importer.call(F.max_pool2d, x, tuple(kernel), stride, tuple(padding), dilation, ceil)
     counted = bool(node.get("count_include_pad", 0))
     if before != after:
         raise node.refuse("padding that differs by side")

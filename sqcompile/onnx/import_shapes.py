@@ -40,14 +40,18 @@ def _(importer: Importer, node: OnnxNode) -> Any:
 def _(importer: Importer, node: OnnxNode) -> Any:
     shape = integers(node, importer.value(node.inputs[0]), "sizes")
     proto = node.attributes.get("value")
-    filling = torch.zeros(1) if proto is None else torch.from_numpy(numpy_helper.to_array(proto).copy())
+    filling = (
+        torch.zeros(1) if proto is None else torch.from_numpy(numpy_helper.to_array(proto).copy())
+    )
     return filling.expand(shape).clone()
 
 
 @reads("Shape")
 def _(importer: Importer, node: OnnxNode) -> Any:
     shape = shape_of(importer.value(node.inputs[0]))
-    return torch.tensor(shape[node.get("start", 0) : node.get("end", len(shape))], dtype=torch.int64)
+    return torch.tensor(
+        shape[node.get("start", 0) : node.get("end", len(shape))], dtype=torch.int64
+    )
 
 
 @reads("Size")
@@ -187,7 +191,9 @@ def _embedding(importer: Importer, node: OnnxNode, table: Tensor, index: Node) -
     name = node.inputs[0]
     if not importer.alone(name) or table.dtype != torch.float32:
         return importer.call(F.embedding, index, importer.value(name))
-    return importer.layer(node, nn.Embedding(*table.shape, _weight=table.clone()), name, index)
+    return importer.layer(
+        node, nn.Embedding(table.shape[0], table.shape[1], _weight=table.clone()), name, index
+    )
 
 
 @reads("Expand")

@@ -1,7 +1,7 @@
 """ONNX nodes as a torch.fx graph: values, weights, names and constants.
 
-What one op becomes stands in the tables of `import_*.py`. Nodes that depend on constants alone, like
-the shape arithmetic of exporters, are computed while the model is read.
+What one op becomes stands in the tables of `import_*.py`. Nodes that depend on constants alone,
+like the shape arithmetic of exporters, are computed while the model is read.
 """
 
 import re
@@ -100,13 +100,13 @@ class Importer:
     def module(self) -> OnnxModule:
         """The module. Raises Unsupported with all nodes that have forms which are not read."""
         for value in inputs_of(self.proto):
-            node = self.graph.placeholder(_identifier(value.name))
+            given = self.graph.placeholder(_identifier(value.name))
             dtype = TORCH_TYPES.get(value.type.tensor_type.elem_type)
             if dtype is None:
                 raise Unsupported([f"input {value.name}: its element type"])
             with self._fake:
-                node.meta["val"] = torch.empty(self.shapes[value.name], dtype=dtype)
-            self.values[value.name] = node
+                given.meta["val"] = torch.empty(self.shapes[value.name], dtype=dtype)
+            self.values[value.name] = given
         refused: list[str] = []
         for number, proto in enumerate(self.proto.node):
             if all(name in self.values or name in self.initialisers for name in proto.output):
@@ -323,7 +323,7 @@ def _dotted(name: str) -> str:
 
 
 def _node_path(name: str) -> str:
-    """"/blocks/blocks.0/qkv/MatMul" -> "blocks.0.qkv": exporters repeat what a part begins with."""
+    """ "/blocks/blocks.0/qkv/MatMul" -> "blocks.0.qkv": exporters repeat the path of a list."""
     parts = [part for part in name.split("/") if part]
     parts = parts[:-1] if len(parts) > 1 else parts
     kept: list[str] = []

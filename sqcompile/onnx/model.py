@@ -46,7 +46,7 @@ def model(source: Source, *, accumulators: bool) -> tuple[Any, list[Refused]]:
     for node in placeholders:
         if node in known or (source.kind == "eval" and node in weights) or not node.users:
             continue
-        name = body.store.name(_input_name(node))
+        name = body.store.name(input_name(node))
         value = Value(name, node.meta["val"].dtype, tuple(node.meta["val"].shape), _largest(node))
         values[node] = value
         inputs.append((value, _DOCS[_kind(node)]))
@@ -94,7 +94,7 @@ def _largest(node: Node) -> int | None:
     return None if bits is None else limits(bits, node.meta.get("signed", True))[1]
 
 
-def _input_name(node: Node) -> str:
+def input_name(node: Node) -> str:
     port = node.meta.get("port")
     if port is None:
         return node.name

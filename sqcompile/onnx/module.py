@@ -1,7 +1,8 @@
 """load: an ONNX model as a torch module that trains.
 
-The file is data: nothing in it is executed. Its nodes become a torch.fx graph, whose code is written
-from the graph, and layers with weights become torch's modules under the names of those weights.
+The file is data: nothing in it is executed. Its nodes become a torch.fx graph, whose code is
+written from the graph, and layers with weights become torch's modules under the names of those
+weights.
 """
 
 from collections.abc import Mapping

@@ -74,9 +74,7 @@ def summed(body: Body, parts: list[tuple[Value, int]], dtype: torch.dtype) -> Va
     return total
 
 
-def multiplied(
-    body: Body, parts: list[tuple[Value, int]], b: Value, k_chunk: int
-) -> Value:
+def multiplied(body: Body, parts: list[tuple[Value, int]], b: Value, k_chunk: int) -> Value:
     """(.., M, K) of `shifted_parts` and bytes (.., K, N) -> int32, or int64 with k_chunk."""
     length = b.shape[-2]
     chunk = k_chunk or max(length, 1)

@@ -155,7 +155,9 @@ def _(call: Call) -> Value:
     before, after = [0] * rank, [0] * rank
     pad = call["pad"]
     for position in range(len(pad) // 2):
-        before[rank - 1 - position], after[rank - 1 - position] = pad[2 * position : 2 * position + 2]
+        before[rank - 1 - position], after[rank - 1 - position] = pad[
+            2 * position : 2 * position + 2
+        ]
     return padded(call.body, call.first, before, after, call["value"])
 
 

@@ -50,8 +50,9 @@ def _carried(call: Call, t: Value, low: int, high: int) -> Value:
     inside = reshaped(body, clamped(body, t, low - 1, high + 1), [rows, columns])
     whole = padded(body, inside, [0, 0], [blocks * ROWS - rows, 0])
     runs = reshaped(body, whole, [blocks, ROWS, columns])
-    drawn = write_call(body, draws, {"rng": call["rng"], "n": blocks * columns,
-                                     "stream": call["stream"]})
+    drawn = write_call(
+        body, draws, {"rng": call["rng"], "n": blocks * columns, "stream": call["stream"]}
+    )
     start = cast(body, reshaped(body, drawn, [blocks, columns]), torch.float32)
     start = body.call("Add", start, body.constant(0.5, torch.float32))
     start = body.call("Mul", start, body.constant(2.0**-16, torch.float32))

@@ -33,7 +33,9 @@ def write(graphs: Mapping[str, GraphModule], folder: Path) -> None:
         for node in graph.graph.find_nodes(op="get_attr")
     }
     nodes = {name: [_described(n) for n in graph.graph.nodes] for name, graph in graphs.items()}
-    save_file({key: value.contiguous().clone() for key, value in tensors.items()}, folder / CONSTANTS)
+    save_file(
+        {key: value.contiguous().clone() for key, value in tensors.items()}, folder / CONSTANTS
+    )
     (folder / NODES).write_text(json.dumps(nodes))
 
 
@@ -100,7 +102,8 @@ def _encoded(value: Any) -> Any:
 
 
 def _graph(name: str, described: list[dict[str, Any]], tensors: dict[str, Tensor]) -> GraphModule:
-    graph, root, values = Graph(), torch.nn.Module(), {}
+    graph, root = Graph(), torch.nn.Module()
+    values: dict[str, Node] = {}
     for entry in described:
         args, kwargs = _decoded(entry["args"], values), _decoded(entry["kwargs"], values)
         if entry["op"] == "get_attr":

@@ -8,17 +8,15 @@ import onnxruntime
 import torch
 from onnx import helper
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule
 from torch.utils import _pytree as pytree
 
-from sqcompile.onnx.body import DOMAIN, OPSET, Body, Store, Value, described
+from sqcompile.onnx.body import DOMAIN, OPSET, Body, Store, Value
 from sqcompile.onnx.emitters import FAMILIES
 from sqcompile.onnx.functions import emit_graph
 
 
-def session(
-    model: onnx.ModelProto, level: str = "ORT_DISABLE_ALL"
-) -> onnxruntime.InferenceSession:
+def session(model: onnx.ModelProto, level: str = "ORT_DISABLE_ALL") -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     options.intra_op_num_threads = 1
@@ -28,7 +26,9 @@ def session(
     )
 
 
-def run(model: onnx.ModelProto, feeds: dict[str, Tensor], level: str = "ORT_DISABLE_ALL") -> dict[str, Tensor]:
+def run(
+    model: onnx.ModelProto, feeds: dict[str, Tensor], level: str = "ORT_DISABLE_ALL"
+) -> dict[str, Tensor]:
     """Every output by name."""
     one = session(model, level)
     names = [output.name for output in one.get_outputs()]
