@@ -52,6 +52,10 @@ def edges(*shape: int) -> Tensor:
     return drawn.view(shape)
 
 
+STATE = torch.tensor([2**40 + 7, -1, 5, 9])
+LONG = torch.randn(2, 2500, generator=torch.Generator().manual_seed(1))
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -63,14 +67,13 @@ def edges(*shape: int) -> Tensor:
         ("elu", [edges(4, 7), 1.5, 1.25, 0.5]),
         ("softmax", [torch.cat([edges(4, 7), torch.full((1, 7), -torch.inf)])]),
         ("amax", [edges(4, 7)]),
-        ("quantize_stochastic",
-         [edges(35, 5), torch.ones(1, 1), None, None, torch.tensor([2**40 + 7, -1, 5, 9]), 4, 2**32 - 1]),
+        ("quantize_stochastic", [edges(35, 5), torch.ones(1, 1), None, None, STATE, 4, 2**32 - 1]),
         ("shift_quantize", [edges(35, 5), None, RNG, [0], [1], 6, 3, 9]),
         ("quantize_rows", [torch.cat([edges(4, 7), torch.zeros(1, 7)]), 4, True]),
-        ("ordered_sum", [torch.randn(2, 2500, generator=torch.Generator().manual_seed(1)), [1], True]),
+        ("ordered_sum", [LONG, [1], True]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_edges_too(name: str, arguments: list) -> None:
     check(name, arguments)
 
