@@ -23,6 +23,7 @@ COMMANDS = (
     "inspect",
     "bench",
     "compare",
+    "export",
     "doctor",
     "completion",
     "vta",

@@ -27,6 +27,7 @@ _SMALL = 2 * 10**9
     "listed), 5 a target that is not there, 6 --verify found a difference or a product in float.",
 )
 @click.argument("model_file", metavar="MODEL.PY", shell_complete=completing.file)
+@options.dims
 @options.target
 @options.recipe
 @click.option(
@@ -66,6 +67,7 @@ _SMALL = 2 * 10**9
 def command(
     output: Output,
     model_file: str,
+    dims: dict[str, int],
     target_name: str,
     mcpu: str | None,
     arch: str | None,
@@ -110,7 +112,7 @@ def command(
     path = run_folder(folder, model_file)
     chosen = Recipe.load(recipe)
     options.use_threads(threads)
-    file = modelfile.load(model_file)
+    file = modelfile.load(model_file, dims=dims)
     model, inputs = made(file, seed)
     with output.status(f"compiling {model_file} with {chosen.name} for {target.name}"):
         step = api.compile(
