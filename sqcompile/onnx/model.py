@@ -95,6 +95,7 @@ def _largest(node: Node) -> int | None:
 
 
 def input_name(node: Node) -> str:
+    """The name of a placeholder among the inputs."""
     port = node.meta.get("port")
     if port is None:
         return node.name

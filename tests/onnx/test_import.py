@@ -1,7 +1,9 @@
 """ONNX models as torch modules: every op beside onnxruntime, a network that trains, errors."""
 
+import re
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -150,3 +152,10 @@ def test_without_the_package_the_extra_is_named(exported, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(TargetUnavailableError, match=r"pip install 'sqcompile\[onnx\]'"):
         load(exported[0])
+
+
+def test_the_page_lists_what_is_read():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "onnx.md").read_text()
+    listed = page.partition("These are read:\n\n")[2].partition(".\n")[0]
+    names = [re.sub(r" \(.*?\)", "", name).strip() for name in re.split(r",(?![^(]*\))", listed)]
+    assert sorted(names) == sorted(READERS)
