@@ -32,6 +32,9 @@ def rewritten(name, recipe="w4a4g4"):
         kernels=[SimpleNamespace(name="mm", nodes=["forward/mm"])],
     )
     return SimpleNamespace(
+        model=model,
+        inputs=inputs,
+        parts=parts,
         variants=[variant],
         recipe=recipe,
         target="cpu",
@@ -76,7 +79,7 @@ def run_folder(resnet, tmp_path_factory):
     variant = resnet.variants[0]
     calls = [f"forward/{node.name}" for node in variant.forward.graph.nodes]
     kernels = {call.partition("/")[2]: [call] for call in calls if "fprop" in call}
-    data = report(resnet, eager_layers={"stem": 10**6}, tensors=measured())
+    data = report(resnet, eager_layers={"stem": 10**6}, tensors=measured(resnet))
     data["calls"] = kernels
     data["verification"] = [{"mode": "train", "equal": True, "values": 41, "different": []}]
     data["training"] = {"epochs": 1, "runs": {"w4a4g4": RUN, "fp32": RUN}}
@@ -106,14 +109,12 @@ def times(kernels):
     ]
 
 
-def measured():
-    """Statistics of the residual network's tensors."""
-    model, inputs = make("resnet")
-    parts = rewrite(model, inputs, {}, Recipe.load("w4a4g4")).parts
+def measured(step):
+    """Statistics of a step's tensors."""
     named = {
-        "param": dict(model.named_parameters()),
-        "buffer": dict(model.named_buffers()),
-        "input": {str(place): value for place, value in enumerate(inputs)},
+        "param": dict(step.model.named_parameters()),
+        "buffer": dict(step.model.named_buffers()),
+        "input": {str(place): value for place, value in enumerate(step.inputs)},
     }
-    values = [named[port.kind][port.name].detach() for port in parts.inputs]
-    return tensors(parts, values, torch.tensor([5, 0, 0, 0]), drawn_tangents(parts))
+    values = [named[port.kind][port.name].detach() for port in step.parts.inputs]
+    return tensors(step.parts, values, torch.tensor([5, 0, 0, 0]), drawn_tangents(step.parts))

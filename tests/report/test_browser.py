@@ -89,7 +89,7 @@ def test_a_gradient_shows_its_groups_and_its_plots(opened):
     for text in ("SQNR", "scale", "Channels in each ShiftQuant group"):
         expect(panel).to_contain_text(text)
     assert panel.locator(".bars").count() >= 2
-    panel.get_by_role("button", name="Plot channels and errors").click()
+    panel.get_by_role("button", name="Plot channels and errors").first.click()
     for name in ("channels", "bits"):
         expect(page.locator(f'[data-plot="{name}"] .main-svg').first).to_be_visible()
     expect(page.locator('[data-plot="bits"]')).to_contain_text("as compiled")

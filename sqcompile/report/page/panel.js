@@ -155,7 +155,7 @@ export class Panel {
       ]),
       one.exponents ? bars("Channels in each ShiftQuant group", one.exponents, one.exponents.map((_, n) => `2^-${n}`)) : null,
       bars("How often each integer stands", counts, labels),
-      html("button", { type: "button", class: "tool", onclick: () => document.dispatchEvent(new CustomEvent("plottensor", { detail: one.name })) }, "Plot channels and errors"),
+      html("button", { type: "button", class: "tool", onclick: () => document.dispatchEvent(new CustomEvent("plottensor", { detail: one })) }, "Plot channels and errors"),
     ];
   }
 

@@ -66,7 +66,7 @@ export async function startPlots(facts) {
   choose(chosen);
   select.addEventListener("change", () => choose(tensors[Number(select.value)]));
   document.addEventListener("plottensor", ({ detail }) => {
-    choose(tensors.find((one) => one.name === detail));
+    choose(detail);
     byId("plots").scrollIntoView();
   });
 }
