@@ -33,6 +33,8 @@ def _counts(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 
 
 def _words(ctx: click.Context, parameter: click.Parameter, value: str) -> list[str]:
+    if ctx.resilient_parsing:  # a shell completes the line: torch would keep it waiting
+        return []
     from sqcompile.bench.steps import FORMS
 
     words = {"all": list(FORMS), "none": []}.get(value, value.split(","))

@@ -138,7 +138,7 @@ def test_a_full_disk_is_1_without_a_traceback(call, monkeypatch):
 def test_an_interrupt_is_130(call, monkeypatch):
     from sqcompile import modelfile
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(modelfile, "load", interrupted)
