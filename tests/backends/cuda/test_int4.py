@@ -23,10 +23,9 @@ from tests.backends.cases_product import SAME, Convolution
 from tests.backends.catalogue import all_cases
 from tests.backends.cuda.emulated import Emulated, emulated, split_kernels
 from tests.backends.cuda.mutations import FIRST, Mutants, Patch, change
-from tests.backends.cuda.test_products import checked, gate
+from tests.backends.cuda.test_products import LIKE_SM_80, checked, gate
 from tests.conftest import require_tool
 
-NATIVE = ("sm_80", "sm_86", "sm_89")
 NAMES = (
     # odd numbers of steps; shifts in two planes of either operand, or of none
     "shift_matmul-s4-s4-G4-nt-0",
@@ -87,6 +86,11 @@ FOUND = {case.name: case for case in all_cases()} | MORE
 CASES = [FOUND[name] for name in (*NAMES, *MORE)]
 
 
+ON_SM_75 = (CASES[1], FOUND["shift_matmul_unsigned"], FOUND["conv_fprop_halves"])
+"""Which always run there, by four m8n8k32 for each m16n8k64: of matrices and images, of signed and
+unsigned integers, of two planes and one."""
+
+
 def _emulated(cases: list[Case], arch: str) -> Emulated:
     return emulated({case.name: case.spec() for case in cases}, arch, int4=True)
 
@@ -102,8 +106,23 @@ def test_products_of_nibbles_equal_their_references(case: Case, on_sm_80: Emulat
     checked(case, on_sm_80)
 
 
+@pytest.fixture(scope="module")
+def on_sm_75() -> Emulated:
+    require_tool("g++")
+    return _emulated(list(ON_SM_75), "sm_75")
+
+
+@pytest.mark.parametrize("case", ON_SM_75, ids=lambda case: case.name)
+def test_products_of_nibbles_on_sm_75_equal_their_references(
+    case: Case, on_sm_75: Emulated
+) -> None:
+    source = on_sm_75.kernels[case.name].source.partition('extern "C"')[2]
+    assert re.search(r"sq_m8n8k32_[su]4_[su]4", source)
+    checked(case, on_sm_75)
+
+
 @pytest.mark.exhaustive
-def test_products_of_nibbles_on_sm_75_equal_their_references() -> None:
+def test_all_products_of_nibbles_on_sm_75_equal_their_references() -> None:
     require_tool("g++")
     kernels = _emulated(CASES, "sm_75")
     for case in CASES:
@@ -137,12 +156,16 @@ def test_three_planes_stay_in_bytes() -> None:
             assert gemm_nibbles.fit(((-8, 7), (-8, 7)), shares) == fits
 
 
-@pytest.mark.parametrize(
-    "arch", [NATIVE[0], *(pytest.param(a, marks=pytest.mark.exhaustive) for a in NATIVE[1:])]
-)
-def test_nibbles_use_tensor_cores_and_spill_nothing(arch: str) -> None:
+def test_nibbles_use_tensor_cores_and_spill_nothing(on_sm_80: Emulated, on_sm_75: Emulated) -> None:
+    gate(on_sm_80.kernels, "sm_80", "IMMA.16864")
+    gate(on_sm_75.kernels, "sm_75", "IMMA.8832")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("arch", LIKE_SM_80)
+def test_nibbles_on_newer_architectures_spill_nothing(arch: str) -> None:
     specs = {case.name: case.spec() for case in CASES}
-    gate(specs, arch, "IMMA.16864", int4=True)
+    gate(split_kernels(specs, arch, int4=True), arch, "IMMA.16864")
 
 
 def test_the_option_has_code_of_its_own() -> None:

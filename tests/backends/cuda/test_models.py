@@ -2,14 +2,15 @@
 gives the bits of the eager reference, as the CPU target does."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import sqcompile
-from examples import digits_resnet, gpt, resnet20
+from examples import digits_resnet, gpt, resnet20, vit
 from sqcompile.backends import targets
 from sqcompile.ops.conv import conv_fprop, conv_fprop_dequantize, conv_fprop_sums
 from sqcompile.ops.norm_fused import l1_batch_norm_relu_quantize
@@ -17,6 +18,7 @@ from sqcompile.ops.norm_residual import l1_batch_norm_add_relu
 from sqcompile.ops.product import shift_matmul, shift_matmul_dequantize
 from sqcompile.ops.quantize import group_scale, quantize
 from sqcompile.passes.editing import arguments, calls
+from sqcompile.recipe import Recipe
 from sqcompile.runtime.step import CompiledStep
 from tests import models
 from tests.conftest import require_tool
@@ -35,7 +37,7 @@ class Model:
 
     make: Callable[[], nn.Module]
     inputs: Callable[[], tuple[Tensor, ...]]
-    recipe: str = "w4a4g4"
+    recipe: str | Recipe = "w4a4g4"
 
 
 MODELS = {
@@ -51,27 +53,42 @@ MODELS = {
     ),
 }
 OFTEN = ("digits", "small-gpt")
+INT4 = {
+    "two-layers": Model(
+        lambda: nn.Sequential(nn.Linear(70, 12), nn.ReLU(), nn.Linear(12, 5)),
+        lambda: (torch.randn(9, 70),),
+        replace(Recipe.load("w4a4g4"), name="all-4-bit", rules=()),
+    ),
+    "digits-int4": MODELS["digits"],
+    "gpt-int4": replace(MODELS["gpt"], recipe="w4a4g4"),
+    "vit-int4": Model(
+        lambda: vit.ViT(layers=1, width=32, heads=2), lambda: (torch.randn(2, 3, 32, 32),)
+    ),
+}
+"""Steps with products of nibbles; the first always runs."""
 
 
 def compiled(
-    name: str, target: str, **options: str | bool
+    model: Model, target: str, **options: str | bool
 ) -> tuple[CompiledStep, tuple[Tensor, ...]]:
     """The training step of a model with the weights that seed 0 draws, and its inputs."""
     torch.manual_seed(0)
-    model = MODELS[name]
     made, inputs = model.make(), model.inputs()
     chosen = targets.get(target, **options)
     return sqcompile.compile(made, inputs, target=chosen, recipe=model.recipe), inputs
 
 
+def names(of: dict[str, Model], often: tuple[str, ...] = ()) -> list[Any]:
+    """Parameters, of which those in `often` always run."""
+    rare = [pytest.mark.exhaustive]
+    return [pytest.param(name, marks=[] if name in often else rare) for name in of]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[] if n in OFTEN else [pytest.mark.exhaustive]) for n in MODELS],
-)
+@pytest.mark.parametrize("name", names(MODELS, OFTEN))
 def test_every_bit_of_a_step_is_that_of_the_reference(name: str) -> None:
     require_tool("g++")
-    step, inputs = compiled(name, "cuda", arch=ARCH)
+    step, inputs = compiled(MODELS[name], "cuda", arch=ARCH)
     step.prepare(*inputs).executable.emulate(ARCH)
     result = sqcompile.verify(step, inputs)
     assert result.equal
@@ -79,28 +96,29 @@ def test_every_bit_of_a_step_is_that_of_the_reference(name: str) -> None:
     assert len(gradients) == len(list(step.parameters()))
 
 
-@pytest.mark.exhaustive
-def test_every_bit_of_a_step_of_nibbles_is_that_of_the_reference() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names(INT4, ("two-layers",)))
+def test_every_bit_of_a_step_of_nibbles_is_that_of_the_reference(name: str) -> None:
     require_tool("g++")
-    step, inputs = compiled("digits", "cuda", arch=ARCH, int4=True)
+    step, inputs = compiled(INT4[name], "cuda", arch=ARCH, int4=True)
     executable = step.prepare(*inputs).executable
-    sources = [text for name, text in executable.binary.sources.items() if name.endswith(".cu")]
-    calls = "".join(text.partition('extern "C"')[2] for text in sources)
-    assert "sq_m16n8k64_u4_s4" in calls and "sq_m16n8k64_s4_s4" in calls
+    sources = [text for file, text in executable.binary.sources.items() if file.endswith(".cu")]
+    used = "".join(text.partition('extern "C"')[2] for text in sources)
+    assert "sq_m16n8k64_u4_s4" in used and "sq_m16n8k64_s4_s4" in used
     executable.emulate(ARCH)
     assert sqcompile.verify(step, inputs).equal
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MODELS | INT4)
 def test_every_bit_of_a_step_on_the_cpu_is_that_of_the_reference(name: str) -> None:
-    step, inputs = compiled(name, "cpu")
+    step, inputs = compiled((MODELS | INT4)[name], "cpu")
     assert sqcompile.verify(step, inputs).equal
 
 
 def test_the_models_have_groups_of_activations() -> None:
     """The step of the digits has every form that carries group exponents."""
-    step, _ = compiled("digits", "cuda", arch=ARCH)
+    step, _ = compiled(MODELS["digits"], "cuda", arch=ARCH)
     variant = step.variants[0]
     forward = [arguments(node) for node in calls(variant.forward, *PRODUCTS)]
     assert any(one.get("shift_groups", one.get("groups")) == 3 for one in forward)

@@ -10,6 +10,7 @@ import torch
 from sqcompile.backends.cuda import architectures, sass
 from sqcompile.backends.cuda.architectures import ARCHITECTURES
 from sqcompile.backends.cuda.nvrtc import compile_source
+from sqcompile.backends.cuda.split import SplitKernel
 from sqcompile.backends.kernels import KernelSpec
 from tests.backends.cases import Case, tensors
 from tests.backends.catalogue import all_cases
@@ -106,15 +107,14 @@ def test_products_by_dp4a_equal_their_references(no_matrices: None) -> None:
         checked(CASES[name], kernels)
 
 
-def gate(asked: Mapping[str, KernelSpec], arch: str, instruction: str, int4: bool = False) -> None:
+def gate(kernels: Mapping[str, SplitKernel], arch: str, instruction: str) -> None:
     """Nothing spills, and every launch that has tiles in shared memory multiplies by
     `instruction`."""
-    kernels = split_kernels(asked, arch, int4=int4)
     source = joined([kernel.source for kernel in kernels.values()])
     compiled = compile_source(source, architectures.get(arch))
     listed = sass.instructions(sass.disassemble({"all": compiled.cubin}, arch)["all"])
     products = {name for name, used in compiled.usage.items() if used.shared}
-    assert len(products) >= len(asked)
+    assert len(products) >= len(kernels)
     for name, used in compiled.usage.items():
         assert (used.spill_stores, used.spill_loads) == (0, 0), name
         if name in products:
@@ -133,8 +133,9 @@ def _multiplies(found: Mapping[str, int], instruction: str) -> bool:
     ],
 )
 def test_products_use_tensor_cores_and_spill_nothing(arch: str) -> None:
-    gate(specs(GATED), arch, "IMMA.8816" if arch == "sm_75" else "IMMA.16832")
+    gate(split_kernels(specs(GATED), arch), arch, "IMMA.8816" if arch == "sm_75" else "IMMA.16832")
 
 
 def test_products_without_tensor_cores_use_dp4a(no_matrices: None) -> None:
-    gate(specs(GATED[:2]), WITHOUT_MATRICES, "IDP.4A")
+    kernels = split_kernels(specs(GATED[:2]), WITHOUT_MATRICES)
+    gate(kernels, WITHOUT_MATRICES, "IDP.4A")
