@@ -299,8 +299,9 @@ def _gate(output: Output, timing: dict[str, Any], wanted: dict[str, float]) -> N
             f"\n  {missing} of them were not measured: give the --threads, --peers and --products "
             "of the bounds"
         )
+        names = ", ".join(one.name for one in failed[:3]) + (", ..." if len(failed) > 3 else "")
         raise GateError(
-            f"{len(failed)} of {len(held)} ratios are not above their bounds: {failed[0].name}, ..."
+            f"{len(failed)} of {len(held)} ratios are not above their bounds: {names}"
             + (hint if missing else "")
         )
 

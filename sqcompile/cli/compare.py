@@ -173,7 +173,7 @@ def _tell(output: Output, a: "tuple[str, Values]", b: "tuple[str, Values]") -> N
         point, one = first
         line = b[1].lines[point] or a[1].lines[point]
         output.say(f"first difference: {tables.point_line(point, one, line)}")
-    output.show(tables.layers_table(found))
+        output.show(tables.layers_table(found))
     totals = {kind: difference.total(a[1], b[1], kind) for kind in ("gradient", "result")}
     output.say(
         f"squared error relative to {a[0]}: gradients {totals['gradient']:.3g}, "

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import inf, log10
+from math import inf, isfinite, log10
 from typing import Any
 
 import torch
@@ -26,9 +26,11 @@ class Apart:
     b: float | int | None
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON-able data; an infinite ratio is None."""
-        data = dict(vars(self))
-        data["sqnr_db"] = None if self.sqnr_db == inf else self.sqnr_db
+        """As JSON-able data; what is not finite is None."""
+        data = {
+            name: None if isinstance(value, float) and not isfinite(value) else value
+            for name, value in vars(self).items()
+        }
         data["index"] = None if self.index is None else list(self.index)
         return data
 

@@ -68,11 +68,7 @@ def costs_table(costs: Sequence[Cost], before: float) -> Table:
     result = table("layer", "role", *right, right=right)
     for cost in costs:
         gain = 1 - cost.raised / before if before else 0.0
-        result.add_row(
-            cost.layer or "(all)",
-            cost.role,
-            f"{cost.raised:.3g}",
-            f"{gain:+.1%}",
-            f"{cost.alone:.3g}",
-        )
+        alone = "" if cost.alone is None else f"{cost.alone:.3g}"
+        numbers = f"{cost.raised:.3g}", f"{gain:+.1%}", alone
+        result.add_row(cost.layer or "(all)", cost.role, *numbers)
     return result
