@@ -306,7 +306,10 @@ class Importer:
 
 def _tensor(proto: Any) -> Tensor:
     """An initialiser; half and double floats become float32, of which training keeps weights."""
-    tensor = torch.from_numpy(numpy_helper.to_array(proto).copy())
+    try:
+        tensor = torch.from_numpy(numpy_helper.to_array(proto).copy())
+    except TypeError as error:
+        raise Unsupported([f"initialiser {proto.name}: its element type"]) from error
     return tensor.float() if tensor.dtype in (torch.float16, torch.float64) else tensor
 
 

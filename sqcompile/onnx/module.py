@@ -56,13 +56,14 @@ def load(path: str | Path, *, dims: Mapping[str, int] | None = None) -> OnnxModu
     from sqcompile.onnx.importer import Importer, Unsupported
 
     shapes = sizes(path, model.graph, dims or {})
-    importer = Importer(model.graph, shapes, _opset(path, model))
-    refused = [*_foreign(model), *importer.missing()]
-    if not refused:
-        try:
+    opset, refused = _opset(path, model), _foreign(model)
+    try:
+        importer = Importer(model.graph, shapes, opset)
+        refused += importer.missing()
+        if not refused:
             return of_graph(importer.root, importer.written(), Path(path).name)
-        except Unsupported as error:
-            refused = error.lines
+    except Unsupported as error:
+        refused += error.lines
     count = f"{len(refused)} node" + ("s" if len(refused) > 1 else "")
     raise UnsupportedOpError(
         f"{path}: {count} without a form in torch:\n"
