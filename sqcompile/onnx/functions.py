@@ -210,11 +210,11 @@ def _functions(body: Body) -> dict[str, tuple[str, tuple[Value, ...]]]:
 
 def _function(body: Body, entry: Op, call: _Arguments, node: Node) -> tuple[str, tuple[Value, ...]]:
     name = body.store.function_name(entry.name.partition("::")[2])
-    inner = Body(body.store, inline=True)
+    inner = Body(body.store, inline=True, prefix=name)
     formal, leaves = [], []
     for leaf in call.leaves:
         if isinstance(leaf, Value):
-            leaf = inner.fresh(f"{name}.x", leaf)
+            leaf = inner.fresh("x", leaf)
             formal.append(leaf)
         leaves.append(leaf)
     results = _defined(inner, entry, call, leaves, node)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
@@ -306,9 +306,10 @@ class Importer:
 
 def _tensor(proto: Any) -> Tensor:
     """An initialiser; half and double floats become float32, of which training keeps weights."""
-    if proto.data_location == TensorProto.EXTERNAL:
-        raise Unsupported([f"initialiser {proto.name}: it is in another file (external data)"])
-    tensor = torch.from_numpy(numpy_helper.to_array(proto).copy())
+    try:
+        tensor = torch.from_numpy(numpy_helper.to_array(proto).copy())
+    except TypeError as error:
+        raise Unsupported([f"initialiser {proto.name}: its element type"]) from error
     return tensor.float() if tensor.dtype in (torch.float16, torch.float64) else tensor
 
 

@@ -123,6 +123,7 @@ def body_output(body: Body, name: str, value: Value) -> Value:
     if name == value.name:
         return value
     output = Value(body.store.name(name), value.dtype, value.shape)
+    assert output.name == name, f"the name of output {name} is taken"
     body.several("Identity", [value], [output])
     return output
 

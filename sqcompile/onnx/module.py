@@ -52,17 +52,18 @@ def load(path: str | Path, *, dims: Mapping[str, int] | None = None) -> OnnxModu
     a size), CaptureError (no valid model), UnsupportedOpError with every node that has no form in
     torch, TargetUnavailableError without the package onnx.
     """
+    model = read(path)
     from sqcompile.onnx.importer import Importer, Unsupported
 
-    model = read(path)
     shapes = sizes(path, model.graph, dims or {})
-    importer = Importer(model.graph, shapes, _opset(path, model))
-    refused = [*_foreign(model), *importer.missing()]
-    if not refused:
-        try:
+    opset, refused = _opset(path, model), _foreign(model)
+    try:
+        importer = Importer(model.graph, shapes, opset)
+        refused += importer.missing()
+        if not refused:
             return of_graph(importer.root, importer.written(), Path(path).name)
-        except Unsupported as error:
-            refused = error.lines
+    except Unsupported as error:
+        refused += error.lines
     count = f"{len(refused)} node" + ("s" if len(refused) > 1 else "")
     raise UnsupportedOpError(
         f"{path}: {count} without a form in torch:\n"
@@ -150,10 +151,10 @@ def sizes(path: str | Path, graph: Any, dims: Mapping[str, int]) -> dict[str, li
 def example_inputs(path: str | Path, dims: Mapping[str, int]) -> tuple[Tensor, ...]:
     """Random inputs of a model's shapes: normal floats, integers that are rows where they are read
     as row numbers, else 0 or 1."""
+    graph = read(path).graph
     from sqcompile.onnx.dtypes import TORCH_TYPES
     from sqcompile.onnx.importer import row_limits
 
-    graph = read(path).graph
     shapes, limits = sizes(path, graph, dims), row_limits(graph)
     drawn = []
     for value in inputs_of(graph):
