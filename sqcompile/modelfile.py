@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sqcompile.errors import CaptureError, UsageError
+from sqcompile.errors import CaptureError, SqError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -202,7 +202,7 @@ def blame(path: Path, what: str) -> Iterator[None]:
     line of the file at `path` (as the user wrote it) that was running."""
     try:
         yield
-    except (CaptureError, UsageError):
+    except SqError:
         raise
     except SyntaxError as error:
         raise CaptureError(_syntax(path, error)) from error

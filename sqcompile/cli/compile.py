@@ -273,9 +273,9 @@ def refuse(report: dict[str, Any], verify: bool) -> None:
     left = data.not_integer(report) if verify else []
     if left:
         raise VerificationError("products that are not in integers:\n  " + "\n  ".join(left))
-    left = _left(report) if verify else ""
-    if left:
-        raise VerificationError(left)
+    too_many = _left(report) if verify else ""
+    if too_many:
+        raise VerificationError(too_many)
     faults = data.kernel_faults(report) if verify else []
     if faults:
         raise VerificationError(

@@ -273,7 +273,8 @@ _MODES = {"nearest": "nearest", "linear": "bilinear"}
 @reads("Resize")
 def _(importer: Importer, node: OnnxNode) -> Any:
     """Of images, to nearest rounded down or bilinear, as torch's interpolate."""
-    x, _, scales, sizes = (*importer.inputs(node), None, None, None)[:4]
+    x = importer.value(node.inputs[0])
+    scales, sizes = ([importer.constant(name) for name in node.inputs[2:]] + [None, None])[:2]
     mode = _MODES.get(node.get("mode", "nearest"))
     where = node.get("coordinate_transformation_mode", "half_pixel")
     rounding = node.get("nearest_mode", "round_prefer_floor")
@@ -284,10 +285,10 @@ def _(importer: Importer, node: OnnxNode) -> Any:
     if not known.get(mode, where in ("half_pixel", "pytorch_half_pixel", "align_corners")):
         raise node.refuse(f"{mode} with {where}, {rounding}")
     corners = None if mode == "nearest" else where == "align_corners"
-    if isinstance(sizes, Tensor):
+    if sizes is not None:
         size = tuple(int(one) for one in sizes.tolist()[-2:])
         return importer.call(F.interpolate, x, size=size, mode=mode, align_corners=corners)
-    if not isinstance(scales, Tensor):
+    if scales is None:
         raise node.refuse("sizes that depend on the input's values")
     factor = tuple(float(one) for one in scales.tolist()[-2:])
     return importer.call(F.interpolate, x, scale_factor=factor, mode=mode, align_corners=corners)

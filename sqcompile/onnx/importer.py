@@ -16,7 +16,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from sqcompile.onnx.dtypes import TORCH_TYPES
-from sqcompile.onnx.module import OnnxModule, inputs_of
+from sqcompile.onnx.module import inputs_of
 
 Read = Node | Tensor | None
 """A value of the model: of a node, a constant, or an input that is left out."""
@@ -97,8 +97,9 @@ class Importer:
             if node.domain in ("", "ai.onnx") and node.op_type not in READERS
         ]
 
-    def module(self) -> OnnxModule:
-        """The module. Raises Unsupported with all nodes that have forms which are not read."""
+    def written(self) -> Graph:
+        """The graph, of parts of `root`. Raises Unsupported with all nodes of forms that are not
+        read."""
         for value in inputs_of(self.proto):
             given = self.graph.placeholder(_identifier(value.name))
             dtype = TORCH_TYPES.get(value.type.tensor_type.elem_type)
@@ -122,10 +123,7 @@ class Importer:
             raise Unsupported(refused)
         results = tuple(self.node(self.value(value.name)) for value in self.proto.output)
         self.graph.output(results if len(results) > 1 else results[0])
-        module = OnnxModule(self.root, self.graph, class_name="OnnxModel")
-        module.graph.eliminate_dead_code()
-        module.recompile()
-        return module.train()
+        return self.graph
 
     def _known(self, name: str) -> bool:
         return name in self.values or name in self.initialisers
@@ -147,6 +145,13 @@ class Importer:
             if name not in self.values:
                 self.values[name] = self._initialiser(name)
         return self.values[name]
+
+    def constant(self, name: str) -> Tensor | None:
+        """A value that is constant, whatever its dtype says; None for others."""
+        if name in self.initialisers:
+            return self.initialisers[name]
+        value = self.values[name]
+        return value if isinstance(value, Tensor) else None
 
     def inputs(self, node: OnnxNode) -> list[Read]:
         """A node's inputs."""

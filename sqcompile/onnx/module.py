@@ -1,24 +1,47 @@
 """load: an ONNX model as a torch module that trains.
 
-The file is data: nothing in it is executed. Its nodes become a torch.fx graph, whose code is
-written from the graph, and layers with weights become torch's modules under the names of those
+The file is data: nothing in it is executed. Its nodes become a torch.fx graph, of which forward is
+written, and layers with weights become torch's modules under the names of those
 weights.
 """
 
+import linecache
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.fx import GraphModule
+from torch import Tensor, nn
+from torch.fx import Graph
 
 from sqcompile.errors import CaptureError, UnsupportedOpError, UsageError
 from sqcompile.onnx.needs import onnx_package
 
 
-class OnnxModule(GraphModule):
-    """An ONNX model as a module: parameters for its trainable initialisers, buffers for others."""
+class OnnxModule(nn.Module):
+    """An ONNX model as a module: parameters for its trainable initialisers, buffers for others.
+
+    code: what forward does, as Python; lines of it stand in messages under the file's name.
+    """
+
+    code: str
+
+
+def of_graph(root: nn.Module, graph: Graph, name: str) -> OnnxModule:
+    """A module with the parts of `root` and a forward that computes `graph`."""
+    graph.owning_module = root  # type: ignore[assignment]
+    graph.eliminate_dead_code()
+    code = graph.python_code("self")
+    namespace: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, name, "exec"), namespace)
+    linecache.cache[name] = (len(code.src), None, code.src.splitlines(True), name)
+    kind = type("OnnxModel", (OnnxModule,), {"forward": namespace["forward"], "code": code.src})
+    module = kind()
+    module._parameters, module._buffers = root._parameters, root._buffers
+    module._modules = root._modules
+    module._non_persistent_buffers_set = root._non_persistent_buffers_set
+    assert isinstance(module, OnnxModule)
+    return module.train()
 
 
 def load(path: str | Path, *, dims: Mapping[str, int] | None = None) -> OnnxModule:
@@ -32,11 +55,12 @@ def load(path: str | Path, *, dims: Mapping[str, int] | None = None) -> OnnxModu
     from sqcompile.onnx.importer import Importer, Unsupported
 
     model = read(path)
-    importer = Importer(model.graph, sizes(path, model.graph, dims or {}), _opset(path, model))
+    shapes = sizes(path, model.graph, dims or {})
+    importer = Importer(model.graph, shapes, _opset(path, model))
     refused = [*_foreign(model), *importer.missing()]
     if not refused:
         try:
-            return importer.module()
+            return of_graph(importer.root, importer.written(), Path(path).name)
         except Unsupported as error:
             refused = error.lines
     count = f"{len(refused)} node" + ("s" if len(refused) > 1 else "")

@@ -50,8 +50,9 @@ def examples(call, command):
 
 @pytest.fixture
 def as_in_help(folder, compiled):
-    """The folders and files that the examples name."""
-    (folder / "model.py").write_text(SMALL)
+    """What the examples name; the model has a layer between its 8-bit ends."""
+    middle = "nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(),"
+    (folder / "model.py").write_text(SMALL.replace("nn.Linear(6, 8), nn.ReLU(),", middle))
     for name in ("digits", "w4", "w8"):
         shutil.copytree(compiled[0], folder / "runs" / name)
     return folder

@@ -133,4 +133,8 @@ def model(op: str, case: Case, opset: int = 23) -> onnx.ModelProto:
         [numpy_helper.from_array(value, name) for name, value in named.items()],
     )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=11)
-    return onnx.shape_inference.infer_shapes(made)
+    made = onnx.shape_inference.infer_shapes(made)
+    for output in made.graph.output:
+        if not output.type.WhichOneof("value"):  # inference does not know this op
+            output.type.CopyFrom(made.graph.input[0].type)
+    return made

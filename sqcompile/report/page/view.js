@@ -1,5 +1,7 @@
 // Moving over a picture: mouse, touch and keys change where it is drawn and how large.
 
+import { byId } from "report/dom.js";
+
 const LEAST = 0.02;
 const MOST = 4;
 const STEP = 1.3;
@@ -71,13 +73,23 @@ export class View {
     return { x: (this.width / 2 - this.x) / this.k, y: (this.height / 2 - this.y) / this.k };
   }
 
+  /** The wheel zooms once the graph has been clicked; before that it scrolls the page. */
   wheel(event) {
+    if (!event.ctrlKey && document.activeElement !== this.canvas && !this.canvas.closest(".whole")) return this.told();
     event.preventDefault();
     cancelAnimationFrame(this.frame);
     const box = this.canvas.getBoundingClientRect();
     const scale = event.deltaMode === 1 ? 20 : 1;
     if (event.shiftKey) this.pan(-event.deltaY * scale, 0);
     else this.zoom(Math.exp((-event.deltaY * scale) / 500), event.clientX - box.left, event.clientY - box.top);
+    return undefined;
+  }
+
+  told() {
+    const hint = byId("hint");
+    hint.hidden = false;
+    clearTimeout(this.hiding);
+    this.hiding = setTimeout(() => (hint.hidden = true), 1500);
   }
 
   down(event) {

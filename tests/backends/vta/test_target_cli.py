@@ -52,13 +52,13 @@ def call(tmp_path, monkeypatch, capfd):
 
 
 def test_verify_runs_the_simulator_and_the_report_tells_what_it_did(call, tmp_path):
-    result = call("net.py", "--target", "vta", "--verify", "--json")
+    result = call("net.py", "--target", "vta", "--hw", "pynq-int4", "--verify", "--json")
     assert result.code == 0, result.err
     report = json.loads(result.out)
     assert report["executed_by"] == "vta-simulator"
     assert report["macs"]["on_target_share"] == 1.0
     known = report["accelerator"]
-    assert known["name"] == "pynq" and known["left"] == {}
+    assert known["name"] == "pynq-int4" and known["left"] == {}
     assert [row["node"].split("/")[0] for row in known["programs"]] == ["forward"] * 2 + [
         "backward"
     ] * 3
