@@ -43,6 +43,12 @@ class VerificationError(SqError):
     exit_code = 6
 
 
+class GateError(SqError):
+    """`bench --gate`: slower, beside a peer, than a bound allows."""
+
+    exit_code = 7
+
+
 class IllegalAccessError(SqError):
     """A VTA program that leaves a memory, reads what nothing wrote, or does not wait for it."""
 

@@ -1,22 +1,24 @@
 """A user's model file: what it must define, and whose line it was when it fails.
 
-A model file is Python code that runs in this process, like any script.
+A model file is Python code that runs in this process, like any script; or an ONNX model, which is
+data: it has a model and the shapes of its inputs, and nothing of it is executed.
 """
 
 import importlib.util
 import linecache
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sqcompile.errors import CaptureError, UsageError
+from sqcompile.errors import CaptureError, SqError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -126,14 +128,22 @@ class ModelFile:
             yield
 
 
-def load(path: str | Path) -> ModelFile:
-    """Run a model file in a module namespace of its own; its folder can be imported from.
+def load(path: str | Path, *, dims: Mapping[str, int] | None = None) -> ModelFile:
+    """A model file, by its suffix: Python code is executed, an ONNX model is read.
 
-    Raises UsageError when there is no such file, CaptureError with the failing line when it
-    raises.
+    dims: sizes of an ONNX model's dynamic dimensions. Raises UsageError when there is no such
+    file, and what its loader raises.
     """
     path = Path(path)
     _check_path(path)
+    return _LOADERS[path.suffix](path, dims or {})
+
+
+def _load_python(path: Path, dims: Mapping[str, int]) -> ModelFile:
+    """Run a model file in a module namespace of its own; its folder can be imported from. Raises
+    CaptureError with the failing line when it raises."""
+    if dims:
+        raise UsageError(f"{path} fixes its own shapes: --dim is for ONNX models")
     place = path.resolve()
     name = f"sqcompile_model_{place.stem}_{sha256(str(place).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, place)
@@ -152,20 +162,38 @@ def load(path: str | Path) -> ModelFile:
     return ModelFile(path, module)
 
 
+def _load_onnx(path: Path, dims: Mapping[str, int]) -> ModelFile:
+    """An ONNX model as what a model file defines: a model, and random inputs of its shapes."""
+    from sqcompile.onnx import module as onnx_model
+
+    module = ModuleType(path.stem)
+    vars(module).update(
+        make_model=partial(onnx_model.load, path, dims=dict(dims)),
+        example_inputs=partial(onnx_model.example_inputs, path, dict(dims)),
+    )
+    return ModelFile(path, module)
+
+
+_LOADERS = {".py": _load_python, ".onnx": _load_onnx}
+
+
 def _check_path(path: Path) -> None:
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give a model file (.py)")
     if not path.is_file():
-        siblings = _python_files(path.parent)
+        siblings = _model_files(path.parent)
         close = get_close_matches(path.name, siblings, n=1)
         hint = f"; did you mean {path.parent / close[0]}?" if close else ""
         raise UsageError(f"there is no model file {path}{hint}")
-    if path.suffix != ".py":
-        raise UsageError(f"{path} is not a .py file; a model file is Python code, e.g.\n{MINIMUM}")
+    if path.suffix not in _LOADERS:
+        raise UsageError(
+            f"{path} is not a .py file, nor .onnx; a model file is Python code, e.g.\n{MINIMUM}"
+        )
 
 
-def _python_files(folder: Path) -> Iterable[str]:
-    return [file.name for file in folder.glob("*.py")] if folder.is_dir() else []
+def _model_files(folder: Path) -> Iterable[str]:
+    files = folder.iterdir() if folder.is_dir() else ()
+    return [file.name for file in files if file.suffix in _LOADERS]
 
 
 @contextmanager
@@ -174,7 +202,7 @@ def blame(path: Path, what: str) -> Iterator[None]:
     line of the file at `path` (as the user wrote it) that was running."""
     try:
         yield
-    except (CaptureError, UsageError):
+    except SqError:
         raise
     except SyntaxError as error:
         raise CaptureError(_syntax(path, error)) from error

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 import tvm
-from torch import Tensor, fx
 
 from sqcompile.backends import targets
-from sqcompile.backends.cpu.build import build
-from sqcompile.backends.lower import KernelRecord, lower, unsupported
+from sqcompile.backends.lower import KernelRecord
+from sqcompile.bench.kernel import MADE, compiled, traced
 from sqcompile.runtime import threads
-from sqcompile.runtime.executable import Executable
+
+__all__ = ["MADE", "Comparison", "Row", "compile_seconds", "compiled", "traced"]
 
 Run = Callable[[], object]
 
@@ -124,25 +124,6 @@ def measure(comparison: Comparison, count: int, rounds: int = 10) -> list[Row]:
     return rows
 
 
-def compiled(graph: fx.GraphModule) -> Callable[..., list[Tensor]]:
-    """A graph of the op table, compiled for this CPU as a training step is: call it with tensors.
-
-    Raises RuntimeError when the target lacks a kernel.
-    """
-    target = targets.get("cpu")
-    missing = unsupported(graph, target)
-    if missing:
-        raise RuntimeError("; ".join(f"{one.op}: {one.reason}" for one in missing))
-    lowered = lower({"main": graph}, target)
-    for record in lowered.kernels:
-        MADE.setdefault(f"{record.name} {record.spec.digest}", record)
-    return Executable(build(lowered.module, target)).function("main")
-
-
-MADE: dict[str, KernelRecord] = {}
-"""Every kernel that `compiled` has made in this process, once a spec."""
-
-
 def compile_seconds(record: KernelRecord) -> float:
     """How long one kernel takes alone, from its spec to object code."""
     target = targets.get("cpu")
@@ -152,13 +133,3 @@ def compile_seconds(record: KernelRecord) -> float:
         function = kernel.generate(record.spec.without(kernel.run_time))
         tvm.compile(function.with_attr("global_symbol", "kernel"), target=scope)
     return perf_counter() - start
-
-
-def traced(function: Callable[..., object], *examples: Tensor) -> fx.GraphModule:
-    """The graph of a function of op-table calls, with the metadata that lowering reads."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    with FakeTensorMode() as mode:
-        fakes = [mode.from_tensor(one) for one in examples]
-        return make_fx(function, tracing_mode="fake")(*fakes)

@@ -79,6 +79,17 @@ class Hardware:
             return sizes[memory] - self._log_element_bytes(memory)
         return self.log_acc_buff_size - self._log_element_bytes(Memory.ACC)
 
+    def lacks(self, memory: Memory, tiles: int) -> str:
+        """What to say of a buffer that should hold `tiles` tiles; nothing when it does."""
+        if tiles <= self.depth(memory):
+            return ""
+        key = f"LOG_{memory.name}_BUFF_SIZE"
+        least = (tiles - 1).bit_length() + self._log_element_bytes(memory)
+        return (
+            f"{memory.name} holds {self.depth(memory)} tiles of {self.element_bytes(memory)} bytes "
+            f"and {tiles} are needed (a {key} of at least {least})"
+        )
+
     @property
     def widens(self) -> bool:
         """Is there a load of int8 into ACC? Upstream's simulator has it for these widths alone."""

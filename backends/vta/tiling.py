@@ -29,11 +29,21 @@ _COST = {name: constant.value for name, constant in CONSTANTS.items()}
 
 @lru_cache(maxsize=1 << 12)
 def tiled(hardware: Hardware, of: Correlation, overlap: bool = True) -> Tiling:
-    """The tiling with the lowest estimate. Without `overlap` everything has one buffer."""
+    """The tiling with the lowest estimate. Without `overlap`, and where the scratchpads hold no
+    two chunks, everything has one buffer. Raises UsageError where not even that finds room."""
     # An even number of parts of ACC repeats the pairs of such a part and one of INP sooner, which
     # saves micro-ops.
     blocks = blocks_at_once(of.slices(hardware.width(Memory.OUT)))
-    buffers, acc_buffers = (2, blocks + blocks % 2) if overlap else (1, 1)
+    several = [(2, blocks + blocks % 2)] if overlap else []
+    for buffers, acc_buffers in (*several, (1, 1)):
+        best = _best(hardware, of, buffers, acc_buffers)
+        if best is not None:
+            return best
+    raise UsageError(f"{hardware.name} is too small for it: {_lacking(hardware, of)}")
+
+
+def _best(hardware: Hardware, of: Correlation, buffers: int, acc_buffers: int) -> Tiling | None:
+    """The best of those that find room."""
     room = _Room(hardware)
     best: tuple[float, Tiling] | None = None
     for tiling in _tilings(of, buffers, acc_buffers):
@@ -42,9 +52,21 @@ def tiled(hardware: Hardware, of: Correlation, overlap: bool = True) -> Tiling:
             cycles = _Estimate(room, of, tiling, sizes).cycles()
             if best is None or cycles < best[0]:
                 best = cycles, tiling
-    if best is None:
-        raise UsageError(f"{hardware.name}: the scratchpads cannot hold one tile of each operand")
-    return best[1]
+    return None if best is None else best[1]
+
+
+def _lacking(hardware: Hardware, of: Correlation) -> str:
+    """Which scratchpads do not hold the smallest chunk or block, and how large they must be."""
+    *_, smallest = _tilings(of, 1, 1)
+    sizes = sizes_of(of, smallest)
+    needed = {
+        Memory.UOP: _uops(smallest),
+        Memory.INP: sizes.inp,
+        Memory.WGT: sizes.wgt,
+        Memory.ACC: sizes.acc,
+    }
+    said = (hardware.lacks(memory, tiles) for memory, tiles in needed.items())
+    return "; ".join(one for one in said if one)
 
 
 def _tilings(of: Correlation, buffers: int, acc_buffers: int) -> Iterator[Tiling]:

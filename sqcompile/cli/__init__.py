@@ -22,6 +22,8 @@ COMMANDS = (
     "examine",
     "inspect",
     "bench",
+    "compare",
+    "export",
     "doctor",
     "completion",
     "vta",
@@ -48,6 +50,7 @@ A model file is executed code, and a run folder holds native code: run only what
 \b
 Exit codes: 0 ok, 1 internal error, 2 usage, 3 the model does not load or trace,
 4 unsupported op, 5 missing toolchain or device, 6 verification mismatch,
+7 bench --gate: slower than its bound,
 10 to 12 a VTA program that is wrong (`sqcompile vta run --help`).
 
 `sqcompile COMMAND --help` tells more."""

@@ -27,6 +27,7 @@ _SMALL = 2 * 10**9
     "listed), 5 a target that is not there, 6 --verify found a difference or a product in float.",
 )
 @click.argument("model_file", metavar="MODEL.PY", shell_complete=completing.file)
+@options.dims
 @options.target
 @options.recipe
 @click.option(
@@ -66,6 +67,7 @@ _SMALL = 2 * 10**9
 def command(
     output: Output,
     model_file: str,
+    dims: dict[str, int],
     target_name: str,
     mcpu: str | None,
     arch: str | None,
@@ -110,7 +112,7 @@ def command(
     path = run_folder(folder, model_file)
     chosen = Recipe.load(recipe)
     options.use_threads(threads)
-    file = modelfile.load(model_file)
+    file = modelfile.load(model_file, dims=dims)
     model, inputs = made(file, seed)
     with output.status(f"compiling {model_file} with {chosen.name} for {target.name}"):
         step = api.compile(
@@ -240,6 +242,8 @@ def tell(output: Output, report: dict[str, Any], folder: Path) -> None:
         output.warn(f"the recipe's rule '{rule}' matches no product of the model")
     for fault in data.kernel_faults(report):
         output.warn(fault)
+    if not report["verification"] and _left(report):  # else `refuse` says it
+        output.warn(_left(report))
     for line in text.summary(report):
         output.say(line)
     if report["timing"]:
@@ -252,7 +256,6 @@ def refuse(report: dict[str, Any], verify: bool) -> None:
     """With --verify, raise VerificationError for values that differ, products in float, too many
     that the target leaves to the CPU, and kernels whose code is not as it must be."""
     from sqcompile.report import data
-    from sqcompile.report.format import share
 
     lines = [
         f"  {result['mode']}: {row['kind']} {row['name']}: {row['differing']} elements differ, "
@@ -270,17 +273,28 @@ def refuse(report: dict[str, Any], verify: bool) -> None:
     left = data.not_integer(report) if verify else []
     if left:
         raise VerificationError("products that are not in integers:\n  " + "\n  ".join(left))
-    left = data.off_target(report) if verify else []
-    if left:
-        macs = report["macs"]
-        raise VerificationError(
-            f"{share(macs['on_target'], macs['total'])} of the step's multiply-accumulates run on "
-            f"{report['target']}, and {100 * data.LEAST_ON_TARGET:g} % must; left to the CPU:\n  "
-            + "\n  ".join(left)
-        )
+    too_many = _left(report) if verify else ""
+    if too_many:
+        raise VerificationError(too_many)
     faults = data.kernel_faults(report) if verify else []
     if faults:
         raise VerificationError(
             "kernels whose code is not as it must be:\n  " + "\n  ".join(faults) + "\n"
             "  this is a bug in sqcompile: report it with the model file."
         )
+
+
+def _left(report: dict[str, Any]) -> str:
+    """Which products an accelerator leaves to the CPU, and why, where those are too many."""
+    from sqcompile.report import data
+    from sqcompile.report.format import share
+
+    left, macs = data.off_target(report), report["macs"]
+    if not left:
+        return ""
+    return (
+        f"{share(macs['on_target'], macs['total'])} of the step's multiply-accumulates run on "
+        f"{report['accelerator']['name']}, and {100 * data.LEAST_ON_TARGET:g} % must; "
+        "left to the CPU:\n  " + "\n  ".join(left) + "\n"
+        "  give --hw an accelerator that takes them, or all of the step to --target cpu."
+    )

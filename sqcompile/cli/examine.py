@@ -21,12 +21,14 @@ _PLACES = 5
     epilog="Exit code 4 when a target does not run an op; ask about one with --target.",
 )
 @click.argument("model_file", metavar="MODEL.PY", shell_complete=completing.file)
+@options.dims
 @options.target_or_all
 @options.common
 @click.pass_obj
 def command(
     output: Output,
     model_file: str,
+    dims: dict[str, int],
     target_name: str | None,
     mcpu: str | None,
     arch: str | None,
@@ -45,7 +47,7 @@ def command(
     from sqcompile import api, modelfile
     from sqcompile.cli.compile import made
 
-    model, inputs = made(modelfile.load(model_file), seed=0)
+    model, inputs = made(modelfile.load(model_file, dims=dims), seed=0)
     with output.status(f"tracing {model_file}"):
         rows = api.examine(model, inputs, targets=targets)
     _show(output, rows, targets)

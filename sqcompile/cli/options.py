@@ -143,6 +143,27 @@ def recipe(function: Command) -> Command:
     return function
 
 
+def _sizes(
+    ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]
+) -> dict[str, int]:
+    sizes = {}
+    for text in given:
+        name, _, size = text.rpartition("=")
+        if not name or not size.isdigit() or int(size) < 1:
+            raise click.BadParameter(f"'{text}' is not NAME=SIZE, like batch=8", ctx, parameter)
+        sizes[name] = int(size)
+    return sizes
+
+
+dims = click.option(
+    "--dim",
+    "dims",
+    metavar="NAME=SIZE",
+    multiple=True,
+    callback=_sizes,
+    help="ONNX models: the size of a dynamic dimension, e.g. batch=8; once for each.",
+)
+
 threads = click.option(
     "--threads",
     type=click.IntRange(1),

@@ -9,6 +9,7 @@ one step.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sqcompile.ops.philox import draws
 
@@ -29,15 +30,13 @@ def carried(t: Tensor, low: int, high: int, rng: Tensor, stream: int) -> Tensor:
     columns = t.shape[-1] if t.dim() else 1
     rows = t.clamp(low - 1, high + 1).reshape(t.numel() // max(columns, 1), columns)
     blocks = -(-rows.shape[0] // ROWS)
-    runs = rows.new_zeros(blocks * ROWS, columns)
-    runs[: rows.shape[0]] = rows
-    runs = runs.view(blocks, ROWS, columns)
+    runs = pad(rows, (0, 0, 0, blocks * ROWS - rows.shape[0])).view(blocks, ROWS, columns)
     start = draws.reference(rng, blocks * columns, stream).view(blocks, columns)
     c = (start.to(torch.float32) + 0.5) * 2.0**-16
-    q = torch.empty_like(runs, dtype=torch.int8)
+    q = []
     for row in range(ROWS):
         v = runs[:, row] + c
         f = v.floor()
         c = v - f
-        q[:, row] = f.clamp(low, high).to(torch.int8)
-    return q.view(-1, columns)[: rows.shape[0]].reshape(t.shape)
+        q.append(f.clamp(low, high).to(torch.int8))
+    return torch.stack(q, dim=1).view(-1, columns)[: rows.shape[0]].reshape(t.shape)

@@ -164,7 +164,10 @@ def off_target(data: Mapping[str, Any]) -> list[str]:
     if data["macs"]["on_target_share"] >= LEAST_ON_TARGET:
         return []
     left = sorted((p for p in data["products"] if p["left"]), key=lambda p: -p["macs"])
-    return [f"{p['line'] or p['node']}  {p['op']} ({p['module']}): {p['left']}" for p in left]
+    return [
+        f"{p['line'] or p['node']}\n      {p['op']} ({p['module']}, {p['role']}): {p['left']}"
+        for p in left
+    ]
 
 
 def _products(variant: "Variant") -> list[Product]:

@@ -27,7 +27,8 @@ class Product:
     module: dotted path; line: the user's source line; shapes: operands and result; macs:
     multiply-accumulates, padding counted like data; operands: ("u4", "s4"), sign and bits, with
     "<<2" where the integers carry shifts of so many bits, or dtypes of a product in float;
-    groups: ShiftQuant groups; integer: reads integers.
+    groups: ShiftQuant groups; integer: reads integers; window: stride, padding, dilation and
+    channel groups of a convolution, else empty.
     """
 
     node: str
@@ -41,6 +42,7 @@ class Product:
     operands: tuple[str, str]
     groups: int
     integer: bool
+    window: tuple[Any, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The product as JSON-able data."""
@@ -98,7 +100,15 @@ def _product(node: Node, which: str, macs: int, operands: tuple[Node, Node]) -> 
         (described[0], described[1]),
         _groups(node),
         integer,
+        _window(node),
     )
+
+
+def _window(node: Node) -> tuple[Any, ...]:
+    given = arguments(node)
+    if "dilation" not in given:
+        return ()
+    return (*(list(given[name]) for name in ("stride", "padding", "dilation")), given["groups"])
 
 
 def _dtype(node: Node) -> str:

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from sqcompile.bench.times import Times
 
 if TYPE_CHECKING:
     from sqcompile.runtime.profile import KernelTime
@@ -17,25 +18,6 @@ if TYPE_CHECKING:
 
 Sample = Callable[[], tuple[float, float]]
 """Runs one step -> seconds of forward and of backward."""
-
-
-@dataclass(frozen=True)
-class Times:
-    """Median, 10th and 90th percentile over `runs` repetitions, in milliseconds."""
-
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    runs: int
-
-    @staticmethod
-    def of(seconds: Sequence[float]) -> "Times":
-        """From single measurements."""
-        values = torch.tensor(seconds, dtype=torch.float64) * 1e3
-        p10, middle, p90 = torch.quantile(
-            values, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
-        ).tolist()
-        return Times(middle, p10, p90, len(seconds))
 
 
 def measure(samples: Mapping[str, Sample], *, warmup: int = 5, runs: int = 30) -> dict[str, Times]:
@@ -127,7 +109,9 @@ def _sample(
     return sample
 
 
-def step_kernels(step: "CompiledStep", variant: "Variant", *, runs: int = 5) -> "list[KernelTime]":
+def step_kernels(
+    step: "CompiledStep", variant: "Variant", *, warmup: int = 0, runs: int = 5
+) -> "list[KernelTime]":
     """The time of every kernel of one training step on drawn inputs, slowest first; the step is on
     its target's device."""
     from sqcompile.runtime.profile import kernel_times
@@ -140,8 +124,9 @@ def step_kernels(step: "CompiledStep", variant: "Variant", *, runs: int = 5) -> 
     places = {port.name: place for place, port in enumerate(variant.signature.outputs)}
     tangents = [torch.ones_like(outputs[places[port.name]]) for port in variant.signature.tangents]
     binary = variant.executable.binary
-    found = kernel_times(binary, "forward", [*values, rng], runs=runs)
-    found += kernel_times(binary, "backward", [*saved, rng, *tangents], runs=runs)
+    found = kernel_times(binary, "forward", [*values, rng], warmup=warmup, runs=runs)
+    given = [*saved, rng, *tangents]
+    found += kernel_times(binary, "backward", given, warmup=warmup, runs=runs)
     return sorted(found, key=lambda row: -row.milliseconds)
 
 

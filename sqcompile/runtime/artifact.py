@@ -19,7 +19,7 @@ from sqcompile import __version__
 from sqcompile.backends.targets import TARGETS
 from sqcompile.errors import SqError, UsageError
 from sqcompile.recipe import Recipe
-from sqcompile.runtime import stages
+from sqcompile.runtime import graph_file, stages
 from sqcompile.runtime.executable import Binary, Executable
 from sqcompile.runtime.signature import CallKey, Signature
 from sqcompile.runtime.step import CompiledStep
@@ -136,6 +136,9 @@ def _write_variant(variant: Variant, run: Path, number: int) -> dict[str, Any]:
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
+    if variant.forward is not None:
+        parts = {"forward": variant.forward, "backward": variant.backward}
+        graph_file.write({key: graph for key, graph in parts.items() if graph is not None}, folder)
     for position, stage in enumerate(variant.stages):
         (texts / f"{position:02d}_{stage.name}.txt").write_text(stage.text, encoding="utf-8")
     stages.write(texts, variant.stages)
@@ -168,8 +171,8 @@ def load(directory: str | Path) -> CompiledStep:
     when the folder is no artifact, is damaged, or was made by other versions.
     """
     folder = Path(directory)
-    manifest = _read_manifest(folder)
-    module = _read_module(folder, manifest)
+    manifest = read_manifest(folder)
+    module = read_module(folder, manifest)
     module.train(manifest["training"])
     step = CompiledStep(
         module,
@@ -183,7 +186,9 @@ def load(directory: str | Path) -> CompiledStep:
     return step
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a run folder says of itself. Raises UsageError when it is no artifact, is damaged or
+    was made by other versions."""
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
@@ -222,7 +227,7 @@ def _read_variant(folder: Path, entry: dict[str, Any]) -> Variant:
     return Variant(call, Signature.from_json(entry["signature"]), Executable(binary))
 
 
-def _read_module(folder: Path, manifest: dict[str, Any]) -> nn.Module:
+def read_module(folder: Path, manifest: dict[str, Any]) -> nn.Module:
     """A bare tree of modules that holds the artifact's parameters and buffers by name."""
     tensors = load_file(folder / "weights.safetensors")
     described, root = manifest["module"], nn.Module()

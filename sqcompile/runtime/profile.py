@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sqcompile.bench.times import Times
 from sqcompile.runtime import machines
 from sqcompile.runtime.executable import Binary, Executable
 from sqcompile.runtime.stopwatch import Stopwatch
@@ -14,16 +15,22 @@ from sqcompile.runtime.stopwatch import Stopwatch
 @dataclass(frozen=True)
 class KernelTime:
     """One kernel of a function: how often a run calls it, and the milliseconds of all its calls
-    together, the least of several runs."""
+    together: the least of several runs, and what `Times` says of them."""
 
     kernel: str
     function: str
     calls: int
     milliseconds: float
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+    low_ms: float
+    high_ms: float
 
 
 def kernel_times(
-    binary: Binary, function: str, tensors: Sequence[Tensor], *, runs: int = 5
+    binary: Binary, function: str, tensors: Sequence[Tensor], *, warmup: int = 0, runs: int = 5
 ) -> list[KernelTime]:
     """Every kernel of `function`, slowest first.
 
@@ -34,13 +41,21 @@ def kernel_times(
     executable = Executable(binary)
     marks = Marks(machines.stopwatch(executable.device))
     executable.instrument(marks.instrument)
-    best: dict[str, KernelTime] = {}
-    for _ in range(runs):
+    taken: dict[str, list[list[float]]] = {}
+    for turn in range(warmup + runs):
         executable.function(function)(*tensors)
         for name, seconds in marks.taken().items():
-            time = KernelTime(name, function, len(seconds), sum(seconds) * 1e3)
-            best[name] = min(time, best.get(name, time), key=lambda one: one.milliseconds)
-    return sorted(best.values(), key=lambda row: -row.milliseconds)
+            if turn >= warmup:
+                taken.setdefault(name, []).append(seconds)
+    rows = [_time(name, function, found) for name, found in taken.items()]
+    return sorted(rows, key=lambda row: -row.milliseconds)
+
+
+def _time(kernel: str, function: str, taken: Sequence[Sequence[float]]) -> KernelTime:
+    """From the seconds of every call, run by run."""
+    sums = [sum(seconds) for seconds in taken]
+    times = vars(Times.of(sums))
+    return KernelTime(kernel, function, len(taken[0]), min(sums) * 1e3, **times)
 
 
 class Marks:

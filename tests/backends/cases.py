@@ -7,6 +7,7 @@ case is the same alone and among others.
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -87,6 +88,10 @@ class Case:
 
     def spec(self) -> KernelSpec:
         """The kernel that a graph with this call asks for."""
+        return self._spec
+
+    @cached_property
+    def _spec(self) -> KernelSpec:
         node = call_node(self.target, self.arguments(), self.keywords)
         if isinstance(self.make, Ranged):
             operands = tuple(Operand("activation", b, s) for b, s in self.make.operands)

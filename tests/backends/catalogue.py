@@ -1,5 +1,7 @@
 """Every case, by unique name."""
 
+from functools import cache
+
 import torch
 
 from sqcompile.ops import OPS
@@ -36,8 +38,10 @@ FAMILIES = (
 )
 
 
+@cache
 def all_cases() -> list[Case]:
-    """All of them; names are unique."""
+    """All of them; names are unique. Made once: a case keeps its spec, which takes longer than
+    many kernels."""
     cases: list[Case] = []
     for family in FAMILIES:
         for op, label, make in family():

@@ -39,7 +39,7 @@ def asked(line, folder):
         capture_output=True,
         text=True,
     )
-    *answers, imported = result.stdout.splitlines()
+    *answers, imported = filter(None, result.stdout.splitlines())
     assert imported == "heavy []", result.stderr
     return [answer.partition(",")[::2] for answer in answers]
 

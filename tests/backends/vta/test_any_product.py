@@ -114,9 +114,29 @@ def test_sixteen_slices_leave_no_more_than_eight_tokens():
     assert program.check().held["g2s"] == 8
 
 
-def test_scratchpads_without_room_for_a_tile_of_each_are_refused():
-    tiny = hw.checked(replace(PYNQ, log_wgt_buff_size=9))  # 2 tiles
-    spec = GemmSpec(4, 4, 4, Values.of(4, True), Values.of(4, True))
-    assert product_program(tiny, spec).check()
-    with pytest.raises(UsageError, match="cannot hold one tile of each operand"):
-        product_program(hw.checked(replace(tiny, log_acc_buff_size=7)), spec)
+TINY = hw.checked(replace(PYNQ, log_inp_buff_size=5, log_wgt_buff_size=9, log_acc_buff_size=7))
+"""Two tiles in every scratchpad."""
+
+
+def test_scratchpads_that_hold_no_two_chunks_have_one_buffer():
+    spec = GemmSpec(3, 20, 40, Values.of(4, True), Values.of(4, True))
+    operands, expected = gemm_operands(spec)
+    program = product_program(TINY, spec)
+    program.check()
+    np.testing.assert_array_equal(run(program, operands), expected)
+
+
+def test_scratchpads_without_room_for_a_chunk_are_refused():
+    window = ((2, 2), (1, 1), (1, 1), 1)
+    spec = conv_spec("dgrad", (1, 6, 6, 3), 4, (3, 3), window, *2 * [Values.of(4, True)])
+    with pytest.raises(UsageError) as refused:
+        product_program(TINY, spec)
+    assert str(refused.value) == (
+        "pynq is too small for it: INP holds 2 tiles of 16 bytes and 4 are needed "
+        "(a LOG_INP_BUFF_SIZE of at least 6); WGT holds 2 tiles of 256 bytes and 9 are needed "
+        "(a LOG_WGT_BUFF_SIZE of at least 12); ACC holds 2 tiles of 64 bytes and 4 are needed "
+        "(a LOG_ACC_BUFF_SIZE of at least 8)"
+    )
+    enough = replace(TINY, log_inp_buff_size=6, log_wgt_buff_size=12, log_acc_buff_size=8)
+    operands, expected = conv_operands(spec)
+    np.testing.assert_array_equal(run(product_program(enough, spec), operands), expected)

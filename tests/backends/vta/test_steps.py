@@ -14,22 +14,41 @@ from sqcompile.backends.vta.hardware import PRESETS
 from sqcompile.recipe import Recipe
 from sqcompile.report import data
 from sqcompile.runtime import vta
-from tests.models import make
+from tests.models import MODELS, Block, make
 
+OTHER = "4 rows of 8, int4"
 GEOMETRY = {"LOG_BATCH": 2, "LOG_BLOCK": 3, "LOG_ACC_BUFF_SIZE": 15, "LOG_WGT_BUFF_SIZE": 15}
-"""Four rows a tile and eight channels, with scratchpads that small layers do not fit."""
+"""Its tile, and scratchpads that small layers do not fit."""
+STEPS = MODELS | {
+    "linear": (
+        lambda: nn.Sequential(
+            *(nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 17), nn.ReLU(), nn.Linear(17, 10))
+        ),
+        lambda: (torch.randn(12, 20),),
+    ),
+    "residual block": (
+        lambda: nn.Sequential(
+            *(Block(3, 8, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+        ),
+        lambda: (torch.randn(4, 3, 9, 9),),
+    ),
+}
 
 
 def compiled(name, hw="pynq", **options):
-    model, inputs = make(name)
+    model, inputs = make(name, models=STEPS)
     return sqcompile.compile(model, inputs, target=targets.get("vta", hw=hw), **options), inputs
 
 
 @pytest.mark.parametrize(
     ("name", "hw"),
-    [("mlp", "pynq-int4"), ("resnet", "pynq"), ("odd", "pynq-int4"), ("gpt", "pynq")],
+    [("mlp", OTHER), ("residual block", "pynq"), ("odd", "pynq-int4"), ("gpt", "pynq")],
 )
-def test_every_bit_of_a_step_is_the_references(name, hw):
+def test_every_bit_of_a_step_is_the_references(name, hw, tmp_path):
+    if hw == OTHER:
+        hw = str(tmp_path / "other.json")
+        described = PRESETS["pynq-int4"].parameters() | GEOMETRY
+        (tmp_path / "other.json").write_text(json.dumps(described))
     step, inputs = compiled(name, hw)
     before = vta.executed.total()
     result = sqcompile.verify(step, inputs)
@@ -49,18 +68,12 @@ def test_sums_of_64_bits_are_the_references():
     assert sqcompile.verify(step, inputs).equal
     report = data.report(step)
     assert report["macs"]["on_target_share"] == 1.0
+    assert report["accelerator"]["name"] == "pynq"
     assert max(len(row["programs"]) for row in report["accelerator"]["programs"]) == 2
 
 
-def test_another_geometry_gives_the_same_bits(tmp_path):
-    file = tmp_path / "small.json"
-    file.write_text(json.dumps(PRESETS["pynq"].parameters() | GEOMETRY))
-    step, inputs = compiled("mlp", str(file))
-    assert sqcompile.verify(step, inputs).equal
-
-
 def test_steps_train_to_the_cpus_bits_in_every_interleaving():
-    model, inputs = make("mlp")
+    model, inputs = make("linear", models=STEPS)
     cpu = sqcompile.compile(deepcopy(model), inputs)
     accelerator = sqcompile.compile(model, inputs, target="vta")
     target = torch.arange(inputs[0].shape[0]) % 7
@@ -76,7 +89,7 @@ def test_steps_train_to_the_cpus_bits_in_every_interleaving():
 
 
 def test_a_run_folder_holds_programs_as_data_and_runs(tmp_path):
-    step, inputs = compiled("attention")
+    step, inputs = compiled("linear")
     step.save(str(tmp_path / "run"))
     index = json.loads((tmp_path / "run/variant_0/vta.json").read_text())
     for name in index["programs"]:
@@ -90,7 +103,7 @@ def test_a_run_folder_holds_programs_as_data_and_runs(tmp_path):
 
 
 def test_programs_of_another_format_are_refused():
-    step, _ = compiled("mlp")
+    step, _ = compiled("linear")
     binary = step.variants[0].executable.binary
     other = json.dumps({**vta.index_of(binary), "format": 99}).encode()
     binary.images[vta.INDEX] = other

@@ -6,9 +6,33 @@ from types import SimpleNamespace
 
 import pytest
 
-from sqcompile.backends.vta.graph import offload
+import sqcompile
+from sqcompile.backends.vta import hardware
 from sqcompile.cli import run
 from tests.cli.conftest import SMALL
+
+STRIDED = """\
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.strided = nn.Conv2d(4, 5, 3, stride=2)
+
+    def forward(self, x):
+        return self.strided(self.first(x)).mean((2, 3))
+
+
+def make_model():
+    return Net()
+
+
+def example_inputs():
+    return (torch.randn(2, 3, 5, 5),)
+"""
 
 
 @pytest.fixture
@@ -28,13 +52,13 @@ def call(tmp_path, monkeypatch, capfd):
 
 
 def test_verify_runs_the_simulator_and_the_report_tells_what_it_did(call, tmp_path):
-    result = call("net.py", "--target", "vta", "--verify", "--json")
+    result = call("net.py", "--target", "vta", "--hw", "pynq-int4", "--verify", "--json")
     assert result.code == 0, result.err
     report = json.loads(result.out)
     assert report["executed_by"] == "vta-simulator"
     assert report["macs"]["on_target_share"] == 1.0
     known = report["accelerator"]
-    assert known["name"] == "pynq" and known["left"] == {}
+    assert known["name"] == "pynq-int4" and known["left"] == {}
     assert [row["node"].split("/")[0] for row in known["programs"]] == ["forward"] * 2 + [
         "backward"
     ] * 3
@@ -48,19 +72,32 @@ def test_verify_runs_the_simulator_and_the_report_tells_what_it_did(call, tmp_pa
     assert page.count('<svg viewBox="0 0 900') == 2 and "backward/wgrad" in page
 
 
-def test_too_few_macs_on_the_target_are_6_with_the_reasons(call, monkeypatch):
-    made = offload.offload
-
-    def only_small(spec, hardware):
-        return "it is too wide" if spec.outputs[0].shape[-1] == 8 else made(spec, hardware)
-
-    monkeypatch.setattr(offload, "offload", only_small)
-    monkeypatch.setenv("SQCOMPILE_CACHE_DIR", "fresh")
-    result = call("net.py", "--target", "vta", "--verify", "--no-eval")
+def test_an_accelerator_that_is_too_small_is_6_with_the_reasons(call, tmp_path):
+    (tmp_path / "net.py").write_text(STRIDED)
+    tiny = {"LOG_INP_BUFF_SIZE": 5, "LOG_WGT_BUFF_SIZE": 9, "LOG_ACC_BUFF_SIZE": 7}
+    (tmp_path / "tiny.json").write_text(json.dumps(hardware.get("pynq").parameters() | tiny))
+    options = ["net.py", "--target", "vta", "--hw", "tiny.json", "--no-eval"]
+    result = call(*options, "--verify")
     assert result.code == 6
-    assert "42.86 % of the step's multiply-accumulates run on vta, and 95 % must" in result.err
-    assert "shift_matmul_dequantize_absmax (0): it is too wide" in result.err
-    assert call("net.py", "--target", "vta", "--no-eval").code == 0
+    said = result.err[result.err.index("error: ") :]
+    assert said.startswith(
+        "error: 90.48 % of the step's multiply-accumulates run on tiny.json, and 95 % must; "
+        "left to the CPU:\n"
+        "  net.py:12  return self.strided(self.first(x)).mean((2, 3))\n"
+        "      sq.conv_dgrad_dequantize (strided, dgrad): tiny.json is too small for it: INP holds "
+        "2 tiles of 16 bytes and 4 are needed (a LOG_INP_BUFF_SIZE of at least 6); WGT holds"
+    )
+    assert said.endswith(
+        "  give --hw an accelerator that takes them, or all of the step to --target cpu.\n"
+    )
+    assert said.count("net.py:") == 1
+    report = json.loads((tmp_path / "runs/net/report.json").read_text())
+    assert [bool(p["left"]) for p in report["products"]].count(True) == 1
+    assert all(one["equal"] for one in report["verification"])
+    assert sqcompile.load(tmp_path / "runs/net").target == "vta"
+    result = call(*options, "-o", "again")
+    assert result.code == 0
+    assert "warning: 90.48 % of the step's" in result.err and "(strided, dgrad)" in result.err
 
 
 def test_train_runs_on_the_accelerator(call, tmp_path):
@@ -83,6 +120,7 @@ def test_a_file_that_describes_no_accelerator_is_2(call, tmp_path, text, message
     (tmp_path / "mine.json").write_text(text)
     result = call("net.py", "--target", "vta", "--hw", "mine.json")
     assert result.code == 2 and message in result.err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_simulator_is_not_timed(call):

@@ -1,0 +1,1 @@
+"""Measuring: a step and its products beside PyTorch and onnxruntime, saved, compared, and gated."""
