@@ -13,7 +13,6 @@ from sqcompile.report.traffic import traffic
 Figure = dict[str, Any]
 MOST_LAYERS = 60
 """Bars of a plot by layer."""
-MOST_KERNELS = 24
 
 
 def figures(report: Mapping[str, Any], graphs: Graphs | None) -> dict[str, Figure]:

@@ -90,8 +90,10 @@ def _arranged(children: list[Box], edges: Sequence[tuple[int, int]]) -> Box:
     layers: list[list[_Entry]] = [[] for _ in range(count)]
     for entry in [*entries, *(one for edge in dummies for one in edge)]:
         layers[entry.layer].append(entry)
+    everything = [entry for layer in layers for entry in layer]
+    unit = GAP_X + sum(entry.width for entry in everything) / max(1, len(everything))
     for layer in layers:
-        _spread(layer)
+        _spread(layer, unit)
     left = min((e.x - e.width / 2 for layer in layers for e in layer), default=0) - PAD
     right = max((e.x + e.width / 2 for layer in layers for e in layer), default=0) + PAD
     rows, y = [], float(TITLE + PAD)
@@ -174,9 +176,9 @@ def _sugiyama(layers: Sequence[int], edges: Sequence[tuple[int, int]]) -> list[f
     return places
 
 
-def _spread(layer: list[_Entry]) -> None:
-    """Put entries in igraph's order beside each other, as near to igraph's places as widths allow:
-    neighbours that would overlap share the mean of what they want."""
+def _spread(layer: list[_Entry], unit: float) -> None:
+    """Put entries in igraph's order beside each other, as near to igraph's places, in `unit`s, as
+    widths allow: neighbours that would overlap share the mean of what they want."""
     layer.sort(key=lambda entry: entry.x)
     offset, before = 0.0, None
     blocks: list[list[float]] = []  # [sum of wishes, count]
@@ -185,7 +187,7 @@ def _spread(layer: list[_Entry]) -> None:
         if before is not None:
             offset += (before.width + entry.width) / 2 + GAP_X
         offsets.append(offset)
-        blocks.append([entry.x * (OP[0] + GAP_X) - offset, 1])
+        blocks.append([entry.x * unit - offset, 1])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
             total, count = blocks.pop()
             blocks[-1][0] += total

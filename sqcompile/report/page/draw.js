@@ -6,6 +6,9 @@ import { size } from "report/format.js";
 const escaped = (text) => String(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 const cut = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 
+/** The end of a text: names of parameters differ there. */
+const end = (text, most) => (text.length > most ? `…${text.slice(1 - most)}` : text);
+
 /** Where things of a picture are, by number. */
 export const rectangle = ([x, y, width, height]) => ({ x, y, width, height });
 
@@ -78,7 +81,7 @@ function nodeShape([x, y, width, height], n, node) {
   const value = node.value.startsWith("(") ? `${node.value.split("], ").length} values` : node.value;
   const chip = node.bits && !small ? `<rect class="chip" x="${x + width - 32}" y="${y + 5}" width="26" height="14" rx="7"/><text class="bits" x="${x + width - 19}" y="${y + 15.5}">${node.bits} bit</text>` : "";
   const text = small
-    ? `<text class="name" x="${x + 9}" y="${y + 13}">${escaped(cut(name, 20))}</text>`
+    ? `<text class="name" x="${x + 9}" y="${y + 13}">${escaped(node.port ? end(name, 20) : cut(name, 20))}</text>`
     : `<text class="name" x="${x + 10}" y="${y + 15}">${escaped(cut(name, node.bits ? 18 : 22))}</text><text class="value" x="${x + 10}" y="${y + 28}">${escaped(cut(value, 26))}</text>`;
   return `<g class="shape ${kind}${small ? " small" : ""}" data-shape="${n}"><title>${escaped(`${node.name}: ${node.value}\n${node.op}`)}</title><rect class="body" x="${x}" y="${y}" width="${width}" height="${height}" rx="${small ? 9 : 6}"/><rect class="mark" x="${x}" y="${y + 4}" width="4" height="${height - 8}" rx="2"/>${chip}${text}</g>`;
 }
