@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.cli.conftest import SMALL
+from tests.cli.conftest import FORWARD, SMALL
 
 
 def test_two_recipes_of_a_model_file(call):
@@ -23,9 +23,17 @@ def test_a_run_folder_beside_fp32_and_itself(call, compiled):
     folder, _ = compiled
     shown = call("compare", str(folder), "fp32")
     assert shown.code == 0, shown.err
-    assert "first difference: output of 0" in shown.out and "net.py" in shown.out
+    assert "first difference: output of 0, element (0, 0)" in shown.out
     same = call("compare", str(folder), str(folder))
     assert "equal, bit for bit" in same.out
+
+
+def test_the_first_difference_names_the_users_line(call, folder):
+    (folder / "own.py").write_text(FORWARD.format(returns="self.first(x)"))
+    shown = call("compare", "own.py", "--recipes", "float,w4a4g4")
+    assert shown.code == 0, shown.err
+    assert "first difference: output of first" in shown.out
+    assert "own.py:11  return self.first(x)" in shown.out
 
 
 @pytest.mark.parametrize(
