@@ -50,7 +50,6 @@ class _Constants:
         self.module, self.editor = module, Editor(module)
         self.known: dict[Node, Any] = {}
         self.made: dict[tuple[Any, ...], Node] = {}
-        self.start = next(n for n in module.graph.nodes if n.op not in ("placeholder", "get_attr"))
 
     def visit(self, node: Node) -> None:
         """Learn a node's value if it depends on no input."""
@@ -96,20 +95,23 @@ class _Constants:
             ):
                 behind.add(node)
                 del self.known[node]
+        # No constant has a reader before the first node that stays.
+        calls = (node for node in self.module.graph.nodes if node.op != "placeholder")
+        start = next(node for node in calls if node not in self.known)
         for node, result in self.known.items():
             if not isinstance(result, Tensor) or is_call(node, *_LITERALS):
                 continue
             if self._readers(node):
-                replace(node, self._constant(result.contiguous(), node))
+                replace(node, self._constant(result.contiguous(), node, start))
 
     def _readers(self, node: Node) -> list[Node]:
         return [user for user in node.users if user not in self.known]
 
-    def _constant(self, result: Tensor, like: Node) -> Node:
+    def _constant(self, result: Tensor, like: Node, start: Node) -> Node:
         key = (result.dtype, tuple(result.shape), result.numpy().tobytes())
         if key not in self.made:
             number = _repeated(result)
-            with self.editor.before(self.start):
+            with self.editor.before(start):
                 if number is None:
                     self.made[key] = constant(self.editor, result, like)
                 else:

@@ -21,6 +21,7 @@ from sqcompile.passes.editing import (
     is_call,
     replace,
     shape,
+    value,
 )
 from sqcompile.recipe import Recipe
 
@@ -183,7 +184,9 @@ class _Norms:
     def _view(self, x: Node, sizes: list[int], node: Node, **meta: Any) -> Node:
         if shape(x) == sizes:
             return x
-        return self.editor.call(aten.view.default, x, sizes, like=node, **meta)
+        # A gradient from outside may be an image shown channels first: no view can read it.
+        op = aten.view.default if value(x).is_contiguous() else aten.reshape.default
+        return self.editor.call(op, x, sizes, like=node, **meta)
 
     def _affine_gradients(self, users: dict[object, Node], g: Node, xhat: Node, node: Node) -> None:
         """dgamma and dbeta where they are read, from rows of g and xhat."""
