@@ -86,8 +86,6 @@ claims: $(READY)
 
 # Every protocol's runs, two at a time; what is interrupted goes on. DATA holds what pip does not bring.
 PROTOCOLS := digits resnet8-16px charlm resnet20-cifar10 vit-cifar10
-COMMA := ,
-SPACE := $(subst ,, )
 accuracy: $(READY)
 	@test -n "$(DATA)" || { echo "make: give the folder of the data: make accuracy DATA=..." >&2; exit 1; }
 	@mkdir -p runs/accuracy
@@ -95,11 +93,7 @@ accuracy: $(READY)
 	  $(BIN)/python tools/accuracy.py --protocol $$name --data "$(DATA)" --jobs 2 \
 	    --json runs/accuracy/$$name.summary.json || exit 1; \
 	done
-	$(BIN)/python tools/accuracy.py --protocol resnet8-16px --data "$(DATA)" --jobs 2 \
-	  --recipe w4a4g4,$(subst $(SPACE),$(COMMA),$(sort $(wildcard tools/protocols/recipes/*.json))) \
-	  --json runs/accuracy/resnet8-16px-ablation.summary.json
-	$(BIN)/python tools/accuracy_page.py $(PROTOCOLS:%=runs/accuracy/%.summary.json) \
-	  runs/accuracy/resnet8-16px-ablation.summary.json
+	$(BIN)/python tools/accuracy_page.py $(PROTOCOLS:%=runs/accuracy/%.summary.json)
 
 clean:
 	rm -rf build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

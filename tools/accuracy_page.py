@@ -8,6 +8,7 @@ anew from all entries. Without arguments the page is written from docs/accuracy.
 
 import json
 from collections.abc import Iterator, Mapping
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,19 @@ def rows(runs: Mapping[str, Any]) -> Iterator[str]:
             gap,
             spread,
             validation,
-            f"{test['loss']:.3f}",
+            "diverged" if test["loss"] is None else f"{test['loss']:.3f}",
             str(run["seeds"]),
             f"{run['seconds']:.0f} s",
             f"{run['saved_bytes'] / 1e6:.2f} MB",
         ]
         yield f"| {' | '.join(cells)} |"
+
+
+def finite(figures: Any) -> Any:
+    """The same without NaN, which JSON has not: the loss of a run that diverged is null."""
+    if isinstance(figures, dict):
+        return {name: finite(value) for name, value in figures.items()}
+    return None if isinstance(figures, float) and isnan(figures) else figures
 
 
 def page(figures: Mapping[str, Any]) -> str:
@@ -58,8 +66,8 @@ def main(summaries: tuple[str, ...]) -> None:
     figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     for path in summaries:
         name = Path(path).name.removesuffix(".summary.json")
-        figures[name] = json.loads(Path(path).read_text())
-    FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=False) + "\n")
+        figures[name] = finite(json.loads(Path(path).read_text()))
+    FIGURES.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n")
     PAGE.write_text(page(figures))
 
 
