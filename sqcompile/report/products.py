@@ -50,6 +50,7 @@ class Product:
         data["pass"] = data.pop("pass_")
         data["shapes"] = [list(sizes) for sizes in self.shapes]
         data["operands"] = list(self.operands)
+        data["window"] = list(self.window)
         return data
 
 
