@@ -71,3 +71,8 @@ class TokenError(SqError):
     """A VTA program that stops before its end, leaves tokens behind, or ends before its work."""
 
     exit_code = 12
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

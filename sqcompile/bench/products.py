@@ -18,6 +18,7 @@ from torch import Tensor
 from sqcompile.bench import onnx_products
 from sqcompile.bench.kernel import executable, traced
 from sqcompile.bench.times import Times
+from sqcompile.errors import UsageError, first_line
 from sqcompile.ops.quantize import limits
 from sqcompile.passes.assign_precision import Operand, ProductSpec
 from sqcompile.passes.bound_accumulators import bound_accumulators
@@ -83,8 +84,8 @@ def measure(form: Form, *, threads: int, warmup: int, runs: int) -> dict[str, An
         try:
             options = make()
             found[name] = _fastest(options)
-        except Exception as error:
-            skipped[name] = str(error).strip().splitlines()[0]
+        except Exception as error:  # whatever torch and onnxruntime raise is the reason
+            skipped[name] = first_line(error)
     return {"rows": _in_turns(found, warmup, runs), "skipped": skipped}
 
 
@@ -216,7 +217,7 @@ class _Conv:
             for shape, operand in zip(form.shapes[:2], form.operands, strict=True)
         )
         if not form.window:
-            raise ValueError("this report does not say the window: compile the model again")
+            raise UsageError("report.json does not say how a convolution slides: compile again")
 
     def ours(self) -> Run:
         form = self.form

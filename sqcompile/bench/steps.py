@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sqcompile.bench.environment import compiler
+from sqcompile.errors import first_line
 from sqcompile.report.timing import Sample, eager_sample
 
 FP32, BF16, COMPILED = "fp32 PyTorch", "bf16 PyTorch", "torch.compile"
@@ -31,10 +32,10 @@ def peers(
                 sample = _SAMPLES[word](make(), inputs, device)
                 sample()
                 samples[FORMS[word]] = sample
-            except Exception as error:
+            except Exception as error:  # whatever inductor and autocast raise is the reason
                 if word == "fp32":
                     raise
-                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                reason = f"{type(error).__name__}: {first_line(error)}"
         if reason:
             skipped[FORMS[word]] = reason
     return samples, skipped

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
-from sqcompile.errors import CaptureError, UnsupportedOpError, UsageError
+from sqcompile.errors import CaptureError, UnsupportedOpError, UsageError, first_line
 from sqcompile.onnx.needs import onnx_package
 
 
@@ -81,8 +81,7 @@ def read(path: str | Path) -> Any:
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {error.filename or path}") from error
     except Exception as error:  # protobuf and the checker raise types of their own
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CaptureError(f"{path} is no valid ONNX model: {first}") from error
+        raise CaptureError(f"{path} is no valid ONNX model: {first_line(error)}") from error
     return model
 
 
