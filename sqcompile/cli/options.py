@@ -22,44 +22,21 @@ def _set(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
     return callback
 
 
+_COMMON = (
+    (("--debug",), "debug", "Show the traceback of a failure."),
+    (("--json",), "as_json", "Print one JSON document on stdout instead of text."),
+    (("-v", "--verbose"), "verbose", "Say on stderr what is done and how long it takes."),
+    (("-q", "--quiet"), "quiet", "No progress and no remarks on stderr; warnings and errors stay."),
+)
+"""Flags of every command: their words, the attribute of Output that they set, their help."""
+
+
 def common(function: Command) -> Command:
     """--json, --quiet, --verbose and --debug, kept in the Output."""
-    for option in (
-        click.option(
-            "--debug",
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=_set("debug"),
-            help="Show the traceback of a failure.",
-        ),
-        click.option(
-            "--json",
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=_set("as_json"),
-            help="Print one JSON document on stdout instead of text.",
-        ),
-        click.option(
-            "-v",
-            "--verbose",
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=_set("verbose"),
-            help="Say on stderr what is done and how long it takes.",
-        ),
-        click.option(
-            "-q",
-            "--quiet",
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=_set("quiet"),
-            help="No progress and no remarks on stderr; warnings and errors stay.",
-        ),
-    ):
+    for words, name, told in _COMMON:
+        option = click.option(
+            *words, is_flag=True, is_eager=True, expose_value=False, callback=_set(name), help=told
+        )
         function = option(function)
     return function
 

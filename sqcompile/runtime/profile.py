@@ -13,7 +13,7 @@ from sqcompile.runtime.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
-class KernelTime:
+class KernelTime(Times):
     """One kernel of a function: how often a run calls it, and the milliseconds of all its calls
     together: the least of several runs, and what `Times` says of them."""
 
@@ -21,12 +21,6 @@ class KernelTime:
     function: str
     calls: int
     milliseconds: float
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    runs: int
-    low_ms: float
-    high_ms: float
 
 
 def kernel_times(
@@ -54,8 +48,14 @@ def kernel_times(
 def _time(kernel: str, function: str, taken: Sequence[Sequence[float]]) -> KernelTime:
     """From the seconds of every call, run by run."""
     sums = [sum(seconds) for seconds in taken]
-    times = vars(Times.of(sums))
-    return KernelTime(kernel, function, len(taken[0]), min(sums) * 1e3, **times)
+    least = min(sums) * 1e3
+    return KernelTime(
+        **vars(Times.of(sums)),
+        kernel=kernel,
+        function=function,
+        calls=len(taken[0]),
+        milliseconds=least,
+    )
 
 
 class Marks:
