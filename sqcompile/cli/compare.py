@@ -150,7 +150,12 @@ def _recipe(name: str) -> "Recipe | str":
     from sqcompile.debug import sides
     from sqcompile.recipe import Recipe
 
-    return name if name in (sides.FP32, sides.FLOAT) else Recipe.load(name)
+    if name in (sides.FP32, sides.FLOAT):
+        return name
+    try:
+        return Recipe.load(name)
+    except UsageError as error:
+        raise UsageError(f"'{name}' is no run folder, fp32 or float, and {error}") from error
 
 
 def _run(output: Output, one: "Subject", recipe: Any, name: str) -> "tuple[Values, str]":

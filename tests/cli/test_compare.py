@@ -43,6 +43,7 @@ def test_the_first_difference_names_the_users_line(call, folder):
         (["net.py", "--recipes", "w4a4g5,fp32"], "did you mean 'w4a4g4'?"),
         (["net.py", "--recipes", "w4a4g4,float", "--bisect"], "float is not quantised"),
         (["net.py", "-o", "x.json"], "give --bisect"),
+        (["net.py", "--recipes", "runs/gone"], "'runs/gone' is no run folder, fp32 or float"),
     ],
 )
 def test_usage_is_2(call, arguments, message):
