@@ -25,6 +25,9 @@ def export(
     model, for engines without functions. Returns what was written: path, bytes, numbers of
     nodes and functions, and names of inputs and outputs.
 
+    While it runs, references of ops are traced in this process: `verify` and training through the
+    references wait for it; compiled kernels do not care.
+
     Raises UsageError (no such graph), UnsupportedOpError with every op that has no exact form,
     TargetUnavailableError without the package onnx.
     """
