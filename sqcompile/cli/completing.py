@@ -4,6 +4,7 @@ folder, the recipes and the targets have. Imports nothing that takes time."""
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -67,24 +68,31 @@ def layer(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> li
     return _names(sorted({str(node[9]) for node in _nodes(ctx)} - {""}), incomplete)
 
 
+def variant(
+    ctx: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Numbers and modes of the variants of the run folder on the line."""
+    entries = _read(ctx, "manifest.json").get("variants", [])
+    modes = dict.fromkeys(str(entry["key"]["mode"]) for entry in entries)
+    return _names([*map(str, range(len(entries))), *modes, "all"], incomplete)
+
+
 def _stages(ctx: click.Context) -> list[str]:
-    return [str(name) for name, _ in _run(ctx).get("stages", [])]
+    return [str(name) for name, _ in _read(ctx, "stages.json").get("stages", [])]
 
 
 def _nodes(ctx: click.Context) -> list[list[object]]:
-    found: list[list[object]] = _run(ctx).get("nodes", [])
+    found: list[list[object]] = _read(ctx, "stages.json").get("nodes", [])
     return found
 
 
-def _run(ctx: click.Context) -> "dict[str, list[list[object]]]":
-    """stages.json of the run folder that stands on the line; nothing where there is none: a
-    completion has nobody to tell."""
+def _read(ctx: click.Context, name: str) -> dict[str, Any]:
+    """A file of the run folder that stands on the line; nothing where there is none: a completion
+    has nobody to tell."""
     # Behind an option that has no value yet, click has not told the arguments apart.
     folder = ctx.params.get("folder") or next(iter(ctx.args), "")
     try:
-        found: dict[str, list[list[object]]] = json.loads(
-            (Path(str(folder)) / "stages.json").read_text(encoding="utf-8")
-        )
+        found: dict[str, Any] = json.loads((Path(str(folder)) / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found

@@ -1,6 +1,6 @@
 """sqcompile inspect: what was rewritten, from a run folder's records."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from sqcompile.cli.output import Output
 
 if TYPE_CHECKING:
     from sqcompile.report.graphview import Selection, View
+    from sqcompile.report.variants import Listed
 
 
 @click.command(short_help="Show what was rewritten, stage by stage.")
@@ -60,6 +61,14 @@ if TYPE_CHECKING:
     type=click.Choice(["forward", "backward"]),
     help="Only nodes of the forward or backward pass.",
 )
+@click.option(
+    "--variant",
+    "asked",
+    metavar="N|MODE|all",
+    shell_complete=completing.variant,
+    help="The compiled form to show: its number, train, eval, or all.  [default: 0, the training "
+    "step; with --json all]",
+)
 @click.option("--saved", is_flag=True, help="List what forward keeps for backward.")
 @click.option(
     "--html", "as_html", is_flag=True, help="Write DIR/report.html again; print its path."
@@ -76,83 +85,164 @@ def command(
     ops: tuple[str, ...],
     layers: tuple[str, ...],
     part: str | None,
+    asked: str | None,
     saved: bool,
     as_html: bool,
 ) -> None:
     """Print the stages, products and saved tensors of the run in DIR.
 
     Nothing in DIR is executed. Graphs read as Python, with the user's source lines; filters
-    combine, and without --stage they show the two graphs that are compiled:
+    combine, and without --stage they show the two graphs that are compiled. A run has a variant for
+    every mode and every set of shapes; the first is the training step.
 
     \b
       sqcompile inspect runs/digits
       sqcompile inspect runs/digits --stage quantize_operands | less
       sqcompile inspect runs/digits --stage quantize_operands --diff
       sqcompile inspect runs/digits --layer stem --op "conv_*" --pass backward
+      sqcompile inspect runs/digits --variant eval --stage forward
       sqcompile inspect runs/digits --stage forward --json
     """
+    from sqcompile.report import variants
     from sqcompile.report.graphview import Selection
 
+    if as_html:
+        _page(output, folder)
+        return
+    known = variants.listed(folder)
+    looked_at = variants.chosen(known, asked or (variants.ALL if output.as_json else "0"))
     if patterns or diff or ops or layers or part or against:
         selection = Selection(ops, layers, part or "")
-        _graphs(output, folder, patterns, selection, diff or against is not None, against, context)
+        if asked is None and (rest := variants.others(known, looked_at)):
+            output.note(f"this is variant 0 ({known[0].what}); --variant shows {rest}, or all")
+        diff = diff or against is not None
+        _graphs(output, folder, looked_at, patterns, selection, diff, against, context)
     else:
-        _overview(output, folder, saved, as_html)
+        _overview(output, folder, known, looked_at, saved)
 
 
 def _graphs(
     output: Output,
     folder: str,
+    looked_at: "Sequence[Listed]",
     patterns: tuple[str, ...],
     selection: "Selection",
     diff: bool,
     against: str | None,
     context: int,
 ) -> None:
-    """The stages that were asked for, whole or what changed in them."""
-    from sqcompile.report import graphtext, graphview
+    """The stages of variants that were asked for, whole or what changed in them."""
+    from sqcompile.report import graphview
     from sqcompile.runtime import stages
 
-    known = stages.read(folder)
-    selection.check(entry for entries in known.values() for entry in entries)
+    held = {one: stages.read(one.place) for one in looked_at}
+    known = {name: entries for one in held.values() for name, entries in one.items()}
+    selection.check(entry for one in held.values() for entries in one.values() for entry in entries)
     if against is not None and against not in known:
         raise graphview.no_stage(known, against, folder)
     asked = patterns or (["all"] if diff else [selection.part or "*ward"])
     names = graphview.chosen(known, asked, folder)
-    found = list(graphview.views(known, names, selection, against))
-    shown = [view for view in found if not diff or len(names) == 1 or view.changes]
+    found = {
+        one: list(graphview.views(own, [name for name in names if name in own], selection, against))
+        for one, own in held.items()
+        if against is None or against in own
+    }
     if not output.as_json:
+        _print(output, found, len(names) > 1, diff, context)
+    told = [
+        {**one.to_json(), "stages": [view.to_json(diff) for view in views]}
+        for one, views in found.items()
+    ]
+    output.document({"folder": folder, "variants": told})
+
+
+def _print(
+    output: Output,
+    found: "Mapping[Listed, Sequence[View]]",
+    several: bool,
+    diff: bool,
+    context: int,
+) -> None:
+    """Graphs or changes as text, with the name of the variant where there are more, and of the
+    stage where `several` were asked for. Of more stages, those that changed nothing are left out.
+    """
+    from sqcompile.report import graphtext
+
+    lines = 0
+    for one, views in found.items():
+        shown = [view for view in views if not diff or not several or view.changes]
+        if len(found) > 1 and shown:
+            output.say(("\n" if lines else "") + f"## {one}")
         for number, view in enumerate(shown):
             if number:
                 output.say()
-            if len(names) > 1 and not diff and not selection:
+            if several and not diff and not view.selection:
                 output.say(f"# {view.name}")
             for line in graphtext.changes(view, context) if diff else graphtext.graph(view):
                 output.say(line)
-    output.document({"folder": folder, "stages": [view.to_json(diff) for view in found]})
+        lines += len(shown)
 
 
-def _overview(output: Output, folder: str, saved: bool, as_html: bool) -> None:
-    from sqcompile.report import data, html, text
+def _page(output: Output, folder: str) -> None:
+    """Write report.html again."""
+    from sqcompile.report import data, html
+
+    path = html.write(data.read(folder), texts(Path(folder)), folder)
+    output.say(str(path))
+    output.document({"html": str(path)})
+
+
+def _overview(
+    output: Output,
+    folder: str,
+    known: "Sequence[Listed]",
+    looked_at: "Sequence[Listed]",
+    saved: bool,
+) -> None:
+    """What the run is, and stages and products of variants."""
+    from sqcompile.report import data, text, variants
     from sqcompile.runtime import stages
 
     report = data.read(folder)
-    if as_html:
-        output.say(str(html.write(report, texts(Path(folder)), folder)))
-        output.document({"html": str(Path(folder) / html.HTML)})
-        return
-    changes = changed(stages.read(folder))
     for line in text.summary(report):
         output.say(line)
+    if rest := variants.others(known, looked_at):
+        shown = ", ".join(f"{one.number} ({one.what})" for one in looked_at)
+        output.say(f"variants   {shown}; --variant shows {rest}, or all")
+    told = list(report["variants"])
+    for one in looked_at:
+        changes = changed(stages.read(one.place))
+        row = told[one.number]
+        counted = [{**stage, **changes.get(stage["name"], {})} for stage in row["stages"]]
+        told[one.number] = {**row, "stages": counted}
+        _tables(output, row, changes, saved, str(one) if len(looked_at) > 1 else "")
+    output.document({**report, "variants": told})
+
+
+def _tables(
+    output: Output,
+    variant: dict[str, Any],
+    changes: Mapping[str, Mapping[str, int]],
+    saved: bool,
+    title: str,
+) -> None:
+    """Stages and products, or what is saved, of a report's variant."""
+    from sqcompile.report import text
+
     output.say()
-    output.show(text.stages_table(report, changes))
-    output.say()
-    if saved:
-        output.show(text.layers_table(report))
+    if title:
+        output.say(title)
         output.say()
-    output.show(text.saved_table(report) if saved else text.products_table(report))
-    counted = [{**stage, **changes.get(stage["name"], {})} for stage in report["stages"]]
-    output.document({**report, "stages": counted})
+    output.show(text.stages_table(variant, changes))
+    output.say()
+    if not saved:
+        output.show(text.products_table(variant))
+    elif not variant["saved"]["tensors"]:
+        output.say(f"{variant['mode']} keeps nothing for backward")
+    else:
+        output.show(text.layers_table(variant))
+        output.say()
+        output.show(text.saved_table(variant))
 
 
 def changed(known: Mapping[str, Any]) -> dict[str, dict[str, int]]:

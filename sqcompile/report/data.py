@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqcompile.runtime.variant import Variant
     from sqcompile.runtime.verify import VerifyResult
 
-FORMAT = 5
+FORMAT = 6
 REPORT = "report.json"
 NOT_EXECUTED = "nothing"
 LEAST_ON_TARGET = 0.95
@@ -58,7 +58,7 @@ def report(
     main = next((v for v in variants if v.backward is not None), variants[0])
     found = _products(main)
     accelerator = _accelerator(main, found)
-    left = accelerator["left"] if accelerator else {}
+    left = _left(accelerator)
     return {
         "format": FORMAT,
         "sqcompile": __version__,
@@ -72,21 +72,13 @@ def report(
         "seed": step.training_state()["seed"],
         "inputs": list(main.key.leaves),
         "macs": macs(found, left),
-        "products": [{**one.to_json(), "left": left.get(_place(one), "")} for one in found],
+        "products": _product_rows(found, left),
         "accelerator": accelerator,
         "saved": _saved(main, eager_layers),
-        "stages": [
-            {
-                "name": stage.name,
-                "about": stage.about,
-                "milliseconds": stage.milliseconds,
-                "nodes": stage.nodes,
-            }
-            for stage in main.stages
-        ],
+        "stages": _stages(main),
         "calls": {kernel.name: list(kernel.nodes) for kernel in variants[0].kernels},
         "kernels": [row for variant in variants for row in _kernels(variant)],
-        "variants": [_variant(variant) for variant in variants],
+        "variants": [_variant(one, eager_layers if one is main else None) for one in variants],
         "verification": [_verification(result) for result in verification],
         "training": training,
         "timing": timing,
@@ -112,6 +104,28 @@ def macs(found: Sequence[Product], left: Mapping[str, str]) -> dict[str, Any]:
 def _place(product: Product) -> str:
     """A product's node as kernels' records name it: "forward/mm_1"."""
     return f"{product.pass_}/{product.node}"
+
+
+def _left(accelerator: Mapping[str, Any] | None) -> Mapping[str, str]:
+    """Why the CPU computes a product, by its place, for those that the target does not run."""
+    left: Mapping[str, str] = accelerator["left"] if accelerator else {}
+    return left
+
+
+def _product_rows(found: Sequence[Product], left: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{**one.to_json(), "left": left.get(_place(one), "")} for one in found]
+
+
+def _stages(variant: "Variant") -> list[dict[str, Any]]:
+    return [
+        {
+            "name": stage.name,
+            "about": stage.about,
+            "milliseconds": stage.milliseconds,
+            "nodes": stage.nodes,
+        }
+        for stage in variant.stages
+    ]
 
 
 def _accelerator(variant: "Variant", found: Sequence[Product]) -> dict[str, Any] | None:
@@ -204,15 +218,18 @@ def _saved(variant: "Variant", eager: Mapping[str, int] | None) -> dict[str, Any
     }
 
 
-def _variant(variant: "Variant") -> dict[str, Any]:
+def _variant(variant: "Variant", eager: Mapping[str, int] | None) -> dict[str, Any]:
     binary = variant.executable.binary
     found = _products(variant)
-    accelerator = _accelerator(variant, found)
+    left = _left(_accelerator(variant, found))
     return {
         "mode": variant.mode,
         "gradients": variant.key.gradients,
         "inputs": list(variant.key.leaves),
-        "macs": macs(found, accelerator["left"] if accelerator else {}),
+        "macs": macs(found, left),
+        "stages": _stages(variant),
+        "products": _product_rows(found, left),
+        "saved": _saved(variant, eager),
         "kernels": len(variant.kernels),
         "code_bytes": len(binary.vm)
         + sum(len(code) for code in (*binary.objects, *binary.images.values())),

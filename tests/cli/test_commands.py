@@ -75,12 +75,47 @@ def test_inspect_prints_one_stage(call, compiled):
 
 def test_inspect_gives_nodes_as_json(call, compiled):
     result = call("inspect", str(compiled[0]), "--stage", "forward", "--op", "quantize", "--json")
-    (stage,) = json.loads(result.out)["stages"]
+    train, evaluation = json.loads(result.out)["variants"]
+    assert (train["mode"], evaluation["mode"]) == ("train", "eval")
+    (stage,) = train["stages"]
     node = stage["nodes"][0]
     assert node["op"] == "sq.quantize" and node["bits"] == 8 and node["pass"] == "forward"
     assert node["args"][0]["name"] == "x" and list(node["args"][0]["value"]) == ["node"]
     assert (node["shape"], node["dtype"], node["role"]) == ([4, 6], "i8", "fprop")
     assert node["module"] == "0" and "net.py" not in node["line"]
+
+
+def test_inspect_shows_every_variant(call, compiled):
+    """The training step unless another is asked for, with a line that tells of the others."""
+    folder = str(compiled[0])
+    plain = call("inspect", folder)
+    assert "variants   0 (train); --variant shows 1 (eval), or all" in plain.out
+    assert "dgrad" in plain.out
+    evaluation = call("inspect", folder, "--variant", "eval")
+    assert "sq.shift_matmul" in evaluation.out and "dgrad" not in evaluation.out
+    both = call("inspect", folder, "--variant", "all").out
+    assert all(f"\nvariant {one}, float32[4, 6]\n" in both for one in ("0: train", "1: eval"))
+    data = json.loads(call("inspect", folder, "--json").out)["variants"]
+    assert [len(one["products"]) for one in data] == [5, 2]
+    assert all(stage["nodes"] and "added" in stage for stage in data[1]["stages"][1:])
+    kept = call("inspect", folder, "--variant", "1", "--saved")
+    assert kept.out.endswith("eval keeps nothing for backward\n")
+
+
+def test_inspect_shows_graphs_of_a_variant(call, compiled):
+    folder = compiled[0]
+    result = call("inspect", str(folder), "--variant", "1", "--stage", "forward")
+    (written,) = (folder / "variant_1").glob("*_forward.txt")
+    assert result.out == written.read_text() and not result.err
+    first = call("inspect", str(folder), "--stage", "forward")
+    assert "this is variant 0 (train); --variant shows 1 (eval), or all" in first.err
+    both = call("inspect", str(folder), "--variant", "all", "--stage", "forward").out
+    assert both.count("def forward(") == 2 and "## variant 1: eval, float32[4, 6]\n" in both
+    for wrong, hint in (("evl", "did you mean 'eval'?"), ("2", "1: eval, float32[4, 6]")):
+        result = call("inspect", str(folder), "--variant", wrong)
+        assert result.code == 2 and hint in result.err
+    missing = call("inspect", str(folder), "--variant", "1", "--stage", "backward")
+    assert missing.code == 2 and "has no stage 'backward'" in missing.err
 
 
 def test_inspect_filters_what_it_prints(call, compiled):
@@ -104,7 +139,7 @@ def test_inspect_shows_what_a_pass_changed(call, compiled):
     assert {line[:2] for line in lines if line} == {"- ", "+ "}
     assert any(line.startswith("+ ") and "sq.quantize(" in line for line in lines)
     data = json.loads(call("inspect", folder, "--diff", "--json").out)
-    by_name = {stage["stage"]: stage for stage in data["stages"]}
+    by_name = {stage["stage"]: stage for stage in data["variants"][0]["stages"]}
     stage = by_name["quantize_operands"]
     assert {node["change"] for node in stage["nodes"]} == {"added"}
     assert {node["op"] for node in stage["removed"]} == {"sq.matmul"}

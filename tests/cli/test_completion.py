@@ -57,6 +57,7 @@ def asked(line, folder):
         ("sqcompile inspect run --stage fuse_q", [("plain", "fuse_quantizers")]),
         ("sqcompile inspect run --op sq.quant_", [("plain", "sq.quant_scale")]),
         ("sqcompile inspect run --diff --layer 2", [("plain", "2")]),
+        ("sqcompile inspect run --variant ", [("plain", w) for w in ("0", "1", "train", "eval")]),
         ("sqcompile inspect nowhere --stage fuse_q", []),
         ("sqcompile bench run --thr", [("plain", "--threads")]),
     ],
