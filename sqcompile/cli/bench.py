@@ -85,6 +85,12 @@ def _words(ctx: click.Context, parameter: click.Parameter, value: str) -> list[s
 @click.option("-o", "--output", "saved", metavar="FILE.json", help="Save the measurement.")
 @click.option("--csv", "as_csv", metavar="FILE", help="Save its rows as CSV.")
 @click.option(
+    "--report/--no-report",
+    "into_report",
+    default=True,
+    help="Put the times into DIR's report.json and report.html.  [default: report]",
+)
+@click.option(
     "--compare",
     "pair",
     nargs=2,
@@ -117,12 +123,13 @@ def command(
     warmup: int,
     saved: str | None,
     as_csv: str | None,
+    into_report: bool,
     pair: tuple[str, str] | None,
     gate: str | None,
     slack: float,
 ) -> None:
     """Time forward, backward, the whole step and every kernel of the artifact in DIR, on the CPU
-    or, by events of its stream, on a GPU.
+    or, by events of its stream, on a GPU, and put them into its report.
 
     PyTorch takes turns with it in this process when the model file that DIR was compiled from is
     still there, unchanged: it is executed then. A step is forward and backward, without an
@@ -161,6 +168,8 @@ def command(
     _say_ratios(output, timing)
     _write(output, saved, json.dumps(timing, indent=1) + "\n")
     _write(output, as_csv, files.as_csv(timing) if as_csv else "")
+    if into_report:
+        _report(output, timing, folder)
     output.document(timing)
     if wanted is not None:
         _gate(output, timing, wanted)
@@ -177,6 +186,7 @@ def _measured(
     """Everything that is measured of a run folder, as it is saved."""
     from sqcompile.bench.environment import environment
     from sqcompile.bench.saved import FORMAT, KIND
+    from sqcompile.report.roofs import cpu_roofs
     from sqcompile.runtime import machines
     from sqcompile.runtime.artifact import load
 
@@ -214,6 +224,7 @@ def _measured(
         "inputs": list(variant.key.leaves),
         "environment": surroundings,
         "runs": measured,
+        "roofs": cpu_roofs() if device == "cpu" else None,
     }
 
 
@@ -259,6 +270,16 @@ def _write(output: Output, path: str | None, content: str) -> None:
 
     if path is not None:
         output.say(f"written    {write_text(Path(path), content)}")
+
+
+def _report(output: Output, timing: dict[str, Any], folder: str) -> None:
+    """Put the times into the folder's report, or say why not: one saved from Python has none."""
+    from sqcompile.report import timed
+
+    try:
+        output.say(f"written    {timed.put(timing, folder)}")
+    except (UsageError, OSError) as error:
+        output.note(f"the report does not have these times: {error}")
 
 
 def _compare(output: Output, first: str, second: str) -> None:

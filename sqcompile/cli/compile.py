@@ -186,10 +186,13 @@ def _verified(
 def _timed(
     output: Output, file: "ModelFile", step: "CompiledStep", inputs: tuple[Any, ...]
 ) -> dict[str, Any]:
+    from sqcompile.bench.environment import environment
     from sqcompile.cli.bench import PEER, run_at
     from sqcompile.report import timing
     from sqcompile.report.roofs import cpu_roofs
+    from sqcompile.runtime import machines
 
+    surroundings = environment()
     variant = step.prepare(*inputs)
     device = variant.executable.device
     step.to(device)
@@ -203,7 +206,12 @@ def _timed(
         measured["kernels"] = [vars(row) for row in timing.step_kernels(step, variant)]
         roofs = cpu_roofs() if device == "cpu" else None
     step.to("cpu")
-    return {"runs": [measured], "roofs": roofs}
+    return {
+        "device": machines.described(device) or device,
+        "environment": surroundings,
+        "runs": [measured],
+        "roofs": roofs,
+    }
 
 
 def _statistics(

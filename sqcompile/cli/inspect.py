@@ -1,7 +1,6 @@
 """sqcompile inspect: what was rewritten, from a run folder's records."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -187,7 +186,7 @@ def _page(output: Output, folder: str) -> None:
     """Write report.html again."""
     from sqcompile.report import data, html
 
-    path = html.write(data.read(folder), texts(Path(folder)), folder)
+    path = html.write_again(data.read(folder), folder)
     output.say(str(path))
     output.document({"html": str(path)})
 
@@ -256,9 +255,3 @@ def changed(known: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     return {
         view.name: counts(view) for view in views(known, list(known), Selection()) if view.against
     }
-
-
-def texts(folder: Path) -> dict[str, str]:
-    """The texts of the first variant's stages, by name, in order."""
-    files = sorted(folder.glob("[0-9][0-9]_*.txt"))
-    return {file.stem[3:]: file.read_text(encoding="utf-8") for file in files}

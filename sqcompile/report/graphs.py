@@ -36,6 +36,12 @@ def read(folder: str | Path, report: Mapping[str, Any]) -> Graphs | None:
         return None
 
 
+def texts(folder: Path) -> dict[str, str]:
+    """The texts of the first variant's stages, by name, in order."""
+    files = sorted(folder.glob("[0-9][0-9]_*.txt"))
+    return {file.stem[3:]: file.read_text(encoding="utf-8") for file in files}
+
+
 def port(entry: Entry) -> str:
     """`parameter stem_weight` of an input of the step; "" for other nodes."""
     kind = _PORTS.get(entry.name[:2]) if entry.op == PLACEHOLDER else None

@@ -21,7 +21,7 @@ from sqcompile.report import sources, stages, text, timeline
 from sqcompile.report.data import write_text
 from sqcompile.report.embed import packed, packed_json
 from sqcompile.report.figures import figures
-from sqcompile.report.graphs import Graphs
+from sqcompile.report.graphs import Graphs, texts
 from sqcompile.report.graphs import read as read_graphs
 from sqcompile.report.layers import kernel_times, layers, node_times
 from sqcompile.report.traffic import estimated_kernels
@@ -48,6 +48,11 @@ def write(data: dict[str, Any], graphs: dict[str, str], folder: str | Path) -> P
     path = Path(folder)
     listings = sources.listings(path, data)
     return write_text(path / HTML, render(data, graphs, read_graphs(path, data), listings))
+
+
+def write_again(data: dict[str, Any], folder: str | Path) -> Path:
+    """Write report.html of a run folder that has its graphs as text already."""
+    return write(data, texts(Path(folder)), folder)
 
 
 def render(

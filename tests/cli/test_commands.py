@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -159,7 +160,8 @@ def test_inspect_lists_what_is_saved_and_writes_the_page_again(call, compiled):
 
 def test_bench_takes_turns_with_pytorch(call, compiled):
     folder, _ = compiled
-    arguments = ("--runs", "3", "--warmup", "1", "--peers", "fp32", "--json")
+    arguments = ("--runs", "3", "--warmup", "1", "--peers", "fp32", "--no-report", "--json")
+    before = (folder / "report.json").read_bytes()
     result = call("bench", str(folder), *arguments)
     assert result.code == 0, result.err
     (run,) = json.loads(result.out)["runs"]
@@ -167,21 +169,38 @@ def test_bench_takes_turns_with_pytorch(call, compiled):
     names = [f"{who} {part}" for who in ("w4a4g4", "fp32 PyTorch") for part in parts]
     assert list(run["rows"]) == names
     assert all(row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] for row in run["rows"].values())
+    assert (folder / "report.json").read_bytes() == before
 
 
-def test_bench_times_every_kernel(call, compiled):
-    folder, _ = compiled
+def test_bench_times_every_kernel_and_puts_it_into_the_report(call, compiled, folder):
+    shutil.copytree(compiled[0], folder / "run")
     few = ("--runs", "3", "--warmup", "0", "--threads", "1", "--peers", "none")
-    result = call("bench", str(folder), *few, "--json")
-    (run,) = json.loads(result.out)["runs"]
+    result = call("bench", "run", *few, "--json")
+    timing = json.loads(result.out)
+    (run,) = timing["runs"]
     by_name = {(row["function"], row["kernel"]): row for row in run["kernels"]}
     assert {function for function, _ in by_name} == {"forward", "backward"}
     assert any(kernel.startswith("shift_quantize") for _, kernel in by_name)
     assert not any(kernel.startswith("vm.") for _, kernel in by_name)
     times = [row["milliseconds"] for row in run["kernels"]]
     assert times == sorted(times, reverse=True) and times[-1] > 0
-    shown = call("bench", str(folder), *few, "--kernels", "2").out
-    assert run["kernels"][0]["function"] in shown and "share" in shown
+    report = json.loads((folder / "run/report.json").read_text())
+    kept = ("device", "environment", "runs", "roofs")
+    assert report["timing"] == {name: timing[name] for name in kept}
+    assert {kernel for _, kernel in by_name} == set(report["calls"])
+    page = (folder / "run/report.html").read_text()
+    assert f"On {timing['environment']['cpu']}, " in page and 'id="blob-plotly"' in page
+    assert 'id="time"' not in (compiled[0] / "report.html").read_text()
+
+
+def test_bench_of_a_folder_without_a_report_says_so(call, compiled, folder):
+    shutil.copytree(compiled[0], folder / "run")
+    (folder / "run/report.json").unlink()
+    few = ("--runs", "3", "--warmup", "0", "--threads", "1", "--peers", "none")
+    result = call("bench", "run", *few, "--kernels", "2")
+    assert result.code == 0 and "share" in result.out
+    assert "the report does not have these times: cannot read" in result.err
+    assert not (folder / "run/report.json").exists()
 
 
 def test_bench_says_when_the_model_file_changed(call, folder):

@@ -84,6 +84,8 @@ def run_folder(resnet, tmp_path_factory):
     data["verification"] = [{"mode": "train", "equal": True, "values": 41, "different": []}]
     data["training"] = {"epochs": 1, "runs": {"w4a4g4": RUN, "fp32": RUN}}
     data["timing"] = {
+        "device": "cpu",
+        "environment": {"cpu": "A CPU", "cores": 2, "load": 0.5, "versions": {"torch": "2"}},
         "runs": [{"threads": 2, "rows": {"w4a4g4 step": TIME}, "kernels": times(kernels)}],
         "roofs": {"bytes_per_s": 1e10, "macs_per_s": 1e12},
     }

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from sqcompile.cli.inspect import texts
 from sqcompile.report import html
 from sqcompile.report.data import read
+from sqcompile.report.graphs import texts
 from tests.conftest import require_tool
 
 PHONE = {"width": 390, "height": 844}

@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sqcompile.cli.inspect import texts
 from sqcompile.report import html
 from sqcompile.report.data import read, report
+from sqcompile.report.graphs import texts
 
 
 @pytest.fixture(scope="module")

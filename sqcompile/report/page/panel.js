@@ -173,7 +173,7 @@ export class Panel {
       html("h4", {}, "Kernel"),
       list([
         ["name", html("code", {}, kernel)],
-        ["time", time === undefined ? (program || estimates.length ? null : "not timed: compile with --bench") : `${duration(time)} a call, ${threads(this.facts)}`],
+        ["time", time === undefined ? (program || estimates.length ? null : "not timed: sqcompile bench DIR does") : `${duration(time)} a call, ${threads(this.facts)}`],
         ["cycles", program ? `${big(program.cycles)}, GEMM at work in ${share(program.utilisation)} (a model)` : null],
         ...estimates.map((one) => [one.architecture, `${+one.us.toPrecision(3)} µs on ${one.device}, bound by ${one.bound} (estimated)`]),
         ["with", nodes.length > 1 ? `${nodes.length} nodes in one kernel` : null],
