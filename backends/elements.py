@@ -253,10 +253,14 @@ def _scaled(spec: KernelSpec) -> str:
     return "" if spec["alpha"] == 1 else f"alpha = {spec['alpha']}; only 1 has a kernel"
 
 
-def _to_integers(spec: KernelSpec) -> str:
+_OTHER_FLOATS = ("float16", "bfloat16", "float64")
+
+
+def _no_conversion(spec: KernelSpec) -> str:
     source, result = spec.tensor("self").dtype, spec.outputs[0].dtype
-    floats = source == "float32" != result and result != "bool"
-    return "float to integer conversion" if floats or "float64" in (source, result) else ""
+    if source in _OTHER_FLOATS or result in _OTHER_FLOATS:
+        return f"a conversion from {source} to {result}; floats are float32 in a step"
+    return "float to integer conversion" if source == "float32" != result != "bool" else ""
 
 
 _PAIR: dict[str, Any] = {"arguments": ("self", "other")}
@@ -299,7 +303,7 @@ enter("aten::neg.default", of=_negative, **_ONE)
 enter("aten::abs.default", of=_magnitude, **_ONE)
 enter("sq::sqrt", of=tirx.sqrt, arguments=("x",))
 enter("aten::clone.default", "aten::expand.default", of=lambda x: x, **_ONE)
-enter("aten::_to_copy.default", limit=_to_integers, of=lambda x: x, **_ONE)
+enter("aten::_to_copy.default", limit=_no_conversion, of=lambda x: x, **_ONE)
 enter("aten::full.default", of=lambda x: x, arguments=("fill_value",))
 enter("aten::relu.default", of=lambda x: builder.select(x < _zero(x), _zero(x), x), **_ONE)
 enter(

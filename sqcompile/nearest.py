@@ -10,6 +10,11 @@ _INDEX = "x.index_select(dim, index), nn.Embedding, or a product with a mask"
 _POWER = "x * x, torch.sqrt(x), or torch.exp(p * torch.log(x)) where x is positive"
 _SPREAD = "((x - x.mean(dim, keepdim=True)) ** 2).sum(dim) / (n - 1), its torch.sqrt for std"
 _FRAMES = "nn.MaxPool2d or nn.AvgPool2d of every frame: x.transpose(1, 2).flatten(0, 1)"
+_FLOAT = (
+    "float32 throughout: without .half(), .bfloat16(), .double(), .to(dtype) and torch.autocast; "
+    "the recipe says in how many bits products are computed"
+)
+_OUTSIDE_INTEGERS = "integers as an input of the model, or float32 throughout"
 _IMAGES = 'mode="bilinear" or "nearest", of images (N, C, H, W)'
 
 
@@ -21,6 +26,10 @@ def _convolution(node: Node) -> str:
     if inputs and inputs[0] == 3:
         return "nn.Conv2d(..., (1, k)) of x.unsqueeze(2), and .squeeze(2)"
     return "nn.Conv2d of every frame: x.transpose(1, 2).flatten(0, 1)"
+
+
+def _conversion(node: Node) -> str:
+    return _FLOAT if node.meta["val"].is_floating_point() else _OUTSIDE_INTEGERS
 
 
 _NEAREST: dict[str, str | Callable[[Node], str]] = {
@@ -69,7 +78,7 @@ _NEAREST: dict[str, str | Callable[[Node], str]] = {
     "binary_cross_entropy": _OUTSIDE,
     "binary_cross_entropy_with_logits": _OUTSIDE,
     "xlogy": _OUTSIDE,
-    "_to_copy": "float32 throughout",
+    "_to_copy": _conversion,
     "embedding": "sparse=False and scale_grad_by_freq=False",
     "embedding_dense": "sparse=False and scale_grad_by_freq=False",
     "_embedding_bag": 'mode="mean" or mode="sum"',

@@ -92,7 +92,10 @@ WAYS_OUT = [
         "x.gather(1, torch.zeros(6, 1, dtype=torch.long))",
         ["x.index_select(1, torch.tensor([0, 2]))"],
     ),
-    ("x.half().float()", []),
+    ("x.half().float()", ["x.float()"]),
+    ("x.bfloat16() + 1", ["x + 1"]),
+    ("x.to(torch.float64).float()", ["x.to(torch.float32)"]),
+    ("x.to(torch.int32)", ["tokens.to(torch.int32)"]),
     ("nn.Embedding(9, 4, sparse=True)(tokens)", ["nn.Embedding(9, 4)(tokens)"]),
     ('nn.EmbeddingBag(9, 4, mode="max")(tokens)', ['nn.EmbeddingBag(9, 4, mode="mean")(tokens)']),
     (
@@ -129,6 +132,29 @@ def test_every_refusal_names_a_way_out_that_runs(tmp_path):
     assert [line for line in lines if not told.get(line.strip())] == []
     names = {text for row in told.values() for text in row.split("; ")}
     assert names >= {text for text in _NEAREST.values() if isinstance(text, str)}
+
+
+def test_a_conversion_is_refused_for_what_it_is(tmp_path):
+    """Half and double are no integers: each with its own reason, line and way out."""
+    calls = {
+        "x.half()": "a conversion from float32 to float16",
+        "x.to(torch.bfloat16)": "a conversion from float32 to bfloat16",
+        "x.double()": "a conversion from float32 to float64",
+        "x.long()": "float to integer conversion",
+    }
+    rows, _ = rows_of(list(calls), tmp_path)
+    found = {
+        place.line.partition("  ")[2]: (verdict.reasons[0].partition(";")[0], row.nearest)
+        for row in rows
+        for verdict in row.verdicts.values()
+        if verdict.reasons
+        for place in row.places
+    }
+    assert {line: reason for line, (reason, _) in found.items()} == {
+        f"outputs.append({call})": f"aten._to_copy: {reason}" for call, reason in calls.items()
+    }
+    halves = [near for line, (_, near) in found.items() if "long" not in line]
+    assert all(near.startswith("float32 throughout: without .half()") for near in halves)
 
 
 def test_the_ways_out_run(tmp_path):
