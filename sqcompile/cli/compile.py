@@ -11,14 +11,13 @@ from sqcompile.cli.output import Output
 from sqcompile.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
+    from sqcompile.debug.layers import Objective
     from sqcompile.modelfile import ModelFile
     from sqcompile.runtime.step import CompiledStep
     from sqcompile.runtime.verify import VerifyResult
 
 _DIFFERENCES = 20
 """How many differing values an error lists."""
-_SMALL = 2 * 10**9
-"""Multiply-accumulates of a step whose reference graph runs in seconds."""
 
 
 @click.command(
@@ -55,12 +54,7 @@ _SMALL = 2 * 10**9
 @click.option(
     "--bench", is_flag=True, help="Time the step beside PyTorch in fp32, and its kernels."
 )
-@click.option(
-    "--stats/--no-stats",
-    default=None,
-    help="Run the reference graph once, for the report's ranges, groups and errors of tensors.  "
-    f"[default: up to {_SMALL // 10**9} G multiply-accumulates a step]",
-)
+@options.stats
 @options.threads
 @options.common
 @click.pass_obj
@@ -129,8 +123,8 @@ def command(
         timing=timing,
         executed_by=executed_by,
     )
-    if stats or (stats is None and report["macs"]["total"] <= _SMALL):
-        report["tensors"] = _statistics(output, step, inputs)
+    if measured(stats, report):
+        report["tensors"] = statistics(output, step, inputs)
     write_run(step, file, report, path)
     tell(output, report, path)
     refuse(report, verify)
@@ -202,26 +196,35 @@ def _timed(
         PEER: timing.eager_sample(file.make_model().train(), inputs, device),
     }
     with output.status("timing"):
-        measured = run_at(samples, options.use_threads(None))
-        measured["kernels"] = [vars(row) for row in timing.step_kernels(step, variant)]
+        timed = run_at(samples, options.use_threads(None))
+        timed["kernels"] = [vars(row) for row in timing.step_kernels(step, variant)]
         roofs = cpu_roofs() if device == "cpu" else None
     step.to("cpu")
     return {
         "device": machines.described(device) or device,
         "environment": surroundings,
-        "runs": [measured],
+        "runs": [timed],
         "roofs": roofs,
     }
 
 
-def _statistics(
-    output: Output, step: "CompiledStep", inputs: tuple[Any, ...]
+def measured(stats: bool | None, report: dict[str, Any]) -> bool:
+    """Whether --stats asks for the tensors' statistics, or the step is small enough without it."""
+    return report["macs"]["total"] <= options.SMALL if stats is None else stats
+
+
+def statistics(
+    output: Output,
+    step: "CompiledStep",
+    inputs: tuple[Any, ...],
+    objective: "Objective | None" = None,
 ) -> list[dict[str, Any]]:
-    """What quantising does to every tensor of the step on the example inputs."""
+    """What quantising does to every tensor of the step on these inputs, with the gradients of the
+    objective or with drawn ones."""
     from sqcompile.debug.statistics import tensors_of
 
     with output.status("measuring ranges and errors of the quantised tensors"):
-        return tensors_of(step, inputs)
+        return tensors_of(step, inputs, objective=objective)
 
 
 def leaves_of(inputs: tuple[Any, ...]) -> list[Any]:

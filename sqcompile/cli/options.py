@@ -148,6 +148,17 @@ threads = click.option(
 )
 
 
+SMALL = 2 * 10**9
+"""Multiply-accumulates of a step whose reference graph runs in seconds."""
+
+stats = click.option(
+    "--stats/--no-stats",
+    default=None,
+    help="Run the reference graph once, for the report's ranges, groups and errors of tensors.  "
+    f"[default: up to {SMALL // 10**9} G multiply-accumulates a step]",
+)
+
+
 def chosen_target(name: str, **options: str | bool | None) -> "Target":
     """The target with those of `options` that were given.
 

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Run folder for the trained step and the report.  [default: runs/MODEL]",
 )
+@options.stats
 @options.threads
 @options.common
 @click.pass_obj
@@ -71,20 +72,23 @@ def command(
     lr: float,
     weight_decay: float,
     folder: str | None,
+    stats: bool | None,
     threads: int | None,
 ) -> None:
     """Train the model in MODEL.PY with integer kernels and write the run folder.
 
     Besides make_model() and example_inputs(), MODEL.PY defines data(), which returns an iterable of
     (input, target) batches and is called once an epoch, and loss(output, target). Random numbers
-    that data() draws from torch, numpy or random depend on --seed and the epoch alone.
+    that data() draws from torch, numpy or random depend on --seed and the epoch alone. The report's
+    statistics of tensors (--stats) are of the trained step, on the first batch and with its loss.
 
     \b
       sqcompile train examples/digits_resnet.py --epochs 10 --compare-fp32
     """
     target = options.chosen_target(target_name, mcpu=mcpu, arch=arch, int4=int4, hw=hw)
     from sqcompile import api, modelfile, training
-    from sqcompile.cli.compile import made, run_folder, tell, write_run
+    from sqcompile.cli.compile import made, measured, run_folder, statistics, tell, write_run
+    from sqcompile.debug import sides
     from sqcompile.recipe import Recipe
     from sqcompile.report import data, saved, text
     from sqcompile.runtime import machines
@@ -117,6 +121,9 @@ def command(
         training={"epochs": epochs, "settings": vars(settings), "runs": runs},
         executed_by=machines.executor(target.name) or device,
     )
+    if measured(stats, report):
+        step.to("cpu").train()
+        report["tensors"] = statistics(output, step, *sides.first_batch(file, seed))
     write_run(step, file, report, path)
     output.show(text.training_table(report["training"]))
     for line in _closing(runs):

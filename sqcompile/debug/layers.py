@@ -122,7 +122,7 @@ def of_graph(float_step: Capture, call: Call, passes: list[Pass]) -> Values:
     if parts.backward is None:
         return found
     outputs, saved = handed_on(parts, inputs, results)
-    found.loss, tangents = _tangents(outputs, float_step.out_spec, call.objective)
+    found.loss, tangents = tangents_of(outputs, float_step.out_spec, call.objective)
     given = [*saved, call.rng, *tangents]
     gradients = _seen(walk(parts.backward, given, "backward"), found)
     for port, value in zip(parts.gradients, gradients, strict=True):
@@ -160,8 +160,8 @@ def _first(value: Tensor) -> Tensor:
     return value.permute(0, 3, 1, 2) if value.dim() == 4 else value
 
 
-def _tangents(
-    outputs: list[Tensor], spec: Any, objective: Objective | None
+def tangents_of(
+    outputs: Sequence[Tensor], spec: Any, objective: Objective | None
 ) -> tuple[float | None, list[Tensor]]:
     """The loss and the gradients of the outputs; normal draws where there is no objective."""
     if objective is None or spec.num_leaves != len(outputs):

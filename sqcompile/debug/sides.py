@@ -66,7 +66,7 @@ def subject(
     model = file.make_model().train()
     if state is not None:
         _load(model, state, file.path)
-    args, objective = _batch(file, seed, rows)
+    args, objective = first_batch(file, seed, rows)
     step = prepared(capture(model, args, {}))
     call = Call(args, _state(model), torch.tensor([seed & 0xFFFFFFFF, 0, 0, 0]), objective)
     return Subject(file, model, call, step)
@@ -96,9 +96,11 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         ) from error
 
 
-def _batch(
-    file: ModelFile, seed: int, rows: int | None
+def first_batch(
+    file: ModelFile, seed: int, rows: int | None = None
 ) -> tuple[tuple[Any, ...], Objective | None]:
+    """The first batch of a model file's data() as it comes in training with `seed`, and its loss();
+    without them example_inputs() and None."""
     args, target = None, None
     if file.has("data") and file.has("loss"):
         args, target = next(shuffled(file, seed), (None, None))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from sqcompile.debug.layers import Objective, tangents_of
 from sqcompile.debug.observe import Observed, Tangents, drawn_tangents, observe, program
 from sqcompile.debug.quantisers import Quantised, quantised
 from sqcompile.ops.quantize import TINY, group_exponent, limits
@@ -36,14 +37,24 @@ def tensors(
     return [row(one, part) for one, part in _quantised(observe(graphs, inputs, rng, tangents))]
 
 
-def tensors_of(step: "CompiledStep", args: Sequence[Any], *, seed: int = 0) -> list[dict[str, Any]]:
-    """`tensors` of a step for a call with `args`, with draws of `seed` for rounding and for the
-    outputs' gradients. Raises UsageError for a loaded step, which has no graphs."""
+def tensors_of(
+    step: "CompiledStep",
+    args: Sequence[Any],
+    *,
+    seed: int = 0,
+    objective: Objective | None = None,
+) -> list[dict[str, Any]]:
+    """`tensors` of a step, on the CPU, for a call with `args`, with draws of `seed` for rounding.
+    The outputs' gradients are those of `objective`, from what the model returns to a scalar;
+    without one, normal draws. Raises UsageError for a loaded step, which has no graphs."""
     variant = step.prepare(*args)
     graphs = program(variant)
     rng = torch.tensor([seed & 0xFFFFFFFF, 0, 0, 0])
     values = step.values_of(variant, args, {})
-    return tensors(graphs, values, rng, drawn_tangents(graphs, seed))
+    if objective is None:
+        return tensors(graphs, values, rng, drawn_tangents(graphs, seed))
+    spec = variant.signature.out_spec
+    return tensors(graphs, values, rng, lambda outs: tangents_of(outs, spec, objective)[1])
 
 
 def _quantised(found: Iterator[Observed]) -> Iterator[tuple[Observed, Quantised]]:

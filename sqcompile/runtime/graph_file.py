@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+import sqcompile.ops  # noqa: F401  (registers sq::)
 from sqcompile._torch_compat import Port
 from sqcompile.errors import UsageError
 from sqcompile.passes.printing import source_line

@@ -6,7 +6,12 @@ import shutil
 import tomllib
 from pathlib import Path
 
+from safetensors.torch import load_file
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
 from sqcompile.backends.targets import TARGETS
+from sqcompile.runtime import graph_file, stages
 from tests.cli.conftest import FORWARD, ROOT, SMALL
 
 
@@ -16,6 +21,29 @@ def test_a_run_folder_holds_everything(compiled):
     expected = {"manifest.json", "report.json", "report.html", "weights.safetensors"}
     assert expected <= names
     assert {"00_captured.txt", "variant_0/vm.bin", "variant_1/vm.bin"} <= names
+
+
+def test_the_records_and_the_programs_are_of_one_graph(compiled):
+    """stages.json is what people read, graphs.json what torch runs: the same nodes, in order."""
+    folder, _ = compiled
+    records = stages.read(folder)
+    programs = graph_file.read(folder / "variant_0")
+    assert list(programs) == ["forward", "backward"]
+    for part, program in programs.items():
+        nodes = {node.name: node for node in program.graph.nodes}
+        assert list(nodes) == [entry.name for entry in records[part]]
+        for entry in records[part]:
+            node = nodes[entry.name]
+            assert list(entry.refs) == [str(one) for one in used(node.args, node.kwargs)]
+            if node.op != "output":
+                values = node.meta["val"]
+                several = values if isinstance(values, tuple) else (values,)
+                assert [one.shape for one in entry.outputs] == [tuple(v.shape) for v in several]
+
+
+def used(*arguments):
+    """The nodes among arguments, in order, as often as they stand there."""
+    return [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Node)]
 
 
 def test_json_is_one_document_on_stdout(compiled):
@@ -213,14 +241,31 @@ def test_bench_says_when_the_model_file_changed(call, folder):
 
 
 def test_train_beside_fp32(call, folder):
-    result = call("train", "net.py", "--epochs", "2", "--compare-fp32", "-o", "here", "--json")
+    result = call(
+        "train", "net.py", "--epochs", "2", "--compare-fp32", "-o", "here", "--no-stats", "--json"
+    )
     assert result.code == 0, result.err
+    assert json.loads(result.out)["tensors"] is None
     training = json.loads(result.out)["training"]
     assert list(training["runs"]) == ["w4a4g4", "fp32"]
     assert all(len(run["epochs"]) == 2 for run in training["runs"].values())
     assert all(0 <= run["accuracy"] <= 1 for run in training["runs"].values())
     assert "epoch 2/2" in result.err
     assert 'id="training"' in (folder / "here" / "report.html").read_text()
+
+
+def test_train_measures_the_trained_step(call, folder):
+    """Its weights as training left them, and gradients of the loss: at most 1/4 in a mean over four
+    rows, which normal draws pass."""
+    result = call("train", "net.py", "--epochs", "1", "-o", "here", "--json")
+    assert result.code == 0, result.err
+    rows = json.loads(result.out)["tensors"]
+    kinds = {(row["kind"], row["module"], row["pass"]): row for row in rows}
+    weights = load_file(folder / "here/weights.safetensors")
+    weight = kinds["weight", "2", "forward"]
+    assert weight["absmax"] == float(f"{float(weights['2.weight'].abs().max()):.4g}")
+    assert 0 < kinds["gradient", "2", "backward"]["absmax"] <= 0.25
+    assert 'id="tensors"' in (folder / "here/report.html").read_text()
 
 
 def test_train_needs_data_and_loss(call, folder):
