@@ -257,7 +257,7 @@ def _bisect(output: Output, one: "Subject", recipe: Any, most: int, written: str
         kinds = {"gradients": GRADIENT, "results": RESULT}
         fp32 = {name: difference.total(eager, search.exact, kind) for name, kind in kinds.items()}
         stages = list(search.stages(recipe))
-        costs = search.costs(recipe)
+        costs = search.costs(recipe, lambda place: output.detail(f"{place} with 8 bits"))
         proposal = propose(search, recipe, costs, most)
     before = search.error(recipe)
     output.say("squared error relative to the step in float, of one step on one batch:")

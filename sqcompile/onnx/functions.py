@@ -166,6 +166,16 @@ class _Arguments:
         """What a function takes: RUN_TIME is among it, when it is a value."""
         return [leaf for leaf in self.leaves if isinstance(leaf, Value)]
 
+    def values(self) -> list[Any]:
+        """The arguments as they were given."""
+        values: list[Any] = pytree.tree_unflatten(list(self.leaves), self.spec)
+        return values
+
+    def leaf_names(self) -> list[str]:
+        """Of every leaf, the argument that it is or is part of."""
+        counts = [pytree.tree_structure(value).num_leaves for value in self.values()]
+        return [name for name, count in zip(self.names, counts, strict=True) for _ in range(count)]
+
     def key(self) -> str:
         """All that decides a function: shapes, dtypes, bounds and attributes."""
         return repr([replace(v, name="") if isinstance(v, Value) else v for v in self.leaves])
@@ -184,9 +194,7 @@ def _function_call(body: Body, entry: Op, call: _Arguments, node: Node) -> Emitt
     """A call of the function for these arguments, which is written when it is first called."""
     leaves = list(call.leaves)
     if RUN_TIME in call.names:
-        place = call.names.index(RUN_TIME)
-        positions = [pytree.tree_structure(v).num_leaves for v in _unflattened(call)]
-        at = sum(positions[:place])
+        at = call.leaf_names().index(RUN_TIME)
         if not isinstance(leaves[at], Value):
             leaves[at] = body.constant(leaves[at], torch.int64)
     call = replace(call, leaves=tuple(leaves))
@@ -199,11 +207,6 @@ def _function_call(body: Body, entry: Op, call: _Arguments, node: Node) -> Emitt
     return tuple(made) if entry.several else made[0]
 
 
-def _unflattened(call: _Arguments) -> list[Any]:
-    values: list[Any] = pytree.tree_unflatten(list(call.leaves), call.spec)
-    return values
-
-
 def _functions(body: Body) -> dict[str, tuple[str, tuple[Value, ...]]]:
     return body.store.written
 
@@ -212,9 +215,9 @@ def _function(body: Body, entry: Op, call: _Arguments, node: Node) -> tuple[str,
     name = body.store.function_name(entry.name.partition("::")[2])
     inner = Body(body.store, inline=True, prefix=name)
     formal, leaves = [], []
-    for leaf in call.leaves:
+    for argument, leaf in zip(call.leaf_names(), call.leaves, strict=True):
         if isinstance(leaf, Value):
-            leaf = inner.fresh("x", leaf)
+            leaf = inner.fresh(argument, leaf)
             formal.append(leaf)
         leaves.append(leaf)
     results = _defined(inner, entry, call, leaves, node)

@@ -1,5 +1,6 @@
 """Whole steps in onnxruntime: every integer product's sums and every result, bit for bit."""
 
+import re
 from pathlib import Path
 
 import onnx
@@ -9,6 +10,7 @@ import torch
 import sqcompile
 from sqcompile.errors import UsageError
 from sqcompile.onnx.export import build, export
+from sqcompile.ops import OPS
 from sqcompile.runtime import graph_file
 from tests.models import MODELS, make
 from tests.onnx.runs import run, same
@@ -124,6 +126,18 @@ def test_a_small_gpt_has_the_bits_of_the_references(monkeypatch):
     inputs = (torch.randint(256, (2, 8)),)
     found = sources(gpt.GPT(layers=1, width=16, heads=2, context=8), inputs, "w6a6g6")
     assert [compare(source, inputs) for source in found.values()] == [7, 7, 14]
+
+
+def test_inputs_of_functions_are_the_arguments_of_ops(run_folder):
+    """A viewer shows a batch norm's inputs as gamma and beta, not as x_2 and x_3."""
+    norms = []
+    for function in build(run_folder, graph="forward").functions:
+        op = OPS.get(f"sq::{function.name}") or OPS[f"sq::{re.sub('_[0-9]+$', '', function.name)}"]
+        names = {name.removeprefix(f"{function.name}/") for name in function.input}
+        known = {argument.name for argument in op.target._schema.arguments}
+        assert {re.sub("_[0-9]+$", "", name) for name in names} <= known
+        norms += [names] if "batch_norm" in op.name else []
+    assert norms and all({"gamma", "beta"} <= names for names in norms)
 
 
 def test_a_step_that_lacks_the_graph_is_refused(step):
