@@ -17,7 +17,7 @@ from tests.cli.conftest import FORWARD
         (["net.py", "--arch", "sm_80"], "target 'cpu' has no option 'arch'"),
         (["net.py", "--verfy"], "No such option"),
         (["net.py", "--threads", "0"], "--threads"),
-        (["inspect", "nowhere"], "cannot read nowhere/report.json: No such file"),
+        (["inspect", "nowhere"], "cannot read nowhere/manifest.json: No such file"),
         (["bench", "nowhere"], "nowhere is not an artifact of sqcompile"),
         (["bench", "nowhere", "--threads", "1,x"], "'1,x' is no list of numbers"),
         (["net.py", "-o", "net.py"], "net.py is a file; give a folder with -o"),

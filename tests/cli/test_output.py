@@ -101,7 +101,7 @@ def test_a_terminal_without_unicode(folder):
 
 def test_a_reader_that_leaves_is_no_error(compiled):
     folder, _ = compiled
-    command = f"{sys.executable} -m sqcompile inspect {folder} --stage captured | head -1"
+    command = f"{sys.executable} -m sqcompile inspect {folder} -q --stage captured | head -1"
     result = subprocess.run(
         command,
         shell=True,
