@@ -24,12 +24,13 @@ from sqcompile.backends.vta.digits import Digits
 from sqcompile.backends.vta.forms import (
     Array,
     ProductForm,
+    bound,
     chunks,
     digit_runs,
     horner,
     joined,
-    result_bits,
     shifted,
+    stored,
 )
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.spec import ConvSpec
@@ -66,6 +67,7 @@ class ConvForm(ProductForm):
             length = reduced * spec.w[2] * spec.w[3]
         planes = -(-reduced // block)
         results = self.inputs if spec.kind == "dgrad" else self.outputs
+        segments = horner(digit_runs(self.inp, self.wgt, planes))
         correlation = Correlation(
             groups=groups,
             images=1 if wgrad else -(-images // batch),
@@ -75,8 +77,8 @@ class ConvForm(ProductForm):
             rows=rows,
             columns=columns,
             kernel=kernel,
-            segments=horner(digit_runs(self.inp, self.wgt, planes)),
-            result_bits=result_bits(self.inp, self.wgt, (inp, wgt), length),
+            segments=segments,
+            totals=stored(bound(self.inp, self.wgt, (inp, wgt), length), segments, hardware),
         )
         super().__init__(hardware, correlation)
 

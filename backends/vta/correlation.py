@@ -11,14 +11,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from sqcompile.backends.conv_geometry import Lines, Phase
+from sqcompile.backends.vta.carry import Totals, slices_of
 
 MOST_PADDING = 15
 """A LOAD has four bits for every side."""
-
-
-def slices_of(bits: int, width: int) -> int:
-    """Slices of `width` bits that a result of so many has in DRAM."""
-    return -(-bits // width)
 
 
 class Run(NamedTuple):
@@ -38,8 +34,8 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Correlation:
-    """`groups` correlations of `images` grids each. Segments are in order (Horner). Results are
-    signed integers of `result_bits`: what is above the lowest of a result's 32 bits is its sign."""
+    """`groups` correlations of `images` grids each. Segments are in order (Horner). What is stored
+    are signed integers of `totals.bits`: what is above the lowest of their 32 bits is the sign."""
 
     groups: int
     images: int
@@ -50,11 +46,11 @@ class Correlation:
     columns: Lines
     kernel: tuple[int, int]
     segments: tuple[Segment, ...]
-    result_bits: int
+    totals: Totals
 
     def slices(self, width: int) -> int:
         """Slices of `width` bits that a result has in DRAM."""
-        return slices_of(self.result_bits, width)
+        return slices_of(self.totals.bits, width)
 
     @property
     def inp_shape(self) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 from sqcompile.backends.conv_geometry import Lines, Phase
@@ -13,7 +14,8 @@ from sqcompile.backends.vta.correlation import Correlation
 class Tiling:
     """Sizes of a block of results (output tiles, rows and columns of each phase) and of a chunk
     of the reduction (planes, taps); chunks take turns in `buffers` parts of INP and WGT, blocks in
-    `acc_buffers` parts of ACC."""
+    `acc_buffers` parts of ACC. The first and the last block are halved `halvings` times towards
+    the program's ends."""
 
     outputs: int
     rows: int
@@ -23,6 +25,7 @@ class Tiling:
     column_taps: int
     buffers: int
     acc_buffers: int
+    halvings: int = 0
 
 
 class Span(NamedTuple):
@@ -85,6 +88,21 @@ def parts(length: int, size: int) -> Iterator[tuple[int, int]]:
     """(begin, end) of pieces of `size`."""
     for begin in range(0, length, size):
         yield begin, min(begin + size, length)
+
+
+def growing(part: tuple[int, int], halvings: int) -> list[tuple[int, int]]:
+    """A part in pieces, the last one half of it, the one before that a quarter, and so on."""
+    begin, end = part
+    cuts = {begin + (end - begin >> number) for number in range(1, halvings + 1)}
+    return list(pairwise(sorted({begin, *cuts, end})))
+
+
+def shrinking(part: tuple[int, int], halvings: int) -> list[tuple[int, int]]:
+    """The same from the other end: the first piece is half of it."""
+    begin, end = part
+    return [(begin + end - last, begin + end - first) for first, last in growing(part, halvings)][
+        ::-1
+    ]
 
 
 def taps_of(lines: Lines) -> int:

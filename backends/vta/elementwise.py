@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from sqcompile.backends.vta.boxes import Rectangle
-from sqcompile.backends.vta.correlation import slices_of
+from sqcompile.backends.vta.carry import ACC_BITS, slices_of
 from sqcompile.backends.vta.cuts import parts
-from sqcompile.backends.vta.forms import ACC_BITS, Array, Grid, chunks, joined
+from sqcompile.backends.vta.forms import Array, Grid, chunks, joined
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.isa import AluOp
 from sqcompile.backends.vta.nests import MOST_RIGHT
@@ -47,7 +47,7 @@ class ElementwiseForm:
         rows = -(-spec.rows // hardware.batch)
         self.columns = -(-spec.channels // hardware.block)
         self.rows = rows
-        self.result_bits = _bits(self.range)
+        self.result_bits, self.carry = _bits(self.range), None
         slices = slices_of(ACC_BITS if spec.sums else self.result_bits, width)
         room = hardware.depth(Memory.ACC) // blocks_at_once(slices) - len(spec.vectors)
         self.size = min(rows, room // len(spec.tensors))
@@ -141,14 +141,14 @@ class ElementwiseForm:
         for step in spec.steps:
             opcode = AluOp[step.op.upper()]
             if step.by == "immediate":
-                writer.alu(results, opcode, step.value)
+                writer.alu([results], opcode, step.value)
             elif step.by == "tensor":
                 writer.combine(results, opcode, base + step.value * self.size, 1)
             else:
                 writer.combine(results, opcode, vectors + step.value, 0)
         count = results.count
         if not spec.steps and (count == 1 or not spec.sums):
-            writer.alu(results, AluOp.ADD, 0)  # OUT gets what a LOAD of ACC does not give it
+            writer.alu([results], AluOp.ADD, 0)  # OUT gets what a LOAD of ACC does not give it
         while spec.sums and count > 1:
             half = -(-count // 2)
             some = Tiles(Memory.OUT, base, count - half)

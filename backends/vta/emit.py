@@ -6,8 +6,9 @@ OUT is narrower than a result. Nothing here speaks of tokens: `Stream` places th
 chunks overlap when they lie in different parts of a scratchpad, no more is needed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 from sqcompile.backends.conv_geometry import Lines, Phase
@@ -20,8 +21,10 @@ from sqcompile.backends.vta.cuts import (
     Window,
     clipped,
     counted,
+    growing,
     parts,
     results_of,
+    shrinking,
     sizes_of,
     taps_of,
     window,
@@ -33,12 +36,30 @@ from sqcompile.backends.vta.stream import Tiles
 from sqcompile.backends.vta.writer import Slots, Writer
 
 
+class Place(NamedTuple):
+    """Which results a block has: the parts of every axis."""
+
+    group: int
+    outputs: tuple[int, int]
+    image: int
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+    def cut(
+        self, pieces: Callable[[tuple[int, int], int], list[tuple[int, int]]], halvings: int
+    ) -> list["Place"]:
+        """In pieces of its rows, or of its columns where it has one row."""
+        if self.rows[1] - self.rows[0] > 1:
+            return [self._replace(rows=piece) for piece in pieces(self.rows, halvings)]
+        return [self._replace(columns=piece) for piece in pieces(self.columns, halvings)]
+
+
 class Block(NamedTuple):
     """A block of results: where, and its accumulators."""
 
     group: int
-    image: int
     outputs: tuple[int, int]
+    image: int
     rows: tuple[int, int]
     columns: tuple[int, int]
     base: int
@@ -71,34 +92,45 @@ class Emitter:
 
     def run(self) -> tuple[bytes, bytes]:
         """Instructions and micro-ops."""
-        for block in self._blocks():
-            self.writer.clear(block.tiles)
+        places = self._places()
+        carried = self.of.totals.carry is not None
+        if carried:
+            used = min(len(places), self.tiling.acc_buffers)
+            self.writer.clear(Tiles(Memory.OUT, 0, used * self.acc.size))
+        for block in map(self._block, places):
+            if not carried:
+                self.writer.clear(block.tiles)
             covered = False
             for segment in self.of.segments:
-                self.writer.shift(block.tiles, -segment.shift)
+                self.writer.shift([block.tiles], -segment.shift)
                 for run in segment.runs:
                     covered |= self._reduce(block, run)
             if not covered or self._lacking():
-                self.writer.alu(block.tiles, AluOp.ADD, 0)
+                self.writer.alu([block.tiles], AluOp.ADD, 0)
             store, waiting = partial(self._store, block), self.tiling.acc_buffers - 1
             self.writer.end_block(block.tiles, self.count, store, waiting)
         return self.writer.finished()
 
-    def _blocks(self) -> Iterator[Block]:
+    def _places(self) -> list[Place]:
+        """Of the blocks. The modules wait for the first one's loads and the last one's stores:
+        those two are cut finer."""
         of, tiling = self.of, self.tiling
-        for group in range(of.groups):
-            for outputs in parts(of.outputs, tiling.outputs):
-                for image in range(of.images):
-                    for rows in parts(of.rows.count, tiling.rows):
-                        for columns in parts(of.columns.count, tiling.columns):
-                            shape = (
-                                outputs[1] - outputs[0],
-                                results_of(of.rows, rows),
-                                results_of(of.columns, columns),
-                            )
-                            key = (group, outputs, image, rows, columns)
-                            base, _ = self.acc.take(key)
-                            yield Block(group, image, outputs, rows, columns, base, shape)
+        outer = (range(of.groups), parts(of.outputs, tiling.outputs), range(of.images))
+        rows, columns = parts(of.rows.count, tiling.rows), parts(of.columns.count, tiling.columns)
+        found = [Place(*place) for place in product(*outer, rows, columns)]
+        if len(found) > 1 and tiling.halvings:
+            found[-1:] = found[-1].cut(shrinking, tiling.halvings)
+            found[:1] = found[0].cut(growing, tiling.halvings)
+        return found
+
+    def _block(self, place: Place) -> Block:
+        shape = (
+            place.outputs[1] - place.outputs[0],
+            results_of(self.of.rows, place.rows),
+            results_of(self.of.columns, place.columns),
+        )
+        base, _ = self.acc.take(place)
+        return Block(*place, base, shape)
 
     def _lacking(self) -> bool:
         """Is there a result that no tap meets?"""
@@ -191,7 +223,7 @@ class Emitter:
                     inp + down.src * columns.sources + across.src,
                     wgt + down.wgt * columns.kernels + across.wgt,
                 )
-                self.writer.compute(isa.Gemm, nest(loops, base), {}, block.tiles, reads)
+                self.writer.compute(isa.Gemm, nest(loops, base), {}, [block.tiles], reads)
 
     def _store(self, block: Block, number: int) -> None:
         starts = (

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sqcompile.backends.vta.carry import Carry, Totals, totals
 from sqcompile.backends.vta.correlation import Correlation, Run, Segment
 from sqcompile.backends.vta.cuts import Tiling
 from sqcompile.backends.vta.digits import Digits
@@ -20,7 +21,6 @@ from sqcompile.backends.vta.spec import Values
 from sqcompile.backends.vta.tiling import tiled
 
 Array = NDArray[Any]
-ACC_BITS = 32
 
 
 class Grid(NamedTuple):
@@ -32,11 +32,13 @@ class Grid(NamedTuple):
 
 
 class Form(Protocol):
-    """A spec on one accelerator. Addresses are by name of a grid, "out" and "uops", in tiles."""
+    """A spec on one accelerator. Addresses are by name of a grid, "out" and "uops", in tiles;
+    `carry` says what a stored integer has of the one before it in its place."""
 
     grids: tuple[Grid, ...]
     result_shape: tuple[int, ...]
     result_bits: int
+    carry: Carry | None
 
     def write(self, addresses: Mapping[str, int], overlap: bool) -> tuple[bytes, bytes]:
         """Instructions and micro-ops."""
@@ -59,7 +61,7 @@ class ProductForm:
             Grid("wgt", Memory.WGT, correlation.wgt_shape),
         )
         self.result_shape = correlation.result_shape
-        self.result_bits = correlation.result_bits
+        self.result_bits, self.carry = correlation.totals
 
     def tiling(self, overlap: bool = True) -> Tiling:
         """How it is cut."""
@@ -116,9 +118,16 @@ def horner(weighted: Sequence[tuple[int, Run]]) -> tuple[Segment, ...]:
     )
 
 
-def result_bits(inp: Digits, wgt: Digits, values: tuple[Values, Values], length: int) -> int:
-    """Bits of a signed sum of `length` products of the operands' values less their offsets."""
-    bound = length
+def bound(inp: Digits, wgt: Digits, values: tuple[Values, Values], length: int) -> int:
+    """The largest absolute value of a sum of `length` products of the operands less their
+    offsets."""
+    found = length
     for digits, of in zip((inp, wgt), values, strict=True):
-        bound *= max(abs(of.low - digits.offset), abs(of.high - digits.offset))
-    return min(ACC_BITS, bound.bit_length() + 1)
+        found *= max(abs(of.low - digits.offset), abs(of.high - digits.offset))
+    return found
+
+
+def stored(most: int, segments: Sequence[Segment], hardware: Hardware) -> Totals:
+    """What a program stores of sums between -most and most."""
+    left = sum(segment.shift for segment in segments)
+    return totals(most, left, hardware.width(Memory.OUT))

@@ -16,12 +16,13 @@ from sqcompile.backends.vta.digits import Digits
 from sqcompile.backends.vta.forms import (
     Array,
     ProductForm,
+    bound,
     chunks,
     digit_runs,
     horner,
     joined,
-    result_bits,
     shifted,
+    stored,
 )
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.spec import GemmSpec
@@ -53,6 +54,8 @@ class GemmForm(ProductForm):
                 self.sorted_planes, weighted, planes = lengths, by_group, sum(lengths)
                 self.inp, self.wgt = narrow
         values = (spec.a.shifted(most), spec.b)
+        largest = bound(self.inp, self.wgt, values[::-1] if self.swapped else values, spec.k)
+        segments = horner(weighted)
         correlation = Correlation(
             groups=spec.batch or 1,
             images=1,
@@ -62,10 +65,8 @@ class GemmForm(ProductForm):
             rows=plain(1),
             columns=plain(-(-self.rows // batch)),
             kernel=(1, 1),
-            segments=horner(weighted),
-            result_bits=result_bits(
-                self.inp, self.wgt, values[::-1] if self.swapped else values, spec.k
-            ),
+            segments=segments,
+            totals=stored(largest, segments, hardware),
         )
         super().__init__(hardware, correlation)
 

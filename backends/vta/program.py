@@ -15,10 +15,11 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sqcompile.backends.vta import isa, portable, tokens
+from sqcompile.backends.vta.carry import befores, slices_of, taken_off
 from sqcompile.backends.vta.conv import ConvForm
-from sqcompile.backends.vta.correlation import slices_of
 from sqcompile.backends.vta.elementwise import ElementwiseForm
 from sqcompile.backends.vta.forms import Array, Form
 from sqcompile.backends.vta.gemm import GemmForm
@@ -63,6 +64,12 @@ class Program:
         """The instructions."""
         return isa.decode_program(self.hardware, self.instructions)
 
+    @cached_property
+    def _before(self) -> NDArray[np.int64]:
+        """By tile of the result, the one whose accumulators it started from."""
+        first = self.regions["out"].start // self.hardware.element_bytes(Memory.OUT)
+        return befores(self.decoded, first, prod(self.form.result_shape))
+
     @property
     def macs(self) -> int:
         """Multiplications that the product asks for, without padding or digits."""
@@ -90,6 +97,9 @@ class Program:
         for digits in data[-2::-1]:
             total = (total << width) + (elements.unpacked(digits, width) & ((1 << width) - 1))
         shape = (*self.form.result_shape, self.hardware.batch, self.hardware.block)
+        if self.form.carry is not None:
+            tiles = total.reshape(prod(self.form.result_shape), -1)
+            total = taken_off(tiles, self._before, self.form.carry)
         return self.form.unpack(total.reshape(shape), operands)
 
     def cycles(self, dram_latency: int) -> Cycles:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sqcompile.backends.vta import isa
 from sqcompile.backends.vta.hardware import Hardware, Memory
@@ -82,32 +81,34 @@ class Stream:
         own = self.modules[module]
         own.append(entry)
         self.entries.append(entry)
+        last = dict.fromkeys(Module, 0)
         for tiles in reads:
             writer, _ = USERS[tiles.memory]
-            self._wait(entry, writer, module, self.written[tiles.memory][tiles.place])
+            found = self.written[tiles.memory][tiles.place].max(initial=0)
+            last[writer] = max(last[writer], int(found))
             self.read[tiles.memory][tiles.place] = len(own)
         for tiles in writes:
             _, reader = USERS[tiles.memory]
-            self._wait(entry, reader, module, self.read[tiles.memory][tiles.place])
+            found = self.read[tiles.memory][tiles.place].max(initial=0)
+            last[reader] = max(last[reader], int(found))
             self.written[tiles.memory][tiles.place] = len(own)
+        for earlier, number in last.items():
+            if earlier is not module:
+                self._wait(entry, earlier, module, number)
 
     def finished(self) -> tuple[isa.Instruction, ...]:
         """All instructions, and a FINISH that waits for the other modules."""
         self.add(isa.Finish, {})
         for module in (Module.LOAD, Module.STORE):
-            last = np.array([len(self.modules[module])])
-            self._wait(self.entries[-1], module, Module.COMPUTE, last)
+            self._wait(self.entries[-1], module, Module.COMPUTE, len(self.modules[module]))
         return tuple(
             entry.kind(**entry.fields, **dict.fromkeys(entry.flags, True)) for entry in self.entries
         )
 
-    def _wait(
-        self, entry: _Entry, earlier: Module, module: Module, numbers: NDArray[np.int64]
-    ) -> None:
-        """Let `entry` wait for the last of these instructions of another module."""
-        number = int(numbers.max(initial=0))
+    def _wait(self, entry: _Entry, earlier: Module, module: Module, number: int) -> None:
+        """Let `entry` wait for an instruction of another module; 0: for none."""
         queue = (earlier, module)
-        if number > self.known[queue]:
+        if number > self.known.get(queue, number):
             push, pop = _FLAGS[queue]
             self.modules[earlier][number - 1].flags.add(push)
             entry.flags.add(pop)

@@ -6,6 +6,7 @@ simulator's model tells how long the chosen one takes.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 from math import prod
@@ -23,6 +24,10 @@ DRAM_LATENCY = 32
 
 _WAITING = 1 / 16
 """How much of the modules' work is waited for although it could overlap: prefers slack."""
+
+_MOST_HALVINGS = 2
+_PIECE = 4 * DRAM_LATENCY
+"""Tile operations of the smallest piece of a block."""
 
 _COST = {name: constant.value for name, constant in CONSTANTS.items()}
 
@@ -45,14 +50,15 @@ def tiled(hardware: Hardware, of: Correlation, overlap: bool = True) -> Tiling:
 def _best(hardware: Hardware, of: Correlation, buffers: int, acc_buffers: int) -> Tiling | None:
     """The best of those that find room."""
     room = _Room(hardware)
-    best: tuple[float, Tiling] | None = None
+    best: tuple[float, _Estimate] | None = None
     for tiling in _tilings(of, buffers, acc_buffers):
         sizes = sizes_of(of, tiling)
         if room.fits(of, tiling, sizes):
-            cycles = _Estimate(room, of, tiling, sizes).cycles()
+            estimate = _Estimate(room, of, tiling, sizes)
+            cycles = estimate.cycles()
             if best is None or cycles < best[0]:
-                best = cycles, tiling
-    return None if best is None else best[1]
+                best = cycles, estimate
+    return None if best is None else replace(best[1].tiling, halvings=best[1].halvings())
 
 
 def _lacking(hardware: Hardware, of: Correlation) -> str:
@@ -154,6 +160,15 @@ class _Estimate:
         edges += self.sizes.acc * (beats[Memory.OUT] + 1)
         return max(modules) + _WAITING * sum(modules) + edges
 
+    def halvings(self) -> int:
+        """How often the first and the last block are halved: nothing overlaps the first one's
+        loads and the last one's stores. A piece lasts longer than a LOAD's latency, and none is cut
+        where that would load weights again."""
+        if self.tiling.buffers == 1 or self.chunks > self.tiling.buffers:
+            return 0
+        rounds = self.of.tile_operations // max(1, self.blocks) // _PIECE
+        return min(max(1, rounds).bit_length() - 1, _MOST_HALVINGS)
+
     def _inp(self) -> float:
         """LOADs of INP: every chunk of every block, but for chunks that are still there."""
         down, across, of = self.down, self.across, self.of
@@ -183,11 +198,13 @@ class _Estimate:
 
     def _compute(self) -> float:
         """Tile operations of GEMM and ALU, instructions, micro-ops."""
-        segments = len(self.of.segments)
+        carried = self.of.totals.carry is not None
+        shifts = len(self.of.segments) - carried + self.slices - 1  # and resets
+        cleared = carried * self.sizes.acc * min(self.blocks, self.tiling.acc_buffers)
         phases = len(self.of.rows.phases) * len(self.of.columns.phases)
-        tiles = self.of.tile_operations + self.results * (segments + self.slices - 1)
+        tiles = self.of.tile_operations + self.results * shifts + cleared
         gemms = self.blocks * self.chunks * phases
-        instructions = gemms + self.blocks * (segments + self.slices - 1)
+        instructions = gemms + self.blocks * shifts
         return tiles + instructions * _COST["gemm_fill"] + self._uop_loads(gemms, phases)
 
     def _uop_loads(self, gemms: int, phases: int) -> float:

@@ -6,7 +6,10 @@ later slices come one by one after the work on the blocks behind it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from sqcompile.backends.vta import isa
 from sqcompile.backends.vta.boxes import Rectangle, rectangles
@@ -30,6 +33,16 @@ def blocks_at_once(slices: int) -> int:
     """Blocks that ACC should hold: one is computed while each of those before it stores a slice.
     More than 8 would leave more tokens than every implementation's queues hold."""
     return min(slices + 1, 8)
+
+
+@dataclass
+class _Unfinished:
+    """A block with `stored` of its `count` slices in DRAM."""
+
+    tiles: Tiles
+    count: int
+    store: Callable[[int], None]
+    stored: int = 1
 
 
 class Slots:
@@ -62,12 +75,12 @@ class Writer:
         self.uops = Uops(hardware)
         self.uop_address = uops
         self.page_loads: list[dict[str, Any]] = []
-        self.unfinished: list[Iterator[None]] = []
+        self.unfinished: list[_Unfinished] = []
 
     def finished(self) -> tuple[bytes, bytes]:
         """Instructions and micro-ops."""
         while self.unfinished:
-            self._advance(self.unfinished)
+            self._advance()
         place = self.uop_address
         for page, size in zip(self.page_loads, self.uops.sizes(), strict=True):
             page |= {"dram_base": place, "x_size": size, "x_stride": size}
@@ -100,7 +113,7 @@ class Writer:
         kind: type[isa.Nest],
         loops: Nest,
         fields: dict[str, Any],
-        results: Tiles,
+        results: Sequence[Tiles],
         reads: tuple[Tiles, ...] = (),
     ) -> None:
         """A GEMM or ALU instruction that writes only `results`, tiles of OUT."""
@@ -111,19 +124,20 @@ class Writer:
             self.page_loads.append(page)
             self.stream.add(isa.Load, page)
         steps = loops.fields(begin, kind is isa.Gemm)
-        self.stream.add(kind, steps | fields, reads, (results,))
+        self.stream.add(kind, steps | fields, reads, tuple(results))
 
     def clear(self, results: Tiles) -> None:
         """Accumulators = 0."""
         for first, count in _pieces(results):
             loops = nest([Loop(count, dst=1)], (first, 0, 0))
-            self.compute(isa.Gemm, loops, {"reset": True}, results)
+            self.compute(isa.Gemm, loops, {"reset": True}, [results])
 
-    def alu(self, results: Tiles, opcode: AluOp, imm: int) -> None:
-        """Accumulators = opcode(accumulators, imm)."""
+    def alu(self, results: Sequence[Tiles], opcode: AluOp, imm: int) -> None:
+        """Accumulators = opcode(accumulators, imm), of as many tiles in every place."""
         fields = {"alu_opcode": opcode, "use_imm": True, "imm": imm}
-        for first, count in _pieces(results):
-            loops = nest([Loop(count, dst=1, src=1)], (first, first, 0))
+        for pieces in zip(*map(_pieces, results), strict=True):
+            uops = np.array([(first, first, 0) for first, _ in pieces], np.int64)
+            loops = Nest(uops, Loop(1), Loop(pieces[0][1], dst=1, src=1))
             self.compute(isa.Alu, loops, fields, results)
 
     def combine(self, results: Tiles, opcode: AluOp, other: int, step: int) -> None:
@@ -132,9 +146,9 @@ class Writer:
         for first, count in _pieces(results):
             source = other + (first - results.first) * step
             loops = nest([Loop(count, dst=1, src=step)], (first, source, 0))
-            self.compute(isa.Alu, loops, fields, results)
+            self.compute(isa.Alu, loops, fields, [results])
 
-    def shift(self, results: Tiles, right: int) -> None:
+    def shift(self, results: Sequence[Tiles], right: int) -> None:
         """To the right, or to the left by a negative number, as far as one instruction can."""
         while right:
             amount = max(-MOST_LEFT, min(right, MOST_RIGHT))
@@ -155,19 +169,24 @@ class Writer:
     ) -> None:
         """Store a block's first slice and another one of each block before it that has any, until
         no more than `waiting` blocks have; `store` stores the slice with a number."""
-        self._advance([*self.unfinished, self._slices(results, count, store)])
-        while len(self.unfinished) > waiting:
-            self._advance(self.unfinished)
-
-    def _advance(self, blocks: list[Iterator[None]]) -> None:
-        self.unfinished = [block for block in blocks if next(block, self) is not self]
-
-    def _slices(self, results: Tiles, count: int, store: Callable[[int], None]) -> Iterator[None]:
         store(0)
-        for number in range(1, count):
-            yield
-            self.shift(results, self.hardware.width(Memory.OUT))
-            store(number)
+        self._advance()
+        if count > 1:
+            self.unfinished.append(_Unfinished(results, count, store))
+        while len(self.unfinished) > waiting:
+            self._advance()
+
+    def _advance(self) -> None:
+        """The next slice of every block that has any; blocks of one size are shifted at once."""
+        sizes: dict[int, list[_Unfinished]] = {}
+        for one in self.unfinished:
+            sizes.setdefault(one.tiles.count, []).append(one)
+        for blocks in sizes.values():
+            self.shift([one.tiles for one in blocks], self.hardware.width(Memory.OUT))
+            for one in blocks:
+                one.store(one.stored)
+                one.stored += 1
+        self.unfinished = [one for one in self.unfinished if one.stored < one.count]
 
 
 def _moved(dram: int, one: Rectangle) -> dict[str, int]:

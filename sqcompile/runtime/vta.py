@@ -26,7 +26,7 @@ from sqcompile.runtime.executable import Binary
 
 INDEX = "vta.json"
 """The image that says which programs there are."""
-FORMAT = 1
+FORMAT = 2
 """Of the index and of the programs."""
 PACK, EXECUTE, UNPACK, ADD = (
     f"sqcompile.vta.{name}" for name in ("pack", "execute", "unpack", "add")

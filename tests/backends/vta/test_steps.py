@@ -107,5 +107,5 @@ def test_programs_of_another_format_are_refused():
     binary = step.variants[0].executable.binary
     other = json.dumps({**vta.index_of(binary), "format": 99}).encode()
     binary.images[vta.INDEX] = other
-    with pytest.raises(sqcompile.errors.UsageError, match="format 99, this version reads 1"):
+    with pytest.raises(sqcompile.errors.UsageError, match="format 99, this version reads 2"):
         vta.programs(binary)
