@@ -23,6 +23,21 @@ def test_double_buffering_is_what_keeps_it_busy(rows):
     assert min(gains) > 1.1
 
 
+@pytest.mark.parametrize(("kind", "least"), [("fprop", 0.87), ("dgrad", 0.79)])
+def test_results_in_slices_leave_gemm_busy(kind, least):
+    """The first stage on pynq: 9 products a result, and a shift or two."""
+    spec = bench_vta.layer(kind, channels=16, images=16)
+    program = bench_vta.product_program(hardware.get("pynq"), spec)
+    assert bench_vta.measured(program, latency=32)["utilisation"] >= least
+
+
+def test_a_relu_of_its_own_takes_longer_than_the_convolution_before_it():
+    chip = hardware.get("pynq")
+    spec = bench_vta.layer("fprop", channels=16, images=16)
+    product = bench_vta.measured(bench_vta.product_program(chip, spec), latency=32)
+    assert bench_vta.steps(chip, images=16, latency=32)["ReLU"] > product["cycles"]
+
+
 def test_known_groups_pay_where_shifts_do_not_fit_an_element():
     cycles = {
         name: bench_vta.shifts(hardware.get(name), 32) for name in ("pynq-out32", "pynq-int4-out32")

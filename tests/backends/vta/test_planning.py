@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sqcompile.backends.conv_geometry import Axis, backward, forward
 from sqcompile.backends.vta.boxes import rectangles
-from sqcompile.backends.vta.cuts import Span, cut, parts, taps_of, window
+from sqcompile.backends.vta.cuts import Span, cut, growing, parts, shrinking, taps_of, window
 from sqcompile.backends.vta.digits import Digits
 from sqcompile.backends.vta.hardware import Memory
 from sqcompile.backends.vta.isa import Gemm, Load, Module, Store
@@ -111,6 +111,16 @@ def test_the_lines_of_a_cut_hold_all_that_its_windows_touch(shape, size, length,
     ]
     assert made.all_real == sum(inside)
     assert made.all_real + made.all_padding == sum(one.sources for one in there)
+
+
+@given(st.integers(0, 9), st.integers(1, 40), st.integers(0, 6))
+def test_the_ends_of_a_program_are_cut_into_halves(begin, size, halvings):
+    part = (begin, begin + size)
+    grown, shrunk = growing(part, halvings), shrinking(part, halvings)
+    for pieces in (grown, shrunk):
+        assert [at for piece in pieces for at in range(*piece)] == list(range(*part))
+    assert [b - a for a, b in grown] == [b - a for a, b in reversed(shrunk)]
+    assert growing((0, 8), 2) == [(0, 2), (2, 4), (4, 8)]
 
 
 def test_slots_take_turns_and_remember():
