@@ -181,7 +181,12 @@ class Writer:
         sizes: dict[int, list[_Unfinished]] = {}
         for one in self.unfinished:
             sizes.setdefault(one.tiles.count, []).append(one)
-        for blocks in sizes.values():
+        at_once = [
+            alike[begin:end]
+            for alike in sizes.values()
+            for begin, end in parts(len(alike), self.uops.capacity)
+        ]
+        for blocks in at_once:
             self.shift([one.tiles for one in blocks], self.hardware.width(Memory.OUT))
             for one in blocks:
                 one.store(one.stored)

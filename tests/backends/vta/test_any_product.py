@@ -140,3 +140,13 @@ def test_scratchpads_without_room_for_a_chunk_are_refused():
     enough = replace(TINY, log_inp_buff_size=6, log_wgt_buff_size=12, log_acc_buff_size=8)
     operands, expected = conv_operands(spec)
     np.testing.assert_array_equal(run(product_program(enough, spec), operands), expected)
+
+
+def test_blocks_are_shifted_together_as_far_as_micro_ops_go():
+    """Four slices leave three blocks to shift at once, with two micro-ops in the buffer."""
+    small = hw.checked(replace(PYNQ, log_uop_buff_size=3, log_acc_buff_size=11))
+    spec = GemmSpec(60, 20, 600, Values.of(8, True), Values.of(8, True), groups=2)
+    operands, expected = gemm_operands(spec)
+    program = product_program(small, spec)
+    program.check()
+    np.testing.assert_array_equal(run(program, operands), expected)

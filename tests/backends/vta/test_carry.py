@@ -13,7 +13,10 @@ from sqcompile.backends.vta.isa import Gemm
 from sqcompile.backends.vta.program import product_program, run
 from sqcompile.backends.vta.spec import GemmSpec, Values
 from tests.backends.vta.programs import PYNQ
+from tests.backends.vta.test_conv_program import conv_operands, conv_spec
 from tests.backends.vta.test_gemm_program import gemm_operands
+
+WINDOW = ((1, 1), (1, 1), (1, 1), 1)
 
 
 @given(
@@ -75,3 +78,20 @@ def test_sums_of_one_slice_are_cleared():
     resets = [one.count for one in program.decoded if isinstance(one, Gemm) and one.reset]
     assert sum(resets) == np.prod(program.form.result_shape)
     np.testing.assert_array_equal(run(program, operands), expected)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        GemmSpec(700, 32, 64, Values(-7, 7), Values(-7, 7), groups=4),
+        conv_spec("dgrad", (3, 16, 16, 16), 16, (3, 3), WINDOW, *2 * [Values(-7, 7)], 4),
+    ],
+    ids=["columns", "rows"],
+)
+def test_a_program_whose_ends_are_cut_finer_gives_the_product(spec):
+    small = hw.checked(replace(PYNQ, log_acc_buff_size=15))
+    program = product_program(small, spec)
+    program.check()
+    assert program.form.tiling().halvings > 0
+    operands, expected = (gemm_operands if isinstance(spec, GemmSpec) else conv_operands)(spec)
+    np.testing.assert_array_equal(run(program, operands, seed=3), expected)
