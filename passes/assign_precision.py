@@ -31,9 +31,10 @@ class Operand:
 
     kind: "weight", "activation" or "gradient"; axes: those that keep a scale of their own;
     folded: the scale is in the other operand already; clip: the grid's range as a share of the
-    absmax; groups: ShiftQuant groups of an activation, with an exponent for every index of
-    group_axis, which the forward product reduces. tokens: rows of a linear layer's activation that
-    share exponents, where not all do; its integers then carry their shifts.
+    absmax; limit: where an activation ends, in mean magnitudes, 0 for nowhere; groups: ShiftQuant
+    groups of an activation, with an exponent for every index of group_axis, which the forward
+    product reduces. tokens: rows of a linear layer's activation that share exponents, where not all
+    do; its integers then carry their shifts.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Operand:
     groups: int = 1
     group_axis: int = 0
     tokens: int = 0
+    limit: float = 0.0
 
     @property
     def stored_bits(self) -> int:
@@ -144,8 +146,8 @@ def _forward_operand(
     batch = (0,) if is_call(node, product_float.matmul) and len(axes) == 2 else ()
     unsigned = recipe.unsigned_activations and nonnegative(source)
     # products shift their first operand; groups of a batch would need a range for each
-    grouped = precision.activation_groups > 1 and position == 0 and not batch
-    grouped = grouped and node.args[1] in weights
+    beside_weight = position == 0 and not batch and node.args[1] in weights
+    grouped = precision.activation_groups > 1 and beside_weight
     return Operand(
         "activation",
         precision.activation_bits,
@@ -155,6 +157,7 @@ def _forward_operand(
         groups=precision.activation_groups if grouped else 1,
         group_axis=contraction(node, position).inner[0] if grouped else 0,
         tokens=_tokens(node, recipe.activation_tokens) if grouped else 0,
+        limit=precision.activation_limit if beside_weight else 0.0,
     )
 
 

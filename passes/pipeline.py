@@ -24,6 +24,7 @@ from sqcompile.passes.fuse_quantizers import fuse_quantizers
 from sqcompile.passes.fuse_residuals import fuse_residuals
 from sqcompile.passes.fuse_tails import fuse_tails
 from sqcompile.passes.gather_sums import gather_sums
+from sqcompile.passes.limit_activations import limit_activations
 from sqcompile.passes.listing import listing
 from sqcompile.passes.pack_saved import pack_saved
 from sqcompile.passes.pair_quantizers import pair_quantizers
@@ -98,6 +99,8 @@ def integer_training(recipe: Recipe) -> list[Pass]:
             partial(assign_precision, recipe=recipe),
             "products have a precision",
         ),
+        # an activation ends at a multiple of its mean magnitude, and so does its gradient
+        Pass("limit_activations", limit_activations),
         # a softmax is integers with a scale a row, in its product and in its gradient
         Pass("quantize_softmax", partial(quantize_softmax, recipe=recipe)),
         # no scale lies on a reduced axis

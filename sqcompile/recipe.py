@@ -31,6 +31,11 @@ def _is_share(value: object) -> bool:
     return number and 0 < value <= 1  # type: ignore[operator]
 
 
+def _is_limit(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value < float("inf")  # type: ignore[operator]
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
@@ -58,6 +63,8 @@ def _check_numbers(record: "Recipe | Rule", what: str) -> None:
             )
         elif f.name == "activation_clip" and not (optional or _is_share(value)):
             raise UsageError(f"{what}: activation_clip is {value!r}; it is above 0, at most 1")
+        elif f.name == "activation_limit" and not (optional or _is_limit(value)):
+            raise UsageError(f"{what}: activation_limit is {value!r}; it is a number from 0 on")
         elif f.type is bool and not isinstance(value, bool):
             raise UsageError(f"{what}: {f.name} is {value!r}; it is true or false")
 
@@ -78,7 +85,8 @@ def _check_activation(bits: int, groups: int, what: str) -> None:
 @dataclass(frozen=True)
 class Precision:
     """Bits of the operands of one layer's products, ShiftQuant groups of its gradients and of its
-    activations, and the range of its activations' grid as a share of their absmax."""
+    activations, the range of its activations' grid as a share of their absmax, and where they are
+    limited before that, in mean magnitudes."""
 
     weight_bits: int
     activation_bits: int
@@ -86,6 +94,7 @@ class Precision:
     groups: int
     activation_clip: float = 1.0
     activation_groups: int = 1
+    activation_limit: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,7 @@ class Rule:
     groups: int | None = None
     activation_clip: float | None = None
     activation_groups: int | None = None
+    activation_limit: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
@@ -115,7 +125,7 @@ class Rule:
         return ends.get(self.path, False) or fnmatchcase(path, self.path)
 
 
-_EIGHT_BIT_ENDS = (Rule(FIRST, 8, 8, 8, 1, 1.0, 1), Rule(LAST, 8, 8, 8, 1, 1.0, 1))
+_EIGHT_BIT_ENDS = (Rule(FIRST, 8, 8, 8, 1, 1.0, 1, 0.0), Rule(LAST, 8, 8, 8, 1, 1.0, 1, 0.0))
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,9 @@ class Recipe:
     as a share of its absmax, at most 1; what is larger comes to the grid's end.
     activation_groups: ShiftQuant groups of an activation's reduced axis where the other operand is
     a weight, 1..8; activation_bits + activation_groups - 1 is at most 8, in every product.
+    activation_limit: an activation beside a weight ends at so many times the mean magnitude of its
+    elements that are not zero, and what lies beyond has no gradient; 0 for no limit. Clip and
+    groups are of what is left.
     activation_tokens: rows of a linear layer's input that share the exponents of its features (the
     largest divisor of the number of rows that is no larger); 0 for all of them.
     norm_input_bits: of a norm's input that is not a product's accumulators; norm_grad_bits: of
@@ -155,6 +168,7 @@ class Recipe:
     unsigned_activations: bool = True
     activation_clip: float = 1.0
     activation_groups: int = 1
+    activation_limit: float = 0.0
     activation_tokens: int = 0
     norm_input_bits: int = 8
     norm_grad_bits: int = 8
@@ -294,6 +308,7 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         _W4,
+        replace(_W4, name="w4a4g4-limited", activation_clip=1.0, activation_limit=3.75),
         Recipe(
             "w6a6g6",
             6,

@@ -19,6 +19,7 @@ RULES = st.builds(
     gradient_bits=st.none() | BITS,
     groups=st.none() | st.integers(1, 8),
     activation_groups=st.none() | st.integers(1, 8),
+    activation_limit=st.none() | st.floats(0, 100),
 )
 ACTIVATIONS = st.integers(2, 8).flatmap(
     lambda bits: st.tuples(st.just(bits), st.integers(1, 9 - bits))
@@ -32,6 +33,7 @@ ANY_RECIPE = st.builds(
     weight_bits=BITS,
     gradient_bits=BITS,
     groups=st.integers(1, 8),
+    activation_limit=st.integers(0, 9) | st.floats(0, 100),
     activation_tokens=st.integers(0, 64),
     outer_scales=st.booleans(),
     weight_granularity=st.sampled_from(["channel", "tensor"]),
@@ -51,6 +53,7 @@ def test_json_gives_back_the_same_recipe(recipe):
     ("name", "bits", "groups", "activations", "outer", "saved_bits", "saved_step"),
     [
         ("w4a4g4", 4, 4, (0.7, 3), True, 4, 0.3352),
+        ("w4a4g4-limited", 4, 4, (1.0, 3, 3.75), True, 4, 0.3352),
         ("w6a6g6", 6, 3, (1.0, 3), True, 8, 0.0308),
         ("w8a8g8", 8, 1, (1.0, 1), True, 8, 0.0308),
         ("paper-4bit", 4, 4, (1.0, 1), False, 4, 0.3352),
@@ -68,7 +71,7 @@ def test_named_recipes(name, bits, groups, activations, outer, saved_bits, saved
 
 def test_first_and_last_products_have_eight_bits_except_in_naive():
     ends = Precision(8, 8, 8, 1)
-    for name in ("w4a4g4", "w6a6g6", "w8a8g8", "paper-4bit"):
+    for name in ("w4a4g4", "w4a4g4-limited", "w6a6g6", "w8a8g8", "paper-4bit"):
         recipe = RECIPES[name]
         assert recipe.precision("stem", True, False) == ends
         assert recipe.precision("head", False, True) == ends
@@ -125,6 +128,10 @@ def test_bits_are_whole_numbers_from_2_to_8(bits):
         ({"activation_clip": 0}, "activation_clip is 0; it is above 0, at most 1"),
         ({"activation_clip": 1.5}, "activation_clip is 1.5"),
         ({"activation_clip": None}, "activation_clip is None"),
+        ({"activation_limit": -1.0}, "activation_limit is -1.0; it is a number from 0 on"),
+        ({"activation_limit": float("inf")}, "activation_limit is inf"),
+        ({"activation_limit": True}, "activation_limit is True"),
+        ({"rules": [{"path": "head", "activation_limit": "3"}]}, "rule head: activation_limit is"),
         ({"activation_tokens": -1}, "activation_tokens is -1; it is a whole number from 0 to 4096"),
         ({"activation_tokens": 2.0}, "activation_tokens is 2.0"),
         ({"rules": [{"path": "head", "activation_clip": "all"}]}, "rule head: activation_clip is"),

@@ -30,7 +30,12 @@ EXACT = 8
 """The most bits that a recipe can give: what stands for "not quantised" here."""
 RAISED: dict[str, dict[str, Any]] = {
     "weights": {"weight_bits": EXACT},
-    "activations": {"activation_bits": EXACT, "activation_groups": 1, "activation_clip": 1.0},
+    "activations": {
+        "activation_bits": EXACT,
+        "activation_groups": 1,
+        "activation_clip": 1.0,
+        "activation_limit": 0.0,
+    },
     "gradients": {"gradient_bits": EXACT, "groups": 1},
 }
 """What a rule changes to raise one role of a layer to 8 bits."""

@@ -38,7 +38,7 @@ _KINDS = {"p_": "param", "b_": "buffer", "x_": "input", "g_": "tangent"}
 def graph(signature: str, program: str, **meta: dict[str, Any]) -> GraphModule:
     """A graph from a program; `meta` adds metadata to nodes by name. Placeholders called p_...,
     x_... and g_... are parameters, inputs and incoming gradients; the graph holds
-    constant([1, 2], "i64")."""
+    constant([1, 2], "i64"); keyword arguments are dtypes (dtype=f32)."""
     inputs, _, outputs = signature.partition("->")
     result = Graph()
     names: dict[str, Node] = {}
@@ -88,6 +88,7 @@ def _dedented(program: str) -> str:
 def _call(
     result: Graph, value: ast.expr, names: dict[str, Node], mode: FakeTensorMode, name: str
 ) -> Node:
+    kwargs: dict[str, Any] = {}
     if isinstance(value, ast.Subscript):
         import operator
 
@@ -97,9 +98,10 @@ def _call(
         assert isinstance(value, ast.Call)
         target = _overload(ast.unparse(value.func))
         args = tuple(_value(argument, names) for argument in value.args)
-    node = result.call_function(target, args, name=name)
+        kwargs = {str(one.arg): _DTYPES[ast.unparse(one.value)] for one in value.keywords}
+    node = result.call_function(target, args, kwargs, name=name)
     with mode:
-        node.meta["val"] = target(*torch.fx.node.map_arg(args, lambda n: n.meta["val"]))
+        node.meta["val"] = target(*torch.fx.node.map_arg(args, lambda n: n.meta["val"]), **kwargs)
     return node
 
 

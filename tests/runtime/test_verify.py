@@ -48,7 +48,9 @@ def test_every_bit_of_a_step_is_the_references(name, mcpu):
     assert names == [name for name, _ in model.named_parameters()]
 
 
-@pytest.mark.parametrize("recipe", ["w6a6g6", "w8a8g8", "paper-4bit", "naive-4bit"])
+@pytest.mark.parametrize(
+    "recipe", ["w4a4g4-limited", "w6a6g6", "w8a8g8", "paper-4bit", "naive-4bit"]
+)
 def test_every_recipe_is_bit_exact(recipe):
     model, inputs = make("resnet")
     step = sqcompile.compile(model, inputs, recipe=recipe)
@@ -64,6 +66,15 @@ def test_groups_of_all_activations_are_bit_exact(name):
     assert result.equal, [row for row in result.rows if not row.equal]
     given = [arguments(node) for graph in step.variants for node in calls(graph.forward, *FORWARD)]
     assert any(one.get("shift_groups", one.get("groups")) == 4 for one in given)
+
+
+@pytest.mark.parametrize("name", ["odd", "attention", "gpt"])
+def test_limited_activations_of_either_sign_are_bit_exact(name):
+    recipe = Recipe(name="limited", activation_limit=2.0, activation_groups=2, rules=())
+    model, inputs = make(name)
+    step = sqcompile.compile(model, inputs, recipe=recipe)
+    result = sqcompile.verify(step, inputs)
+    assert result.equal, [row for row in result.rows if not row.equal]
 
 
 @pytest.mark.parametrize("name", ["odd", "attention"])

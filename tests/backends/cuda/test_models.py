@@ -43,6 +43,11 @@ class Model:
 MODELS = {
     "digits": Model(digits_resnet.DigitsResNet, lambda: (torch.rand(2, 1, 8, 8),)),
     "small-gpt": Model(*models.MODELS["gpt"], "w6a6g6"),
+    "limited": Model(
+        lambda: nn.Sequential(nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, 5)),
+        lambda: (torch.randn(9, 20),),
+        Recipe("limited", activation_groups=3, activation_limit=2.0, rules=()),
+    ),
     "resnet20-one-block-a-stage": Model(
         lambda: resnet20.ResNet20(depth=1), lambda: (torch.randn(2, 3, 32, 32),)
     ),
@@ -52,7 +57,7 @@ MODELS = {
         "w6a6g6",
     ),
 }
-OFTEN = ("digits", "small-gpt")
+OFTEN = ("digits", "small-gpt", "limited")
 INT4 = {
     "two-layers": Model(
         lambda: nn.Sequential(nn.Linear(70, 12), nn.ReLU(), nn.Linear(12, 5)),
