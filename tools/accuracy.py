@@ -40,7 +40,7 @@ from protocols.table import PROTOCOLS
 from sqcompile.errors import SqError
 from sqcompile.recipe import Recipe
 
-RECIPES = "naive-4bit,paper-4bit,w4a4g4,w6a6g6,w8a8g8"
+RECIPES = "naive-4bit,paper-4bit,w4a4g4,w4a4g4-limited,w6a6g6,w8a8g8"
 
 
 @dataclass(frozen=True)
