@@ -2,11 +2,13 @@
 
     python tools/bench_step.py --json out.json
     python tools/bench_step.py --only resnet20 --threads 1 --kernels 20
+    python tools/bench_step.py --only resnet20 --recipes w4a4g4,w4a4g4-limited --peers "fp32 eager"
 
-Ours is the compiled step that passed verification, bit for bit, at the start of the run. Peers are
-fp32 and bf16 autocast, eager and torch.compile, images in both memory formats. All of them take
-turns in this process with inputs of their own; the best step counts, and the ratio is against the
-best peer. Cross-entropy runs in PyTorch for ours, inside the compiled function for torch.compile.
+Ours is the compiled step that passed verification, bit for bit, at the start of the run; one for
+each recipe, and a row. Peers are fp32 and bf16 autocast, eager and torch.compile, images in both
+memory formats. All of them take turns in this process with inputs of their own; the best step
+counts, and the ratio is against the best peer. Cross-entropy runs in PyTorch for ours, inside the
+compiled function for torch.compile.
 """
 
 import json
@@ -130,9 +132,9 @@ def best_steps(steps: Mapping[str, Step], seconds: float, rounds: int) -> dict[s
     return best
 
 
-def compiled_step(spec: StepModel, model: nn.Module, x: Tensor) -> CompiledStep:
+def compiled_step(recipe: str, model: nn.Module, x: Tensor) -> CompiledStep:
     """Compile and verify; raises ClickException where a bit differs."""
-    step = sqcompile.compile(model, (x,), recipe=spec.recipe)
+    step = sqcompile.compile(model, (x,), recipe=recipe)
     found = sqcompile.verify(step, (x,))
     if not found.equal:
         names = ", ".join(row.name for row in found.rows if not row.equal)
@@ -191,27 +193,41 @@ def kernel_table(rows: list[KernelShare], most: int) -> Table:
 
 
 def rows_of(
-    name: str, counts: list[int], seconds: float, only: str, peak: Peak, most: int, console: Console
+    name: str,
+    recipes: list[str],
+    counts: list[int],
+    seconds: float,
+    only: str,
+    peak: Peak,
+    most: int,
+    console: Console,
 ) -> Iterator[tuple[Row, list[KernelShare]]]:
-    """Measure one model with each number of threads."""
+    """Measure one model by each recipe, with each number of threads."""
     spec = MODELS[name]
     torch.manual_seed(0)
     model = spec.make()
     x, y = spec.batch()
-    steps = peers(model, spec, x, y, only)
-    start = perf_counter()
-    compiled = compiled_step(spec, model, x)
-    console.print(f"{name}: compiled and verified in {perf_counter() - start:.1f} s")
-    steps = {"ours": training_step(compiled, compiled, cross_entropy(x, y))} | steps
+    others = peers(model, spec, x, y, only)
+    ours = {}
+    for recipe in recipes or [spec.recipe]:
+        start = perf_counter()
+        ours[recipe] = compiled_step(recipe, deepcopy(model), x)
+        took = perf_counter() - start
+        console.print(f"{name}, {recipe}: compiled and verified in {took:.1f} s")
+    steps = {
+        recipe: training_step(step, step, cross_entropy(x, y)) for recipe, step in ours.items()
+    }
     for count in counts:
         threads.set_num_threads(count)
-        times = best_steps(steps, seconds, rounds=5)
-        ours = times.pop("ours")
-        best = min(times, key=lambda form: times[form]) if times else ""
-        ratio = times[best] / ours if best else 0.0
-        kernels = shares(compiled, peak, count)
-        console.print(kernel_table(kernels, most) if most else "")
-        yield Row(name, spec.shape, spec.recipe, count, ours, times, best, ratio), kernels
+        times = best_steps(steps | others, seconds, rounds=5)
+        peer_times = {form: times[form] for form in others}
+        best = min(peer_times, key=lambda form: peer_times[form]) if others else ""
+        for recipe, step in ours.items():
+            ratio = times[best] / times[recipe] if best else 0.0
+            kernels = shares(step, peak, count)
+            console.print(kernel_table(kernels, most) if most else "")
+            found = (name, spec.shape, recipe, count, times[recipe], peer_times, best, ratio)
+            yield Row(*found), kernels
 
 
 @click.command(help=__doc__)
@@ -219,12 +235,19 @@ def rows_of(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE"
 )
 @click.option("--only", default=",".join(MODELS), show_default=True, metavar="NAME,...")
+@click.option("--recipes", default="", metavar="NAME,...", help="In place of the model's own.")
 @click.option("--peers", "form", default="", metavar="TEXT", help="Peers whose name has TEXT.")
 @click.option("--threads", "counts", default="1,2", show_default=True, metavar="N,...")
 @click.option("--seconds", default=20.0, show_default=True, help="For the turns of one row.")
 @click.option("--kernels", "most", default=12, show_default=True, help="Show the slowest N.")
 def main(
-    json_file: Path | None, only: str, form: str, counts: str, seconds: float, most: int
+    json_file: Path | None,
+    only: str,
+    recipes: str,
+    form: str,
+    counts: str,
+    seconds: float,
+    most: int,
 ) -> None:
     """Measure, print a table, and write the rows."""
     for name in only.split(","):
@@ -239,7 +262,9 @@ def main(
     with torch._dynamo.config.patch(recompile_limit=64):
         for name in only.split(","):
             numbers = [int(one) for one in counts.split(",")]
-            for row, kernels in rows_of(name, numbers, seconds, form, peak, most, console):
+            wanted = recipes.split(",") if recipes else []
+            found = rows_of(name, wanted, numbers, seconds, form, peak, most, console)
+            for row, kernels in found:
                 forms = ", ".join(f"{peer} {ms:.1f}" for peer, ms in sorted(row.peers.items()))
                 console.print(
                     f"{row.name}  {row.recipe}  {row.threads} thread(s)  "

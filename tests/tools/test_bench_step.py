@@ -34,9 +34,11 @@ def test_a_row_has_every_peer_and_the_ratio_to_the_best(
     monkeypatch.setattr(bench_step, "keep_memory", lambda: True)  # of this process, for good
     out = tmp_path / "rows.json"
     arguments = ["--only", "tiny", "--peers", "eager", "--threads", "1", "--seconds", "0"]
+    arguments += ["--recipes", "w4a4g4,w8a8g8"]
     result = CliRunner().invoke(bench_step.main, [*arguments, "--json", str(out)])
     assert result.exit_code == 0, result.output
-    (row,) = json.loads(out.read_text())
+    row, other = json.loads(out.read_text())
+    assert other["recipe"] == "w8a8g8" and other["peers"] == row["peers"]
     assert (row["name"], row["threads"], row["recipe"]) == ("tiny", 1, "w4a4g4")
     layouts = ("", " channels_last")
     assert set(row["peers"]) == {f"{p} eager{at}" for p in ("fp32", "bf16") for at in layouts}
