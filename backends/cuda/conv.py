@@ -24,6 +24,7 @@ from sqcompile.backends.cuda.gemm_shift import (
     Range,
     Shared,
     Shift,
+    exponent_shift,
     packed,
     shares,
     signs,
@@ -83,7 +84,7 @@ def _correlate(
     groups, (rows, columns) = spec["groups"], axes
     shifts = spec.get("shift_groups", 1) if f.get("exponent") is not None else 1
     ranges = spec.ranges(*names)
-    shared, bits = _weight_share(ranges, shifts)
+    shared, bits = _share(ranges, shifts, 1)
     image = packed_image(source, groups, bits)
     shift = None if shifts == 1 else _channel_shift(f["exponent"], shifts, image, channels[1])
     gemms = []
@@ -118,13 +119,12 @@ def _result_index(
     return index
 
 
-def _weight_share(ranges: tuple[Range, Range], groups: int) -> tuple[Shared, int]:
-    """What the weights take of shifts, which belong to the channels of the other operand, and the
-    bits of a plane."""
-    nibbles = shares(ranges[1], groups, NIBBLE)
+def _share(ranges: tuple[Range, Range], groups: int, side: int) -> tuple[Shared, int]:
+    """What the operand `side` takes of shifts, all of them, and the bits of a plane."""
+    nibbles = shares(ranges[side], groups, NIBBLE)
     if gemm_nibbles.fit(ranges, (Shared(), nibbles)):
         return nibbles, NIBBLE
-    return shares(ranges[1], groups), BYTE
+    return shares(ranges[side], groups), BYTE
 
 
 def _channel_shift(exponents: Array, groups: int, image: Packed, channels: int) -> Shift:
@@ -152,22 +152,23 @@ def conv_wgrad(spec: KernelSpec) -> object:
 
 
 def _weight_product(spec: KernelSpec, f: grid.Function, g: Geometry, finish: Finish) -> None:
-    taps = Taps(f["x"], g)
+    """The gradient takes the shifts, which belong to pixels: it is packed for them, or as nibbles.
+    The taps of the input are joined to nibbles as they are brought."""
+    exponent = f.get("exponent")
+    groups = 1 if exponent is None else spec["shift_groups"]
+    ranges = spec.ranges("g", "x")
+    shared, bits = _share(ranges, groups, 0)
+    taps = Taps(f["x"], g, BYTE // bits)
     pitch = f["g"].shape[3]
     gradient = Matrix(f["g"], g.outputs, taps.steps, 1, pitch, g.outputs if g.groups > 1 else 0)
     a: list[Operand] = [gradient]
-    exponent, groups = f.get("exponent"), spec["shift_groups"]
-    if exponent is not None and groups > 1 and taps.steps:
-        exponents: Array = exponent
-
-        def shift(z: Expr, k: Expr) -> Expr:
-            return groups - 1 - grid.cast(exponents[k], "int32")
-
-        a = list(packed(gradient, g.groups, shares(spec.ranges("g", "x")[0], groups), shift))
-    signed = (f["g"].dtype == "int8", f["x"].dtype == "int8")
+    if taps.steps and (groups > 1 or bits == NIBBLE):
+        shift = None if groups == 1 else exponent_shift(exponent, groups, 0, 1)
+        a = list(packed(gradient, g.groups, shared, shift, bits))
+    signed = signs(f["g"], f["x"], ranges, bits)
 
     def index(z: Expr, m: Expr, n: Expr) -> Expr:
         tap, channel = tirx.floordiv(n, g.inputs), tirx.floormod(n, g.inputs)
         return ((z * g.outputs + m) * g.inputs + channel) * g.taps + tap
 
-    emit([(Gemm(a, [taps], signed, g.groups), index)], spec["k_chunk"] > 0, finish)
+    emit([(Gemm(a, [taps], signed, g.groups, bits), index)], spec["k_chunk"] > 0, finish)

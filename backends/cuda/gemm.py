@@ -37,8 +37,8 @@ _HALVES = KS // 32
 _SMALL, _LARGE = 64, 1024
 ENOUGH_BLOCKS = 256
 """Blocks that keep a GPU busy: with fewer a long reduction is cut."""
-LEAST_TILES = 8
-"""Tiles along k of a slice, at least."""
+LEAST_STEPS = 512
+"""Steps of k of a slice, at least."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ class Gemm:
     def slices(self, most_tiles: int) -> int:
         """Parts of the reduction, each of `most_tiles` at most."""
         wanted = -(-ENOUGH_BLOCKS // max(self.blocks(), 1))
-        return max(1, min(wanted, self.tiles // LEAST_TILES), -(-self.tiles // most_tiles))
+        most = self.tiles * KS * BYTE // self.bits // LEAST_STEPS
+        return max(1, min(wanted, most), -(-self.tiles // most_tiles))
 
     def launch(self, results: Results, slices: int = 1) -> None:
         """One launch, if there are results."""

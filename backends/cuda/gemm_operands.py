@@ -8,7 +8,7 @@ the element is zero. That is a convolution without a copy of its windows (implic
 
 from dataclasses import dataclass, replace
 from math import gcd
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from tvm import tirx
 
@@ -67,6 +67,11 @@ class Operand(Protocol):
         ...
 
     @property
+    def per_byte(self) -> int:
+        """Steps that are joined to a byte of a tile as it is brought: 1, or 2 nibbles."""
+        ...
+
+    @property
     def rows(self) -> int:
         """Rows of it."""
         ...
@@ -116,6 +121,7 @@ class Matrix:
     k_step: int
     z_step: int
     start: int = 0
+    per_byte: ClassVar[int] = 1
 
     @property
     def along(self) -> int:
@@ -157,8 +163,8 @@ class Matrix:
 class Image:
     """A tensor (N, H, W, C) whose z-th `channels` channels are read."""
 
-    def __init__(self, array: Array, channels: int) -> None:
-        self.array, self.channels = array, channels
+    def __init__(self, array: Array, channels: int, per_byte: int = 1) -> None:
+        self.array, self.channels, self.per_byte = array, channels, per_byte
         self.images, self.height, self.width, self.pitch = array.shape
 
     @property
@@ -211,10 +217,11 @@ class Windows(Image):
 
 class Taps(Image):
     """The rows are taps, then channels; k goes over the results of a convolution: what the
-    gradient of a weight is multiplied with."""
+    gradient of a weight is multiplied with. Results are pixels: with `per_byte` 2 a byte of a tile
+    has what a tap meets at two of them, which lie in one byte nowhere in memory."""
 
-    def __init__(self, array: Array, geometry: Geometry) -> None:
-        super().__init__(array, geometry.inputs)
+    def __init__(self, array: Array, geometry: Geometry, per_byte: int = 1) -> None:
+        super().__init__(array, geometry.inputs, per_byte)
         self.geometry = geometry
         self.axes: tuple[Axis, Axis] = (geometry.rows, geometry.columns)
         self.rows = geometry.taps * self.channels
@@ -242,7 +249,7 @@ class Kernel:
     channels, and of channels as the image has them, with zeros behind. Steps in memory: `row_step`
     from a row to the next, `channel_step` from a channel, `z_step` from a group."""
 
-    along, across, adjacent = 1, 1, False
+    per_byte, along, across, adjacent = 1, 1, 1, False
 
     def __init__(
         self,

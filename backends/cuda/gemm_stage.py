@@ -10,6 +10,9 @@ depends on how an operand lies:
     Columns  neighbouring rows lie side by side, on any boundary
     Bytes    anything else
 
+What is multiplied as nibbles and lies as bytes is joined on the way, two steps to a byte
+(`per_byte`): by blocks, which have eight steps then, columns or bytes.
+
 A tile is brought in two parts: `load` begins it before the products of another tile, `store` ends
 it after them. What is in between is in registers, or under way.
 """
@@ -77,6 +80,11 @@ class Tile:
             kept.store(i, part(i))
         return kept
 
+    def word_steps(self, k: Expr) -> Parts:
+        """The steps of the word at byte k of a row."""
+        per_byte = self.operand.per_byte
+        return self.parts(WORD * per_byte, lambda i: self.step(k * per_byte + i))
+
     @property
     def words(self) -> Array:
         """The operand's memory as words."""
@@ -99,13 +107,16 @@ class Loader(Protocol):
 def loader(tile: Tile, on: Architecture) -> Loader:
     """The best way for a tile."""
     operand = tile.operand
-    if operand.along % CHUNK == 0:
+    whole = operand.along if operand.per_byte == 1 else 1
+    if whole % CHUNK == 0:
         return _Copies(tile) if on.cp_async else _Vectors(tile)
     if operand.across % WORD == 0:
         return _Blocks(tile)
-    if operand.along % WORD == 0:
+    if whole % WORD == 0:
         return _Words(tile)
-    return _Columns(tile) if operand.adjacent else _Bytes(tile)
+    if operand.adjacent:
+        return _Columns(tile) if operand.per_byte == 1 else _ColumnsInOrder(tile)
+    return _Bytes(tile)
 
 
 class _Chunks:
@@ -204,9 +215,8 @@ class _Bytes(_Words):
     """A thread makes words of the bytes of some rows."""
 
     def load(self, k: Expr, to: Expr) -> None:
-        """Four loads for each word."""
-        first = k + self.word * WORD
-        steps = self.tile.parts(WORD, lambda byte: self.tile.step(first + byte))
+        """A load for each step of a word."""
+        steps = self.tile.word_steps(k + self.word * WORD)
         with grid.unrolled(self.count) as i:
             self.held.store(i, joined(self.tile.operand, self.rows[i], steps))
 
@@ -222,10 +232,9 @@ class _Columns:
         self.held = grid.slots(self.count, "int32")
 
     def load(self, k: Expr, to: Expr) -> None:
-        """Four loads for each word."""
+        """A load for each step of a word."""
         with grid.unrolled(self.count) as i:
-            first = k + (self.word + i * self.apart) * WORD
-            steps = self.tile.parts(WORD, lambda byte: self.tile.step(first + byte))
+            steps = self.tile.word_steps(k + (self.word + i * self.apart) * WORD)
             self.held.store(i, joined(self.tile.operand, self.rows[0], steps))
 
     def store(self, to: Expr) -> None:
@@ -235,22 +244,40 @@ class _Columns:
             intrinsics.store_shared(grid.cast(at, "uint32"), self.held[i])
 
 
+class _ColumnsInOrder(_Columns):
+    """The same word by word, each stored at once: the loads of nibbles, twice as many, would take
+    more registers than there are."""
+
+    def load(self, k: Expr, to: Expr) -> None:
+        """All of it."""
+        with grid.serial(self.count, "word") as i:
+            word = self.word + i * self.apart
+            value = joined(self.tile.operand, self.rows[0], self.tile.word_steps(k + word * WORD))
+            at = to + word_place(self.row, word)
+            intrinsics.store_shared(grid.cast(at, "uint32"), value)
+
+    def store(self, to: Expr) -> None:
+        """Nothing is left."""
+
+
 def joined(operand: Operand, row: Part, steps: Parts) -> Expr:
-    """The word of a row's elements at four steps."""
+    """The word of a row's elements at its steps."""
     word = grid.slots(1, "int32")
     word.store(0, grid.zero("int32"))
-    with grid.unrolled(WORD, "byte") as byte:
-        at, there = operand.at(row, steps[byte])
-        value = tirx.bitwise_and(grid.cast(operand.array[at], "int32"), grid.const(255, "int32"))
+    bits = 8 // operand.per_byte
+    low = grid.const((1 << bits) - 1, "int32")
+    with grid.unrolled(WORD * operand.per_byte, "step") as i:
+        at, there = operand.at(row, steps[i])
+        value = tirx.bitwise_and(grid.cast(operand.array[at], "int32"), low)
         read = tirx.if_then_else(there, value, grid.zero("int32"))
-        moved = tirx.shift_left(grid.cast(read, "uint32"), grid.cast(byte * 8, "uint32"))
+        moved = tirx.shift_left(grid.cast(read, "uint32"), grid.cast(i * bits, "uint32"))
         word.store(0, tirx.bitwise_or(word[0], grid.cast(moved, "int32")))
     return word[0]
 
 
 class _Blocks:
-    """A thread brings blocks of four rows and four steps, which it reads as words of four rows:
-    neighbours take neighbouring rows."""
+    """A thread brings blocks of four rows and the steps of a word, which it reads as words of four
+    rows: neighbours take neighbouring rows."""
 
     def __init__(self, tile: Tile) -> None:
         groups = tile.rows // WORD
@@ -258,24 +285,35 @@ class _Blocks:
         self.first = tirx.floormod(tile.thread, groups) * WORD
         self.word, self.apart = tirx.floordiv(tile.thread, groups), tile.threads // groups
         self.rows = tile.parts(1, lambda _: tile.row(self.first))
-        self.words, self.held = tile.words, grid.slots(self.count * WORD, "int32")
+        self.steps = WORD * tile.operand.per_byte
+        self.words, self.held = tile.words, grid.slots(self.count * self.steps, "int32")
 
     def load(self, k: Expr, to: Expr) -> None:
-        """A word for each of four steps."""
-        first = k + self.word * WORD
-        with grid.unrolled(self.count) as i, grid.unrolled(WORD, "step") as j:
-            step = self.tile.step(first + i * (self.apart * WORD) + j).kept()
+        """A word for each step."""
+        first = k * self.tile.operand.per_byte + self.word * self.steps
+        with grid.unrolled(self.count) as i, grid.unrolled(self.steps, "step") as j:
+            step = self.tile.step(first + i * (self.apart * self.steps) + j).kept()
             at, there = self.tile.operand.at(self.rows[0], step)
             word = self.words[in_words(at)]
-            self.held.store(i * WORD + j, tirx.if_then_else(there, word, grid.zero("int32")))
+            self.held.store(i * self.steps + j, tirx.if_then_else(there, word, grid.zero("int32")))
 
     def store(self, to: Expr) -> None:
         """A word for each of four rows."""
         with grid.unrolled(self.count) as i:
-            words = [self.held[i * WORD + j] for j in range(WORD)]
+            words = [self.held[i * self.steps + j] for j in range(self.steps)]
+            if self.steps > WORD:
+                words = [nibbles(*words[j : j + 2]) for j in range(0, self.steps, 2)]
             for row, word in enumerate(transposed(words)):
                 at = to + word_place(self.first + row, self.word + i * self.apart)
                 intrinsics.store_shared(grid.cast(at, "uint32"), word)
+
+
+def nibbles(low: Expr, high: Expr) -> Expr:
+    """The low nibbles of the bytes of two words, those of the second above those of the first."""
+    mask = grid.const(0x0F0F0F0F, "uint32")
+    low, high = (tirx.bitwise_and(grid.cast(word, "uint32"), mask) for word in (low, high))
+    moved = tirx.shift_left(high, grid.const(4, "uint32"))
+    return grid.keep(grid.cast(tirx.bitwise_or(low, moved), "int32"))
 
 
 def transposed(words: list[Expr]) -> list[Expr]:

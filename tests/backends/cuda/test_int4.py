@@ -14,9 +14,11 @@ from sqcompile.backends.cuda import (
     gemm_images,
     gemm_nibbles,
     gemm_shift,
+    gemm_stage,
     grid,
 )
 from sqcompile.backends.cuda.architectures import ARCHITECTURES
+from sqcompile.backends.cuda.gemm_operands import Taps
 from sqcompile.ops import OPS
 from tests.backends.cases import U8, Case, Ranged, Source
 from tests.backends.cases_product import SAME, Convolution
@@ -35,11 +37,15 @@ NAMES = (
     "conv_fprop_dequantize-9x8x8x16-32x16x3x3-1x1x1x1-4-4",
     "conv_dgrad_dequantize-2x10x10x64-80x64x3x3-2x2x1x1-4-4",
     "conv_fprop_sums-grouped-2x6x6x64-20x64x1x1-2x2x1x1-4-3",
+    # gradients of weights: shifts of pixels, a stride, and an epilogue; no shifts
+    "conv_wgrad-2x10x10x64-80x64x3x3-2x2x1x1-4-4",
+    "conv_wgrad_dequantize-grouped-9x8x8x16-32x16x3x3-1x1x1x1-4-3",
+    "conv_wgrad_dequantize-grouped-4x8x8x32-32x32x3x3-1x1x1x1-4-1",
 )
 BYTES = (
-    # one operand is wider; pixels along the reduction
+    # one operand is wider
     "shift_matmul-s8-u4-G5-n-0",
-    "conv_wgrad-2x10x10x64-80x64x3x3-2x2x1x1-4-4",
+    "conv_wgrad_dequantize-grouped-5x9x7x3-5x3x3x3-1x1x1x1-6-3",
 )
 
 
@@ -66,6 +72,19 @@ def _odd(s: Source) -> list[Any]:
     return [*c.fprop(s), s.integers(0, 2, 1, 1, 1, 18), 3]
 
 
+def _pixels(s: Source) -> list[Any]:
+    """An odd number of pixels, channels that are no whole words, and one tap."""
+    return Convolution((3, 5, 7, 6), 10, (1, 1), bits=4, shift_groups=4).wgrad(s)
+
+
+def _taps(s: Source) -> list[Any]:
+    """Groups of channels, dilation, padding, shifts as far as two planes go, sums of 64 bits; both
+    operands are signed."""
+    shape = {"kernel": (3, 2), "stride": (2, 1), "padding": (1, 0), "dilation": (1, 2)}
+    groups = {"groups": 2, "k_chunk": 3, "shift_groups": 5}
+    return Convolution((3, 9, 7, 8), 6, **shape, **groups, bits=4, signed=True).wgrad(s)
+
+
 def _more() -> dict[str, Case]:
     signed, unsigned = (4, True), (4, False)
     made = {}
@@ -74,6 +93,8 @@ def _more() -> dict[str, Case]:
         ("shift_matmul", _planes, (signed, signed)),
         ("conv_fprop", _halves, (unsigned, signed)),
         ("conv_fprop", _odd, (unsigned, signed)),
+        ("conv_wgrad", _pixels, (signed, unsigned)),
+        ("conv_wgrad", _taps, (signed, signed)),
     ):
         entry = OPS[f"sq::{op}"]
         name = f"{op}{make.__name__}"
@@ -86,7 +107,10 @@ FOUND = {case.name: case for case in all_cases()} | MORE
 CASES = [FOUND[name] for name in (*NAMES, *MORE)]
 
 
-ON_SM_75 = (CASES[1], FOUND["shift_matmul_unsigned"], FOUND["conv_fprop_halves"])
+ON_SM_75 = (
+    *(CASES[1], FOUND["shift_matmul_unsigned"]),
+    *(FOUND["conv_fprop_halves"], FOUND["conv_wgrad_taps"]),
+)
 """Which always run there, by four m8n8k32 for each m16n8k64: of matrices and images, of signed and
 unsigned integers, of two planes and one."""
 
@@ -179,8 +203,9 @@ def test_the_option_has_code_of_its_own() -> None:
         assert architectures.current().int4
 
 
-MUTATED = FOUND[NAMES[-1]]
+MUTATED = FOUND["conv_fprop_sums-grouped-2x6x6x64-20x64x1x1-2x2x1x1-4-3"]
 _WORD = gemm_shift.word_of
+_JOINED = gemm_stage.nibbles
 IN_PTX = {"an unsigned operand as signed": change(r"\.s32\.u4\.", lambda _: ".s32.s4.", FIRST)}
 IN_GENERATOR = {
     "pairs in another order": Patch(
@@ -213,3 +238,32 @@ def test_the_kernel_is_right(mutants: Mutants) -> None:
 @pytest.mark.parametrize("name", [*IN_PTX, *IN_GENERATOR])
 def test_a_mutation_is_found(name: str, mutants: Mutants) -> None:
     assert not mutants.right(name)
+
+
+OF_PIXELS = {
+    "pixels of a pair exchanged": Patch(
+        gemm_stage, "nibbles", lambda low, high: _JOINED(high, low)
+    ),
+    "the second pixels of pairs lost": Patch(
+        gemm_stage, "nibbles", lambda low, high: _JOINED(low, grid.zero("int32"))
+    ),
+    "signs that leave their nibble": Patch(
+        gemm_stage, "nibbles", lambda low, high: grid.keep(tirx.bitwise_or(low, high * 16))
+    ),
+    "pixels one to a byte": Patch(conv, "Taps", lambda x, g, per_byte: Taps(x, g)),
+}
+
+
+@pytest.fixture(scope="module")
+def mutants_of_pixels() -> Mutants:
+    require_tool("g++")
+    return Mutants.of(MORE["conv_wgrad_taps"], "sm_80", {}, OF_PIXELS, int4=True)
+
+
+def test_the_kernel_of_pixels_is_right(mutants_of_pixels: Mutants) -> None:
+    assert mutants_of_pixels.right("right")
+
+
+@pytest.mark.parametrize("name", OF_PIXELS)
+def test_a_mutation_of_pixels_is_found(name: str, mutants_of_pixels: Mutants) -> None:
+    assert not mutants_of_pixels.right(name)
