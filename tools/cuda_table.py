@@ -166,13 +166,13 @@ def table(found: Mapping[str, Products]) -> str:
     return "\n".join(lines)
 
 
-def written(page: str, text: str) -> str:
+def written(page: str, text: str, begin: str = BEGIN) -> str:
     """A page with the text between its two marks."""
-    before, mark, rest = page.partition(BEGIN)
+    before, mark, rest = page.partition(begin)
     _, end, after = rest.partition(END)
     if not mark or not end:
-        raise click.UsageError(f"the page has no place for the table: {BEGIN} ... {END}")
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+        raise click.UsageError(f"the page has no place for the table: {begin} ... {END}")
+    return f"{before}{begin}\n\n{text}\n\n{END}{after}"
 
 
 @click.command()

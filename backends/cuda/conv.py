@@ -154,16 +154,16 @@ def conv_wgrad(spec: KernelSpec) -> object:
 def _weight_product(spec: KernelSpec, f: grid.Function, g: Geometry, finish: Finish) -> None:
     """The gradient takes the shifts, which belong to pixels: it is packed for them, or as nibbles.
     The taps of the input are joined to nibbles as they are brought."""
-    exponent = f.get("exponent")
-    groups = 1 if exponent is None else spec["shift_groups"]
+    exponent, groups, shift = f.get("exponent"), spec["shift_groups"], None
+    if exponent is not None and groups > 1:
+        shift = exponent_shift(exponent, groups, 0, 1)
     ranges = spec.ranges("g", "x")
-    shared, bits = _share(ranges, groups, 0)
+    shared, bits = _share(ranges, groups if shift else 1, 0)
     taps = Taps(f["x"], g, BYTE // bits)
     pitch = f["g"].shape[3]
     gradient = Matrix(f["g"], g.outputs, taps.steps, 1, pitch, g.outputs if g.groups > 1 else 0)
     a: list[Operand] = [gradient]
-    if taps.steps and (groups > 1 or bits == NIBBLE):
-        shift = None if groups == 1 else exponent_shift(exponent, groups, 0, 1)
+    if taps.steps and (shift or bits == NIBBLE):
         a = list(packed(gradient, g.groups, shared, shift, bits))
     signed = signs(f["g"], f["x"], ranges, bits)
 

@@ -6,8 +6,8 @@ before the product and the instruction differ.
 
 Both operands must be packed, because tensors hold a byte for each integer. A matrix is packed as
 those that take group shifts are; an image keeps its layout (see `gemm_images`). In a weight
-gradient, whose steps are pixels, what is a pair for one tap is none for the next: it stays in
-bytes.
+gradient, whose steps are pixels, what is a pair for one tap is none for the next: the image stays
+as it is, and its pixels are joined while a tile is brought (see `gemm_stage`).
 
 A shifted integer has more than 4 bits: it is cut into planes, as wide ones are into bytes. Two
 planes of nibbles take as many instructions as one of bytes, but half of the other operand's

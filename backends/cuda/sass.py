@@ -28,8 +28,9 @@ _ADDRESS = re.compile(r"^(\s+/\*)([0-9a-f]{4,})(?=\*/)")
 _JUMP = re.compile(r"(\b(?:BRA|CALL|RET|BSSY|BRX|JMP|WARPSYNC)\b[^;]*?)\b0x([0-9a-f]+)(?=\s*;)")
 _SECTION = re.compile(r"^\.text\.(\S+):$", re.MULTILINE)
 _INSTRUCTION = re.compile(
-    r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.M
+    r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.M
 )
+_BRANCH = re.compile(r"/\*([0-9a-f]{4,})\*/[^;]*?\bBRA\b[^;]*?\b0x([0-9a-f]+)\s*;")
 _PADDING = ("NOP",)
 _EXPANDED = re.compile(r"\b(?:fma|div|rcp|sqrt)\.rn\.f(?:32|64)\b")
 """PTX whose machine code multiplies and adds in one instruction, rounded as IEEE wants."""
@@ -144,9 +145,23 @@ def instructions(sass: str) -> dict[str, Counter[str]]:
     ("IMMA.16832.S8.S8"); what pads a function is left out."""
     parts = _SECTION.split(sass)[1:]
     return {
-        name: Counter(one for one in _INSTRUCTION.findall(body) if one not in _PADDING)
+        name: Counter(one for _, one in _INSTRUCTION.findall(body) if one not in _PADDING)
         for name, body in zip(parts[::2], parts[1::2], strict=True)
     }
+
+
+def tensor_loops(sass: str) -> dict[str, Counter[str]]:
+    """How often the shortest loop with an instruction of the tensor cores holds each instruction,
+    by the device function that has one."""
+    parts = _SECTION.split(sass)[1:]
+    found = {}
+    for name, body in zip(parts[::2], parts[1::2], strict=True):
+        placed = [(int(at, 16), one) for at, one in _INSTRUCTION.findall(body)]
+        jumps = [(int(at, 16), int(to, 16)) for at, to in _BRANCH.findall(body)]
+        loops = [Counter(one for at, one in placed if to <= at <= end) for end, to in jumps]
+        if multiplying := [loop for loop in loops if uses_tensor_cores(loop)]:
+            found[name] = min(multiplying, key=Counter.total)
+    return found
 
 
 def mix(found: Mapping[str, int]) -> dict[str, int]:

@@ -58,11 +58,20 @@ MODELS = {
     ),
 }
 OFTEN = ("digits", "small-gpt", "limited")
+ALL_4_BIT = replace(Recipe.load("w4a4g4"), name="all-4-bit", rules=())
 INT4 = {
     "two-layers": Model(
         lambda: nn.Sequential(nn.Linear(70, 12), nn.ReLU(), nn.Linear(12, 5)),
         lambda: (torch.randn(9, 70),),
-        replace(Recipe.load("w4a4g4"), name="all-4-bit", rules=()),
+        ALL_4_BIT,
+    ),
+    "two-convolutions": Model(
+        lambda: nn.Sequential(
+            *(nn.Conv2d(4, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+            nn.Conv2d(8, 12, 3, stride=2),
+        ),
+        lambda: (torch.randn(2, 4, 7, 5),),
+        ALL_4_BIT,
     ),
     "digits-int4": MODELS["digits"],
     "gpt-int4": replace(MODELS["gpt"], recipe="w4a4g4"),
@@ -71,6 +80,8 @@ INT4 = {
     ),
 }
 """Steps with products of nibbles; the first always runs."""
+OF_CONVOLUTIONS = ("two-convolutions", "digits-int4")
+"""Those with convolutions whose operands all have 4 bits."""
 
 
 def compiled(
@@ -107,9 +118,15 @@ def test_every_bit_of_a_step_of_nibbles_is_that_of_the_reference(name: str) -> N
     require_tool("g++")
     step, inputs = compiled(INT4[name], "cuda", arch=ARCH, int4=True)
     executable = step.prepare(*inputs).executable
-    sources = [text for file, text in executable.binary.sources.items() if file.endswith(".cu")]
-    used = "".join(text.partition('extern "C"')[2] for text in sources)
+    sources = {
+        file: text.partition('extern "C"')[2]
+        for file, text in executable.binary.sources.items()
+        if file.endswith(".cu")
+    }
+    used = "".join(sources.values())
     assert "sq_m16n8k64_u4_s4" in used and "sq_m16n8k64_s4_s4" in used
+    gradients = [text for file, text in sources.items() if "conv_wgrad" in file]
+    assert any("sq_m16n8k64_s4" in text for text in gradients) == (name in OF_CONVOLUTIONS)
     executable.emulate(ARCH)
     assert sqcompile.verify(step, inputs).equal
 

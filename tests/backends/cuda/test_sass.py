@@ -57,6 +57,22 @@ def test_the_instruction_mix_names_tensor_instructions_in_full() -> None:
     assert sass.uses_tensor_cores(found) and not sass.uses_tensor_cores({"IDP.4A.S8.S8": 1})
 
 
+def test_the_loop_of_tensor_cores_is_the_shortest_that_multiplies() -> None:
+    text = """.text.f:
+        /*0000*/                   S2R R0, SR_TID.X ;
+        /*0010*/                   LDSM.16.M88.4 R4, [R0] ;
+        /*0020*/              @!P0 LDG.E R1, [R2.64] ;
+        /*0030*/                   IMMA.16864.S4.U4 R8, R4.ROW, R6.COL, R8 ;
+        /*0040*/               @P1 BRA 0x20 ;
+        /*0050*/               @P2 BRA 0x10 ;
+        /*0060*/                   BRA 0x60 ;
+.text.g:
+        /*0000*/                   IMMA.16864.S4.U4 R8, R4.ROW, R6.COL, R8 ;
+        /*0010*/                   EXIT ;
+"""
+    assert sass.tensor_loops(text) == {"f": {"LDG.E": 1, "IMMA.16864.S4.U4": 1, "BRA": 1}}
+
+
 @pytest.mark.parametrize(
     "body",
     [
