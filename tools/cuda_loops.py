@@ -32,6 +32,11 @@ Loops = dict[str, Counter[str]]
 """Instructions of a loop, by the product's name."""
 
 
+def weight_gradients(model: str, target: targets.Target) -> list[KernelRecord]:
+    """Those of a model's training step."""
+    return [one for one in products(model, target) if "conv_wgrad" in one.op]
+
+
 def loops(records: list[KernelRecord], arch: str, int4: bool) -> Loops:
     """The loop of every product on one architecture, an entry for each instruction."""
     target = targets.get("cuda", arch=arch, int4=int4)
@@ -84,9 +89,7 @@ def table(records: list[KernelRecord], names: list[str]) -> str:
 @click.option("--write", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def main(model: str, arch: str, write: Path | None) -> None:
     """Print the table, or write it into a page."""
-    found = products(model, targets.get("cuda", arch=arch))
-    records = [one for one in found if one.spec.short_name.startswith("conv_wgrad")]
-    text = table(records, arch.split(","))
+    text = table(weight_gradients(model, targets.get("cuda", arch=arch)), arch.split(","))
     if write is None:
         print(text)
     else:
