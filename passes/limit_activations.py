@@ -76,8 +76,9 @@ def _end(editor: Editor, x: Node, magnitude: Node, limit: float) -> Node:
     every = list(range(len(shape(x))))
     total = editor.call(ordered_sum, magnitude, every, True, like=x)
     there = editor.call(aten.ne.Scalar, x, 0, like=x)
-    for axes in (every[:-1], every[-1:]):  # vectors of the last axis first
-        there = editor.call(aten.sum.dim_IntList, there, axes, True, like=x)
+    for axes in (every[1:-1], every[:1], every[-1:]):  # in parallel over images, in vectors
+        if axes:
+            there = editor.call(aten.sum.dim_IntList, there, axes, True, like=x)
     count = editor.call(aten._to_copy.default, there, like=x)
     count.kwargs = {"dtype": torch.float32}
     update_value(count)

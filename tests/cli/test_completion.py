@@ -49,7 +49,10 @@ def asked(line, folder):
     [
         ("sqcompile ex", [("plain", "examine")]),
         ("sqcompile mod", [("file", "mod")]),
-        ("sqcompile compile net.py --recipe w", [("plain", "w4a4g4"), ("plain", "w6a6g6")]),
+        (
+            "sqcompile compile net.py --recipe w",
+            [("plain", "w4a4g4"), ("plain", "w4a4g4-limited"), ("plain", "w6a6g6")],
+        ),
         ("sqcompile net.py --target cu", [("plain", "cuda")]),
         ("sqcompile examine --hw ultra96-int4-", [("plain", "ultra96-int4-out32")]),
         ("sqcompile vta dis", [("plain", "disasm")]),
