@@ -17,6 +17,8 @@ import click
 import pytest
 
 from sqcompile.cli import commands
+from sqcompile.passes.pipeline import PARTS, integer_training
+from sqcompile.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITTEN = sorted(
@@ -139,3 +141,18 @@ CHECKS = {"sqcompile": _sqcompile, "make": _make, "python": _python}
 def test_the_page_of_examples_has_all_of_them() -> None:
     listed = set(re.findall(r"\.\./examples/(\w+\.py)", text_of("docs/examples.md")))
     assert listed == {path.name for path in ROOT.glob("examples/*.py")}
+
+
+def test_stages_have_the_numbers_that_pages_give_them() -> None:
+    passes = [one.name for one in integer_training(Recipe())]
+    names = ["captured", *passes, *PARTS]
+    pages = [*ROOT.glob("docs/*.md"), ROOT / "README.md"]
+    named = {
+        (int(number), name)
+        for page in pages
+        for number, name in re.findall(r"`(\d\d)_(\w+)\.txt`", page.read_text())
+    }
+    assert named and named <= set(enumerate(names))
+    assert f">{len(passes)} passes<" in (ROOT / "docs/pipeline.svg").read_text()
+    design = (ROOT / "docs/design.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", design, re.M)[: len(passes)] == passes
