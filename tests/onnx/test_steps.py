@@ -11,6 +11,7 @@ import sqcompile
 from sqcompile.errors import UsageError
 from sqcompile.onnx.export import build, export
 from sqcompile.ops import OPS
+from sqcompile.recipe import Recipe
 from sqcompile.runtime import graph_file
 from tests.models import MODELS, make
 from tests.onnx.runs import run, same
@@ -128,6 +129,15 @@ def test_a_small_gpt_has_the_bits_of_the_references(monkeypatch):
     assert [compare(source, inputs) for source in found.values()] == [7, 7, 14]
 
 
+def test_limited_activations_have_the_bits_of_the_references():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(12, 8), torch.nn.ReLU(), torch.nn.Linear(8, 5))
+    recipe = Recipe("limited", activation_limit=1.5, activation_groups=3, rules=())
+    inputs = (torch.randn(6, 12),)
+    for source in sources(model, inputs, recipe).values():
+        assert compare(source, inputs)
+
+
 def test_inputs_of_functions_are_the_arguments_of_ops(run_folder):
     """A viewer shows a batch norm's inputs as gamma and beta, not as x_2 and x_3."""
     norms = []
@@ -146,7 +156,7 @@ def test_a_step_that_lacks_the_graph_is_refused(step):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("recipe", ["w4a4g4", "w6a6g6", "w8a8g8"])
+@pytest.mark.parametrize("recipe", ["w4a4g4", "w4a4g4-limited", "w6a6g6", "w8a8g8"])
 @pytest.mark.parametrize("name", [*MODELS, *ZOO, "digits", "vit"])
 def test_every_shared_model(name, recipe, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
