@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
+from sqcompile.ops import product_float
 from sqcompile.ops.reduce import ordered_sum
 from sqcompile.passes.assign_precision import ProductSpec
 from sqcompile.passes.contraction import FLOAT_PRODUCTS
 from sqcompile.passes.editing import (
     Editor,
+    arguments,
     calls,
     copy_graph,
     finish,
@@ -29,7 +31,7 @@ def limit_activations(module: GraphModule) -> GraphModule:
     graph = copy_graph(module)
     editor = Editor(graph)
     limited: dict[tuple[Node, float], _Limited] = {}
-    read_by: dict[tuple[str, int], _Limited] = {}
+    insides: dict[tuple[str, int], Node] = {}
     for node in calls(graph, *FLOAT_PRODUCTS):
         spec: ProductSpec = node.meta["sq"]
         for position, operand in enumerate(spec.operands):
@@ -43,10 +45,12 @@ def limit_activations(module: GraphModule) -> GraphModule:
             found = limited[x, operand.limit]
             node.update_arg(position, found.x)
             if spec.role == "fprop":
-                read_by[spec.module, spec.occurrence] = found
-        found_of = read_by.get((spec.module, spec.occurrence))
-        if spec.role == "dgrad" and found_of and spec.operands[1].kind == "weight":
-            _stop_gradient(editor, node, found_of.inside)
+                with editor.before(node):
+                    inside = _as_gradient(editor, node, found.inside)
+                insides[spec.module, spec.occurrence] = inside
+        stops = insides.get((spec.module, spec.occurrence))
+        if spec.role == "dgrad" and stops is not None and spec.operands[1].kind == "weight":
+            _stop_gradient(editor, node, stops)
     return finish(graph)
 
 
@@ -85,6 +89,14 @@ def _end(editor: Editor, x: Node, magnitude: Node, limit: float) -> Node:
     count = editor.call(aten.clamp.default, count, 1.0, like=x)
     end = editor.call(aten.mul.Tensor, total, limit, like=x)
     return editor.call(aten.div.Tensor, end, count, like=x, name=f"{x.name}_end")
+
+
+def _as_gradient(editor: Editor, fprop: Node, inside: Node) -> Node:
+    """`inside` in the layout of the input gradient: rows of features, where x may be read with its
+    axes swapped."""
+    if is_call(fprop, product_float.matmul) and arguments(fprop)["transpose_a"]:
+        return editor.call(aten.permute.default, inside, [1, 0], like=inside)
+    return inside
 
 
 def _stop_gradient(editor: Editor, gradient: Node, inside: Node) -> None:

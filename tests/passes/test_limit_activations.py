@@ -87,6 +87,28 @@ def test_behind_a_relu_one_mask_is_kept_for_both():
     assert same(limit_activations(before), after)
 
 
+def test_the_gradient_of_columns_is_rows():
+    """x is read with its axes swapped, and the input gradient has them in their order."""
+    meta = {"y": spec("fprop", UNSIGNED, WEIGHT), "all": spec("dgrad", GRADIENT, WEIGHT)}
+    program = """
+        y = sq.matmul({x}, p_w, None, True, True)
+        all = sq.matmul(g_0, p_w, None, False, False)
+    """
+    signature = "x_0: f32[8, 4], p_w: f32[6, 8], g_0: f32[4, 6] -> y, "
+    before = graph(f"{signature}all", program.format(x="x_0"), **meta)
+    limited = (
+        END.format(x="x_0")
+        + """
+        inside = aten.le.Tensor(x_0, end)
+        rows_inside = aten.permute.default(inside, [1, 0])
+        x = aten.where.self(inside, x_0, end)
+    """
+    )
+    stopped = "dx = aten.where.ScalarOther(rows_inside, all, 0)"
+    after = graph(f"{signature}dx", limited + program.format(x="x") + stopped)
+    assert same(limit_activations(before), after)
+
+
 def test_only_activations_beside_a_weight_are_limited_and_each_once():
     module = graph(
         "x_0: f32[2, 4, 8], x_1: f32[2, 4, 8], x_2: f32[4, 8], p_a: f32[6, 8], p_b: f32[5, 8] "
@@ -105,15 +127,16 @@ def test_only_activations_beside_a_weight_are_limited_and_each_once():
 
 
 class Net(nn.Module):
-    """A product of x and one of its ReLU."""
+    """A product of x, as it lies or with its axes swapped, and one of its ReLU."""
 
-    def __init__(self) -> None:
+    def __init__(self, swapped: bool) -> None:
         super().__init__()
+        self.swapped = swapped
         self.first = nn.Linear(40, 24, bias=False)
         self.second = nn.Linear(24, 9, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(torch.relu(self.first(x)))
+        return self.second(torch.relu(self.first(x.t() if self.swapped else x)))
 
 
 def end_of(x: Tensor) -> Tensor:
@@ -122,27 +145,30 @@ def end_of(x: Tensor) -> Tensor:
     return LIMIT * values[values > 0].mean()
 
 
-def test_a_step_has_the_gradient_of_a_clamp_at_a_constant():
+@pytest.mark.parametrize("swapped", [False, True], ids=["rows", "columns"])
+def test_a_step_has_the_gradient_of_a_clamp_at_a_constant(swapped):
     torch.manual_seed(3)
-    model, x = Net(), torch.randn(32, 40, requires_grad=True)
+    model, x = Net(swapped), torch.randn(40, 40, requires_grad=True)
     recipe = Recipe("fine", 8, 8, 8, groups=1, activation_limit=LIMIT, rules=())
     captured = capture(model, (x,), {})
     integer, _ = run(captured.graph, integer_training(recipe))
-    tangent = torch.randn(32, 9)
+    tangent = torch.randn(40, 9)
     with torch.no_grad():
         values = [*model.parameters(), x.detach(), tangent, torch.tensor([7, 1, 0, 0])]
         results = integer(*values)
     by_name = {(port.kind, port.name): v for port, v in zip(captured.outputs, results, strict=True)}
 
     wide_model, wide = deepcopy(model).double(), x.detach().double().requires_grad_()
-    h = torch.relu(wide_model.first(wide.clamp(-end_of(wide), end_of(wide))))
+    cut = wide.clamp(-end_of(wide), end_of(wide))
+    h = torch.relu(wide_model.first(cut.t() if swapped else cut))
     wide_model.second(h.clamp(max=float(end_of(h)))).backward(tangent.double())
     (dx,) = [v for v in results if v.shape == x.shape]
     pairs = [(dx, wide.grad)]
     pairs += [(by_name["grad", name], p.grad) for name, p in wide_model.named_parameters()]
     for got, wanted in pairs:
         error = (got - wanted).square().mean() / wanted.square().mean()
-        assert float(error.sqrt()) < 0.03  # what 8 bits lose
+        # what 8 bits lose, and what is on the other side of an end in them
+        assert float(error.sqrt()) < 0.1
     outside = (wide.abs() > end_of(wide)).detach()
     assert 0.05 < float(outside.double().mean()) < 0.4
     assert not dx[outside].any() and bool(dx[~outside].any())
