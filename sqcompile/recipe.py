@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from sqcompile.errors import UsageError
 
@@ -26,23 +27,24 @@ stand out by more than the 3 or 4 of a normal distribution carry much of a layer
 ending the grid there cost a small language model 3 points of accuracy (docs/accuracy.md)."""
 
 
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_share(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 < value <= 1  # type: ignore[operator]
+    return _is_number(value) and 0 < value <= 1
 
 
 def _is_limit(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 <= value < float("inf")  # type: ignore[operator]
+    return _is_number(value) and 0 <= value < inf
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and _is_number(value) and value >= 0
 
 
 def _is_step(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 < value < float("inf")  # type: ignore[operator]
+    return _is_number(value) and 0 < value < inf
 
 
 def _check_numbers(record: "Recipe | Rule", what: str) -> None:
