@@ -48,22 +48,26 @@ def test_every_bit_of_a_step_is_the_references(name, mcpu):
     assert names == [name for name, _ in model.named_parameters()]
 
 
+def verified(name, recipe):
+    """A small model's step, whose bits are those of its references."""
+    model, inputs = make(name)
+    step = sqcompile.compile(model, inputs, recipe=recipe)
+    result = sqcompile.verify(step, inputs)
+    assert result.equal, [row for row in result.rows if not row.equal]
+    return step
+
+
 @pytest.mark.parametrize(
     "recipe", ["w4a4g4-limited", "w6a6g6", "w8a8g8", "paper-4bit", "naive-4bit"]
 )
 def test_every_recipe_is_bit_exact(recipe):
-    model, inputs = make("resnet")
-    step = sqcompile.compile(model, inputs, recipe=recipe)
-    assert sqcompile.verify(step, inputs).equal
+    verified("resnet", recipe)
 
 
 @pytest.mark.parametrize("name", ["resnet", "odd", "attention"])
 def test_groups_of_all_activations_are_bit_exact(name):
     recipe = Recipe(name="grouped", activation_clip=0.7, activation_groups=4, rules=())
-    model, inputs = make(name)
-    step = sqcompile.compile(model, inputs, recipe=recipe)
-    result = sqcompile.verify(step, inputs)
-    assert result.equal, [row for row in result.rows if not row.equal]
+    step = verified(name, recipe)
     given = [arguments(node) for graph in step.variants for node in calls(graph.forward, *FORWARD)]
     assert any(one.get("shift_groups", one.get("groups")) == 4 for one in given)
 
@@ -71,10 +75,9 @@ def test_groups_of_all_activations_are_bit_exact(name):
 @pytest.mark.parametrize("name", ["odd", "attention", "gpt"])
 def test_limited_activations_of_either_sign_are_bit_exact(name):
     recipe = Recipe(name="limited", activation_limit=2.0, activation_groups=2, rules=())
-    model, inputs = make(name)
-    step = sqcompile.compile(model, inputs, recipe=recipe)
-    result = sqcompile.verify(step, inputs)
-    assert result.equal, [row for row in result.rows if not row.equal]
+    step = verified(name, recipe)
+    nodes = [node.name for graph in step.variants for node in graph.forward.graph.nodes]
+    assert any(node.endswith("_limited") for node in nodes)
 
 
 @pytest.mark.parametrize("name", ["odd", "attention"])
@@ -82,19 +85,13 @@ def test_exponents_of_tokens_are_bit_exact(name):
     recipe = Recipe(
         name="tokens", activation_clip=0.8, activation_groups=4, activation_tokens=3, rules=()
     )
-    model, inputs = make(name)
-    step = sqcompile.compile(model, inputs, recipe=recipe)
-    result = sqcompile.verify(step, inputs)
-    assert result.equal, [row for row in result.rows if not row.equal]
+    step = verified(name, recipe)
     given = [arguments(n) for graph in step.variants for n in calls(graph.forward, quantize)]
     assert any(one["shift_groups"] == 4 for one in given)
 
 
 def test_as_many_groups_of_activations_as_fit_a_byte_are_bit_exact():
-    model, inputs = make("odd")
-    recipe = Recipe(activation_groups=5, activation_clip=0.5, check_finite=True)
-    step = sqcompile.compile(model, inputs, recipe=recipe)
-    assert sqcompile.verify(step, inputs).equal
+    verified("odd", Recipe(activation_groups=5, activation_clip=0.5, check_finite=True))
 
 
 MASKS = {
