@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout, n
 import sqcompile  # before torch, so that OpenMP's workers sleep when they wait
 
 # isort: split
-from protocols.protocol import Protocol
+from protocols.protocol import Schedule
 from protocols.run import FP32, train
 from protocols.summary import lines, summarise
 from protocols.table import PROTOCOLS
@@ -50,20 +50,26 @@ class Job:
     protocol: str
     recipe: str
     seed: int
-    epochs: int
+    changes: tuple[tuple[str, float], ...]
     data: str | None
     results: str
 
     @property
+    def schedule(self) -> Schedule:
+        """The protocol's, with the changes."""
+        return replace(PROTOCOLS[self.protocol].schedule, **dict(self.changes))
+
+    @property
     def path(self) -> Path:
-        """Where its result is kept."""
-        return Path(self.results) / self.protocol / f"{_name(self.recipe)}-{self.seed}.json"
+        """Where its result is kept; runs of another schedule have a folder of their own."""
+        told = ",".join(f"{name}={value:g}" for name, value in self.changes)
+        return Path(self.results, self.protocol, told, f"{_name(self.recipe)}-{self.seed}.json")
 
     def identity(self) -> dict[str, Any]:
         """What makes a kept result this job's."""
         recipe = None if self.recipe == FP32 else Recipe.load(self.recipe).to_json()
-        schedule = asdict(replace(PROTOCOLS[self.protocol].schedule, epochs=self.epochs))
-        identity = {"recipe": recipe, "schedule": schedule, "version": sqcompile.__version__}
+        identity = {"recipe": recipe, "schedule": asdict(self.schedule)}
+        identity |= {"version": sqcompile.__version__}
         return json.loads(json.dumps(identity))  # as it comes back from a file
 
     @property
@@ -74,7 +80,9 @@ class Job:
 
     def command(self) -> list[str]:
         """The process that makes it."""
-        given = ["--protocol", self.protocol, "--recipe", self.recipe, "--epochs", str(self.epochs)]
+        given = ["--protocol", self.protocol, "--recipe", self.recipe]
+        for name, value in self.changes:
+            given += [f"--{name}", str(value)]
         given += ["--results", self.results, "--one", str(self.seed)]
         return [sys.executable, __file__, *given, *(["--data", self.data] if self.data else [])]
 
@@ -98,7 +106,7 @@ def kept(job: Job) -> dict[str, Any] | None:
 def make(job: Job) -> None:
     """Run a job in this process and keep its result."""
     sqcompile.set_num_threads(1)
-    protocol = _scheduled(job)
+    protocol = replace(PROTOCOLS[job.protocol], schedule=job.schedule)
     recipe = None if job.recipe == FP32 else Recipe.load(job.recipe)
     data = protocol.load(Path(job.data) if job.data else None)
     checkpoint = job.checkpoint
@@ -107,11 +115,6 @@ def make(job: Job) -> None:
     aside.write_text(json.dumps({"identity": job.identity(), **(result or {})}, indent=1) + "\n")
     aside.replace(job.path)
     checkpoint.unlink()
-
-
-def _scheduled(job: Job) -> Protocol:
-    protocol = PROTOCOLS[job.protocol]
-    return replace(protocol, schedule=replace(protocol.schedule, epochs=job.epochs))
 
 
 def made(job: Job) -> dict[str, Any]:
@@ -142,6 +145,9 @@ def results(jobs: Sequence[Job], at_once: int) -> dict[str, list[dict[str, Any]]
 @click.option("--recipe", default=RECIPES, help="Names or JSON files, with commas between.")
 @click.option("--seeds", type=click.IntRange(1), help="How many; the protocol's.")
 @click.option("--epochs", type=click.IntRange(1), help="Instead of the protocol's.")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="The largest learning rate.")
+@click.option("--decay", type=click.FloatRange(0), help="Weight decay.")
+@click.option("--warmup", type=click.FloatRange(0, 1, max_open=True), help="Share of steps.")
 @click.option("--data", type=click.Path(exists=True, file_okay=False), help="Folder of the data.")
 @click.option("--jobs", type=click.IntRange(1), default=1, help="Runs at a time.")
 @click.option("--results", "folder", default="runs/accuracy", help="Where results are kept.")
@@ -153,6 +159,9 @@ def main(
     recipe: str,
     seeds: int | None,
     epochs: int | None,
+    lr: float | None,
+    decay: float | None,
+    warmup: float | None,
     data: str | None,
     jobs: int,
     folder: str,
@@ -162,10 +171,12 @@ def main(
 ) -> None:
     """Run a protocol, print a line for every recipe, write JSON."""
     chosen = PROTOCOLS[protocol]
-    epochs = epochs or chosen.schedule.epochs
+    given = {"epochs": epochs, "lr": lr, "decay": decay, "warmup": warmup}
+    usual = asdict(chosen.schedule)
+    changes = tuple((k, v) for k, v in given.items() if v is not None and v != usual[k])
     try:
         if one is not None:
-            make(Job(protocol, recipe, one, epochs, data, folder))
+            make(Job(protocol, recipe, one, changes, data, folder))
             return
         names = [FP32, *(name.strip() for name in recipe.split(",") if name.strip() != FP32)]
         if len({_name(name) for name in names}) < len(names):
@@ -173,7 +184,7 @@ def main(
                 f"--recipe {recipe}: two recipes have one name; give every file a name of its own"
             )
         planned = [
-            Job(protocol, name, seed, epochs, data, folder)
+            Job(protocol, name, seed, changes, data, folder)
             for seed in range(seeds or chosen.seeds)
             for name in names
         ]
@@ -188,7 +199,7 @@ def main(
         print(line)
     if path is not None:
         told = {"protocol": protocol, "title": chosen.title, "jobs": jobs}
-        told |= {"schedule": asdict(replace(chosen.schedule, epochs=epochs)), "runs": summary}
+        told |= {"schedule": asdict(planned[0].schedule), "runs": summary}
         Path(path).write_text(json.dumps(told, indent=1) + "\n")
 
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import accuracy
@@ -80,7 +80,7 @@ def test_results_are_kept_and_made_again_when_asked(tmp_path):
     assert list(told["runs"]) == ["fp32", "w8a8g8"] and told["schedule"]["epochs"] == 1
     second = run(*arguments)
     assert second.stdout == first.stdout and not second.stderr
-    kept = tmp_path / "digits" / "w8a8g8-0.json"
+    kept = tmp_path / "digits" / "epochs=1" / "w8a8g8-0.json"
     result = json.loads(kept.read_text())
     del result["identity"]["recipe"]["activation_tokens"]
     kept.write_text(json.dumps(result))
@@ -88,15 +88,30 @@ def test_results_are_kept_and_made_again_when_asked(tmp_path):
     result["identity"]["recipe"]["activation_tokens"] = 4
     kept.write_text(json.dumps(result))
     assert "digits w8a8g8" in run(*arguments).stderr
-    assert not list(tmp_path.glob("digits/*.checkpoint"))
+    assert not list(tmp_path.glob("digits/**/*.checkpoint"))
+
+
+def test_a_schedule_of_its_own_is_told_and_kept_apart(tmp_path):
+    arguments = ["--protocol", "digits", "--recipe", "w8a8g8", "--seeds", "1", "--epochs", "1"]
+    arguments += ["--results", str(tmp_path), "--json", str(tmp_path / "out.json")]
+    changed = run(*arguments, "--lr", "0.02", "--decay", "0.1", "--warmup", "0.25")
+    assert changed.returncode == 0, changed.stderr
+    told = json.loads((tmp_path / "out.json").read_text())
+    usual = PROTOCOLS["digits"].schedule
+    assert told["schedule"] == asdict(replace(usual, epochs=1, lr=0.02, decay=0.1))
+    assert len(list(tmp_path.glob("digits/epochs=1,lr=0.02,decay=0.1/*.json"))) == 2
+    assert "digits fp32" in run(*arguments).stderr  # the usual rate: nothing is taken from there
 
 
 def test_a_run_of_another_recipe_or_schedule_does_not_go_on_from_ones_checkpoint(tmp_path):
     recipe = tmp_path / "mine.json"
     recipe.write_text('{"name": "mine"}')
-    job = accuracy.Job("digits", str(recipe), 0, 2, None, str(tmp_path))
+    job = accuracy.Job("digits", str(recipe), 0, (("epochs", 2),), None, str(tmp_path))
     first = job.checkpoint
-    assert first == job.checkpoint != replace(job, epochs=3).checkpoint
+    assert first == job.checkpoint
+    for other in ((("epochs", 3),), (("epochs", 2), ("lr", 0.2)), ()):
+        assert replace(job, changes=other).checkpoint != first
+        assert replace(job, changes=other).path != job.path
     recipe.write_text('{"name": "mine", "activation_clip": 0.5}')
     assert job.checkpoint != first
 
