@@ -56,9 +56,9 @@ def is_tiny(r: Expr) -> Expr:
 
 
 def inverse(outer: Expr) -> Expr:
-    """1 / outer, or 1 where outer counts as zero."""
-    one = same(1.0, "float32", outer)
-    return builder.select(is_tiny(outer), one, one / outer)
+    """1 / outer, or 0 where outer counts as zero."""
+    zero, one = same(0.0, "float32", outer), same(1.0, "float32", outer)
+    return builder.select(is_tiny(outer), zero, one / outer)
 
 
 def unless_tiny(r: Expr) -> Expr:

@@ -11,6 +11,7 @@ from sqcompile.backends.cpu import nest
 from sqcompile.backends.cpu.nest import LANES, Array, Expr
 from sqcompile.backends.cpu.philox import BLOCK, Philox
 from sqcompile.backends.cpu.rounding import below, bits_of, same
+from sqcompile.ops.carried import BELOW_ONE
 
 
 class Starts:
@@ -56,10 +57,10 @@ class Carry:
 
     def step(self, t: Expr) -> Expr:
         """t of the next row (a product behind a fence) -> v = t + c, whose floor is the integer.
-        Then c is what v loses."""
+        Then c is what v loses, below 1."""
         moved = Carry.register(t + self.array[self.at], self.lanes)
         v = moved.array[moved.at]
-        self.array.store(self.at, v - below(v))
+        self.array.store(self.at, tirx.min(v - below(v), same(BELOW_ONE, "float32", v)))
         return v
 
 

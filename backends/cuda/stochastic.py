@@ -14,7 +14,7 @@ from sqcompile.backends.cuda import grid
 from sqcompile.backends.cuda.grid import Array, Expr
 from sqcompile.backends.cuda.philox import Philox
 from sqcompile.backends.rounding import clamp
-from sqcompile.ops.carried import ROWS
+from sqcompile.ops.carried import BELOW_ONE, ROWS
 from sqcompile.ops.quantize import limits
 
 Scaled = Callable[[Expr], Expr]
@@ -48,7 +48,7 @@ def carry(
                 t = clamp(grid.keep(scaled(at)), low - 1, high + 1)
                 v = grid.keep(grid.keep(t) + c[0])
                 whole = grid.keep(tirx.floor(v))
-                c.store(0, v - whole)
+                c.store(0, tirx.min(v - whole, grid.const(BELOW_ONE, "float32")))
                 q = grid.cast(whole, "int32")
                 limited = tirx.min(tirx.max(q, grid.const(low, "int32")), grid.const(high, "int32"))
                 store(at, limited)

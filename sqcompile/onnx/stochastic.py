@@ -8,7 +8,7 @@ from sqcompile.onnx.elementwise import clamped, powers
 from sqcompile.onnx.functions import write_call
 from sqcompile.onnx.shapes import padded, reshaped, sliced
 from sqcompile.onnx.table import Call, cast, emits
-from sqcompile.ops.carried import ROWS
+from sqcompile.ops.carried import BELOW_ONE, ROWS
 from sqcompile.ops.philox import draws
 from sqcompile.ops.quantize import TINY, limits, quantize_stochastic
 
@@ -23,11 +23,11 @@ def _(call: Call) -> Value:
         power = cast(body, powers(body, call["exponent"], torch.int32), torch.float32)
         scale = body.call("Mul", scale, power)
     scaled = x
+    zero = body.constant(0.0, torch.float32)
     if call["outer"] is not None:
         one, outer = body.constant(1.0, torch.float32), call["outer"]
-        inverse = _where_tiny(body, outer, one, body.call("Div", one, outer))
+        inverse = _where_tiny(body, outer, zero, body.call("Div", one, outer))
         scaled = body.call("Mul", x, inverse)
-    zero = body.constant(0.0, torch.float32)
     t = _where_tiny(body, r, zero, body.call("Mul", scaled, scale))
     return _carried(call, t, low, high)
 
@@ -64,12 +64,14 @@ def _carried(call: Call, t: Value, low: int, high: int) -> Value:
 
 
 def _loop(body: Body, runs: Value, start: Value) -> tuple[Value, Value]:
-    """A Scan over the rows of all blocks: v = t + c, f = floor(v), c = v - f -> (c, every f)."""
+    """A Scan over the rows of all blocks: v = t + c, f = floor(v), c = v - f, below 1 -> (c,
+    every f)."""
     inner = body.part("row")
     carry, row = inner.fresh("carry", start), inner.fresh("row", start)
     v = inner.call("Add", row, carry)
     f = inner.call("Floor", v)
-    rest = inner.call("Sub", v, f)
+    most = inner.constant(BELOW_ONE, torch.float32)
+    rest = inner.call("Min", inner.call("Sub", v, f), most)
     graph = inner.graph("row", [carry, row], [rest, f])
     results = [body.fresh("carry", start), body.fresh("whole", runs)]
     body.several(

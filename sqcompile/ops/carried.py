@@ -15,6 +15,9 @@ from sqcompile.ops.philox import draws
 
 ROWS = 16
 """Rows of a run. Longer runs lose no less in a product, and are less parallel."""
+BELOW_ONE = 1.0 - 2.0**-24
+"""The largest carry: float32 would round what is left of a v just below an integer up to 1, and a
+zero below it would become 1, worth whatever its row's scale is."""
 
 
 def carried(t: Tensor, low: int, high: int, rng: Tensor, stream: int) -> Tensor:
@@ -22,7 +25,7 @@ def carried(t: Tensor, low: int, high: int, rng: Tensor, stream: int) -> Tensor:
 
     The rows, all axes but the last flattened, in blocks of 16. In column j of block b:
     c = (draw number b * C + j, + 1/2) * 2^-16, then for every row, from the first on,
-    v = t + c, f = floor(v), q = clamp(f, low, high), c = v - f.
+    v = t + c, f = floor(v), q = clamp(f, low, high), c = min(v - f, 1 - 2^-24). So zeros stay 0.
 
     t is clamped to [low - 1, high + 1] before, which changes no q that a clamp of f leaves, and
     keeps the carry a fraction with all its bits.
@@ -37,6 +40,6 @@ def carried(t: Tensor, low: int, high: int, rng: Tensor, stream: int) -> Tensor:
     for row in range(ROWS):
         v = runs[:, row] + c
         f = v.floor()
-        c = v - f
+        c = (v - f).clamp(max=BELOW_ONE)
         q.append(f.clamp(low, high).to(torch.int8))
     return torch.stack(q, dim=1).view(-1, columns)[: rows.shape[0]].reshape(t.shape)

@@ -27,7 +27,8 @@ def limits(bits: int, signed: bool) -> tuple[int, int]:
 
 
 def _inverse(outer: Tensor) -> Tensor:
-    return torch.where(outer < TINY, torch.ones_like(outer), 1.0 / outer)
+    """1 / outer; 0 where outer counts as zero, so that what it divides does."""
+    return torch.where(outer < TINY, torch.zeros_like(outer), 1.0 / outer)
 
 
 def _steps_per_unit(highest: int, r: Tensor) -> Tensor:

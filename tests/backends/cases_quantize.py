@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from sqcompile.ops.carried import ROWS
+from sqcompile.ops.philox import draws
 from tests.backends.cases import U8, Made, Source, sized
 
 SHAPES = [(130, 64), (9, 37), (8, 16, 16, 16), (3, 7, 7, 5), (2, 3, 4, 20), (1, 1, 1, 1), (33, 10)]
@@ -112,8 +114,20 @@ def _stochastic(shape: tuple[int, ...]) -> Made:
         ("plain", lambda s: [s.edges(*shape), torch.ones(whole), None, None, RNG, 8, 1]),
         ("per-channel", lambda s: [s.normal(*shape), s.uniform(*inner), None, None, RNG, 2, 9]),
         ("zero", lambda s: [torch.zeros(shape), torch.zeros(whole), None, None, RNG, 4, 1]),
+        ("below-one", lambda s: [_below_one(shape), torch.full(whole, 7.0), None, None, RNG, 4, 1]),
     ):
         yield "quantize_stochastic", f"{name}-{label}", make
+
+
+def _below_one(shape: tuple[int, ...]) -> torch.Tensor:
+    """The first row of every run ends just below zero, where what it carries on rounds up to one;
+    the others are zeros."""
+    x = torch.zeros(shape)
+    rows = x.view(-1, shape[-1])
+    first = rows[::ROWS]
+    drawn = draws.reference(RNG, first.numel(), 1).view(first.shape).float()
+    rows[::ROWS] = torch.nextafter(-(drawn + 0.5) * 2.0**-16, torch.tensor(-1.0))
+    return x
 
 
 def gradients() -> Made:

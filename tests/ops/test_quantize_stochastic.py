@@ -49,7 +49,7 @@ def scalar_t(x: np.float32, r: np.float32, m: np.float32, e: int, bits: int) -> 
     if r < np.float32(TINY):
         return np.float32(0)
     high = np.float32(limits(bits, True)[1])
-    inverse = np.float32(1) if m < np.float32(TINY) else np.float32(1) / m
+    inverse = np.float32(0) if m < np.float32(TINY) else np.float32(1) / m
     return (x * inverse) * ((high / r) * np.float32(2**e))
 
 
@@ -63,7 +63,7 @@ def scalar_carried(t: np.ndarray, stream: int, bits: int) -> list[int]:
             c[j] = starts[i // 16 * columns + j]
         v = t[i, j] + c[j]
         f = np.floor(v)
-        q[i, j], c[j] = int(np.clip(f, -high, high)), v - f
+        q[i, j], c[j] = int(np.clip(f, -high, high)), min(v - f, np.float32(1 - 2.0**-24))
     return q.reshape(-1).tolist()
 
 
@@ -94,7 +94,7 @@ def test_stochastic_in_float32_scalars(
     inner = absmax(x, outer, [0])
     r, e = absmax(inner, None, [0, 1]), group_exponent(inner, groups)
     q = quantize_stochastic(x, r, outer, e, RNG, bits, stream)
-    m = torch.zeros(x.shape[0], 1) if outer is None else outer
+    m = torch.ones(x.shape[0], 1) if outer is None else outer
     t = [
         scalar_t(x.numpy()[i, k], r.numpy()[0, 0], m.numpy()[i, 0], int(e[0, k]), bits)
         for i, k in np.ndindex(x.shape)
@@ -228,3 +228,23 @@ def test_values_on_the_grid_stay() -> None:
     x = torch.arange(-7.0, 8.0).repeat(50)
     q = quantize_stochastic(x, torch.tensor([7.0]), None, None, RNG, 4, 2)
     assert q.tolist() == x.tolist()
+
+
+def test_a_zero_stays_one_below_what_rounds_up_to_a_whole_carry() -> None:
+    """A zero row's outer scale is 1: an integer there would be worth what no gradient is."""
+    start = torch.from_numpy(uniform(64, 4)).view(1, 64)
+    x = torch.cat([torch.nextafter(-start, torch.tensor(-1.0)), torch.zeros(15, 64)])
+    q = quantize_stochastic(x, torch.tensor([[7.0]]), None, None, RNG, 4, 4)
+    v = x[:1] + start
+    assert bool(((v - v.floor()) == 1).any()), "no carry here would be rounded up to 1"
+    assert bool((q[0] == -1).all()) and not q[1:].any()
+
+
+def test_a_row_whose_outer_scale_counts_as_zero_is_zero() -> None:
+    x = randn(32, 16)
+    x[::2] *= TINY / 8
+    outer = absmax(x, None, [1])
+    assert bool((outer[::2] < TINY).all())
+    q = quantize_stochastic(x, absmax(x, outer, [0, 1]), outer, None, RNG, 4, 4)
+    assert not q[::2].any() and q[1::2].any()
+    assert bool((outer_scale(outer)[::2] == 1).all())
