@@ -86,6 +86,8 @@ claims: $(READY)
 
 # Every protocol's runs, two at a time; what is interrupted goes on. DATA holds what pip does not bring.
 PROTOCOLS := digits resnet8-16px charlm resnet20-cifar10 vit-cifar10
+# The 4-bit recipes of resnet8-16px under other schedules.
+SCHEDULES := lr=0.05 lr=0.2 decay=0.0001 decay=0.001 epochs=30
 accuracy: $(READY)
 	@test -n "$(DATA)" || { echo "make: give the folder of the data: make accuracy DATA=..." >&2; exit 1; }
 	@mkdir -p runs/accuracy
@@ -93,7 +95,13 @@ accuracy: $(READY)
 	  $(BIN)/python tools/accuracy.py --protocol $$name --data "$(DATA)" --jobs 2 \
 	    --json runs/accuracy/$$name.summary.json || exit 1; \
 	done
-	$(BIN)/python tools/accuracy_page.py $(PROTOCOLS:%=runs/accuracy/%.summary.json)
+	for change in $(SCHEDULES); do \
+	  $(BIN)/python tools/accuracy.py --protocol resnet8-16px --data "$(DATA)" --jobs 2 --seeds 5 \
+	    --recipe w4a4g4,w4a4g4-limited --$$change \
+	    --json "runs/accuracy/resnet8-16px@$$change.summary.json" || exit 1; \
+	done
+	$(BIN)/python tools/accuracy_page.py $(PROTOCOLS:%=runs/accuracy/%.summary.json) \
+	  $(SCHEDULES:%=runs/accuracy/resnet8-16px@%.summary.json)
 
 clean:
 	rm -rf build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,16 +4,19 @@
 
 Takes summaries over into docs/accuracy.json, an entry each by the file's name, and writes the page
 anew from all entries. Without arguments the page is written from docs/accuracy.json as it is.
+PROTOCOL@CHANGES.summary.json is a protocol under another schedule: a few lines of one table.
 """
 
 import json
 from collections.abc import Iterator, Mapping
-from math import isnan
+from math import isnan, sqrt
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import click
 import jinja2
+from protocols.summary import spread
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 FIGURES = DOCS / "accuracy.json"
@@ -43,6 +46,29 @@ def rows(runs: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
+def schedule_rows(figures: Mapping[str, Any]) -> Iterator[str]:
+    """The rows of protocols under other schedules: gaps to fp32 under the same one, and to fp32
+    under the usual one."""
+    for entry, told in figures.items():
+        name, changed, changes = entry.partition("@")
+        for recipe, run in told["runs"].items() if changed else ():
+            if recipe == FP32:
+                continue
+            cells = [f"`{name}`", changes.replace("=", " "), f"`{recipe}`"]
+            for split in ("validation", "test"):
+                base = figures[name]["runs"][FP32][split]["accuracy"]
+                usual = [
+                    100 * (reference - found)
+                    for reference, found in zip(base, run[split]["accuracy"], strict=False)
+                ]
+                same = run[split]
+                cells.append(f"{same['gap']:+.2f} ± {same['gap_se']:.2f}")
+                cells.append(f"{mean(usual):+.2f} ± {spread(usual) / sqrt(len(usual)):.2f}")
+            fp32 = told["runs"][FP32]["validation"]["mean"]
+            cells += [f"{100 * fp32:.2f} %", str(run["seeds"])]
+            yield f"| {' | '.join(cells)} |"
+
+
 def finite(figures: Any) -> Any:
     """The same without NaN, which JSON has not: the loss of a run that diverged is null."""
     if isinstance(figures, dict):
@@ -56,7 +82,9 @@ def page(figures: Mapping[str, Any]) -> str:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
     template = environment.from_string(TEMPLATE.read_text())
-    return template.render(protocols=figures, rows=rows) + "\n"
+    protocols = {name: told for name, told in figures.items() if "@" not in name}
+    schedules = list(schedule_rows(figures))
+    return template.render(protocols=protocols, rows=rows, schedules=schedules) + "\n"
 
 
 @click.command(help=__doc__)

@@ -132,6 +132,18 @@ def test_the_page_tells_the_figures_beside_it():
     assert accuracy_page.PAGE.read_text() == accuracy_page.page(figures)
 
 
+def test_another_schedule_is_compared_with_fp32_under_both():
+    usual = summarise({"fp32": [made(0.98), made(0.96), made(0.9)], "mine": [made(0.9)] * 3})
+    other = summarise({"fp32": [made(0.97), made(0.97)], "mine": [made(0.96), made(0.95)]})
+    figures = {"digits": {"runs": usual}, "digits@lr=0.2": {"runs": other}}
+    (row,) = accuracy_page.schedule_rows(figures)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:3] == ["`digits`", "lr 0.2", "`mine`"]
+    assert cells[3:7] == ["+1.50 ± 0.50", "+1.50 ± 0.50"] * 2
+    assert cells[7:] == ["97.00 %", "2"]
+    assert not list(accuracy_page.schedule_rows({"digits": {"runs": usual}}))
+
+
 @pytest.mark.claims
 def test_digits_within_six_tenths_of_a_point_of_fp32():
     runs = json.loads((ROOT / "runs" / "claims" / "accuracy.json").read_text())["runs"]
