@@ -114,14 +114,14 @@ def _stochastic(shape: tuple[int, ...]) -> Made:
         ("plain", lambda s: [s.edges(*shape), torch.ones(whole), None, None, RNG, 8, 1]),
         ("per-channel", lambda s: [s.normal(*shape), s.uniform(*inner), None, None, RNG, 2, 9]),
         ("zero", lambda s: [torch.zeros(shape), torch.zeros(whole), None, None, RNG, 4, 1]),
-        ("below-one", lambda s: [_below_one(shape), torch.full(whole, 7.0), None, None, RNG, 4, 1]),
+        ("below-one", lambda s: [below_one(shape), torch.full(whole, 7.0), None, None, RNG, 4, 1]),
     ):
         yield "quantize_stochastic", f"{name}-{label}", make
 
 
-def _below_one(shape: tuple[int, ...]) -> torch.Tensor:
-    """The first row of every run ends just below zero, where what it carries on rounds up to one;
-    the others are zeros."""
+def below_one(shape: tuple[int, ...]) -> torch.Tensor:
+    """What quantize_stochastic with RNG and stream 1 makes of it in steps of 1: the first row of every
+    run ends just below zero, where what it carries on rounds up to one; the others are zeros."""
     x = torch.zeros(shape)
     rows = x.view(-1, shape[-1])
     first = rows[::ROWS]

@@ -8,6 +8,8 @@ from torch.utils import _pytree as pytree
 from sqcompile.onnx.emitters import FAMILIES
 from sqcompile.onnx.table import EMITTERS
 from sqcompile.ops import OPS
+from tests.backends import cases_quantize
+from tests.backends.cases_quantize import below_one
 from tests.onnx.runs import one_call, run, same
 from tests.ops.test_table import EXAMPLES, RNG
 
@@ -53,6 +55,7 @@ def edges(*shape: int) -> Tensor:
 
 
 STATE = torch.tensor([2**40 + 7, -1, 5, 9])
+BELOW_ONE = [None, None, cases_quantize.RNG, 4, 1]
 LONG = torch.randn(2, 2500, generator=torch.Generator().manual_seed(1))
 
 
@@ -68,6 +71,7 @@ LONG = torch.randn(2, 2500, generator=torch.Generator().manual_seed(1))
         ("softmax", [torch.cat([edges(4, 7), torch.full((1, 7), -torch.inf)])]),
         ("amax", [edges(4, 7)]),
         ("quantize_stochastic", [edges(35, 5), torch.ones(1, 1), None, None, STATE, 4, 2**32 - 1]),
+        ("quantize_stochastic", [below_one((35, 50)), torch.full((1, 1), 7.0), *BELOW_ONE]),
         ("shift_quantize", [edges(35, 5), None, RNG, [0], [1], 6, 3, 9]),
         ("quantize_rows", [torch.cat([edges(4, 7), torch.zeros(1, 7)]), 4, True]),
         ("ordered_sum", [LONG, [1], True]),
