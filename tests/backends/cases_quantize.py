@@ -120,8 +120,8 @@ def _stochastic(shape: tuple[int, ...]) -> Made:
 
 
 def below_one(shape: tuple[int, ...]) -> torch.Tensor:
-    """What quantize_stochastic with RNG and stream 1 makes of it in steps of 1: the first row of every
-    run ends just below zero, where what it carries on rounds up to one; the others are zeros."""
+    """With RNG, stream 1 and steps of 1 the first row of every run ends just below zero, where what
+    it carries on rounds up to one; the others are zeros."""
     x = torch.zeros(shape)
     rows = x.view(-1, shape[-1])
     first = rows[::ROWS]
