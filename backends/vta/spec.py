@@ -35,8 +35,9 @@ class GemmSpec:
 
     Operands a, b and, from two groups on, the exponent, which broadcasts to a. `batch` is None
     for matrices, else the length of a leading axis; transposed operands lie as (k, m), (n, k).
-    `counts`, where they are known, say how many k have exponent 0, 1, ...: the program is right
-    for no other exponents then, and these may vary along k only.
+    `counts`, where they are given, say for how many k with exponent 0, 1, ... the program has
+    room, in every batch: it may be right for no other exponents then, and these may vary along k
+    and from batch to batch only.
     """
 
     m: int
@@ -65,6 +66,8 @@ class ConvSpec:
 
     Shapes are x (N, H, W, C), w (O, C / channel_groups, KH, KW), y (N, OH, OW, O). Operands are
     the two that are named and, from two groups on, the exponent, which broadcasts to the first.
+    `counts`, for fprop and dgrad whose exponents vary along channels only: as a GemmSpec's, in
+    every channel group.
     """
 
     kind: Kind
@@ -78,6 +81,13 @@ class ConvSpec:
     first: Values
     second: Values
     groups: int = 1
+    counts: tuple[int, ...] | None = None
+
+    @property
+    def reduced(self) -> int:
+        """Values that lie inside tiles: channels, or a wgrad's images and columns."""
+        channels = {"fprop": self.w[1], "dgrad": self.w[0] // self.channel_groups}
+        return channels.get(self.kind, self.x[0] * self.y[2])
 
     @property
     def axes(self) -> tuple[Axis, Axis]:
