@@ -48,10 +48,10 @@ class ConvForm(ProductForm):
             raise UsageError("a wgrad has groups of pixels, which are no planes of their own")
         self.inputs, self.outputs = spec.w[1], spec.w[0] // groups
         found = reduction(self._operands(hardware), _length(spec), block, spec.groups, spec.counts)
-        (self.inp, self.wgt), self.groups = found.digits, found.groups
+        inp, wgt = found.digits
         lines = _LINES[spec.kind](spec)
         needed = [outside(axis) for axis in lines]
-        loads = not self.inp.offset and max(map(max, needed)) <= MOST_PADDING
+        loads = not inp.offset and max(map(max, needed)) <= MOST_PADDING
         self.margins = [(0, 0) if loads else sides for sides in needed]
         rows, columns = (
             widened(axis, *sides) for axis, sides in zip(lines, self.margins, strict=True)
@@ -63,8 +63,8 @@ class ConvForm(ProductForm):
         correlation = Correlation(
             groups=groups,
             images=1 if wgrad else -(-images // batch),
-            inp_planes=self.inp.count * found.planes,
-            wgt_planes=self.wgt.count * found.planes,
+            inp_planes=inp.count * found.planes,
+            wgt_planes=wgt.count * found.planes,
             outputs=-(-results // block),
             rows=rows,
             columns=columns,
@@ -72,7 +72,7 @@ class ConvForm(ProductForm):
             segments=segments,
             totals=stored(found.largest, segments, hardware),
         )
-        super().__init__(hardware, correlation)
+        super().__init__(hardware, correlation, found)
 
     def pack(self, operands: Sequence[Array]) -> list[Array]:
         """The two operands, and the exponent if there is one -> tiles."""

@@ -37,13 +37,13 @@ class GemmForm(ProductForm):
         self.swapped = padded(spec.n, spec.m) < padded(spec.m, spec.n)
         self.rows, self.columns = (spec.n, spec.m) if self.swapped else (spec.m, spec.n)
         found = reduction(self._operands, Length(spec.k), block, spec.groups, spec.counts)
-        (self.inp, self.wgt), self.groups = found.digits, found.groups
+        inp, wgt = found.digits
         segments = horner(found.runs)
         correlation = Correlation(
             groups=spec.batch or 1,
             images=1,
-            inp_planes=self.inp.count * found.planes,
-            wgt_planes=self.wgt.count * found.planes,
+            inp_planes=inp.count * found.planes,
+            wgt_planes=wgt.count * found.planes,
             outputs=-(-self.columns // block),
             rows=plain(1),
             columns=plain(-(-self.rows // batch)),
@@ -51,7 +51,7 @@ class GemmForm(ProductForm):
             segments=segments,
             totals=stored(found.largest, segments, hardware),
         )
-        super().__init__(hardware, correlation)
+        super().__init__(hardware, correlation, found)
 
     def pack(self, operands: Sequence[Array]) -> list[Array]:
         """a and b, and the exponent if there is one -> tiles."""
@@ -77,8 +77,7 @@ class GemmForm(ProductForm):
         found = joined(joined(found, 3, self.columns), 1, self.rows)
         if self.inp.offset or self.wgt.offset:
             inp, wgt = self._sides(operands)
-            by_k = 1 if self.groups is None else factors(self._exponents(operands), spec.groups)
-            by_k = np.broadcast_to(by_k, (len(inp), spec.k))[:, None]  # group, 1, k
+            by_k = self._factors(operands)[:, None]  # group, 1, k
             whole = (wgt * by_k).sum(-1, dtype=np.int32)
             found = found + self.inp.offset * whole[:, None, :]
             rest = ((inp - self.inp.offset) * by_k).sum(-1, dtype=np.int32)
@@ -104,6 +103,15 @@ class GemmForm(ProductForm):
         a = a.swapaxes(1, 2) if spec.transpose_a else a
         b = b if spec.transpose_b else b.swapaxes(1, 2)
         return (b, a) if self.swapped else (a, b)
+
+    def _factors(self, operands: Sequence[Array]) -> Array:
+        """(batch or 1, k): how often what the accumulators add counts, which shifts that the
+        operands have are no part of."""
+        spec = self.spec
+        sorted_ = self.groups is not None
+        by_k = factors(self._exponents(operands), spec.groups) if sorted_ else np.int32(1)
+        found: Array = np.broadcast_to(by_k, (spec.batch or 1, spec.k))
+        return found
 
     def _exponents(self, operands: Sequence[Array]) -> Array:
         """(1 or batch, k)."""

@@ -13,14 +13,15 @@ for exponents whose groups find room in the planes, so it is written when those 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sqcompile.backends.vta.correlation import Run
 from sqcompile.backends.vta.digits import Digits
-from sqcompile.backends.vta.forms import Array, bound, digit_runs
 from sqcompile.backends.vta.spec import Values
+from sqcompile.errors import UsageError
 
 
 class Sides(NamedTuple):
@@ -54,7 +55,7 @@ class SortedGroups:
         """Values in all planes, padding included."""
         return sum(self.room)
 
-    def places(self, exponents: Array) -> Array:
+    def places(self, exponents: NDArray[Any]) -> NDArray[Any]:
         """(sorts, k) exponents -> where each k goes. Raises ValueError where a group of theirs
         does not find room."""
         found = lengths(exponents, len(self.planes))
@@ -71,7 +72,9 @@ class SortedGroups:
                 row[members] = start + np.arange(members.sum())
         return places
 
-    def spread(self, values: Array, places: Array, sort: int, axis: int) -> Array:
+    def spread(
+        self, values: NDArray[Any], places: NDArray[Any], sort: int, axis: int
+    ) -> NDArray[Any]:
         """`axis` of length k -> of `size`, zero where nothing goes; each index of the axis `sort`
         has places of its own, unless there is but one row of them."""
         moved = np.moveaxis(values, (sort, axis), (0, -1))
@@ -132,6 +135,8 @@ def reduction(
     up to so many bits."""
     ways = [_shifted(sides(groups - 1), length, block)]
     if counts is not None:
+        if len(counts) != groups:
+            raise UsageError(f"{groups} groups have {groups} lengths, and not {tuple(counts)}")
         planes = tuple(-(-count // block) for count in counts)
         ways.append(_sorted(sides(0), length, SortedGroups(planes, block)))
     return min(ways, key=lambda way: way.cost)
@@ -149,13 +154,32 @@ def _sorted(sides: Sides, length: Length, groups: SortedGroups) -> Reduction:
     return Reduction(sides.digits, sum(groups.planes), runs, largest, groups)
 
 
-def lengths(exponents: Array, groups: int) -> tuple[int, ...]:
+def digit_runs(inp: Digits, wgt: Digits, planes: int) -> list[tuple[int, Run]]:
+    """(power of two, planes that meet) of all pairs of digits; digit i of an operand has planes
+    i * planes onwards."""
+    return [
+        (i * inp.width + j * wgt.width, Run(i * planes, j * planes, planes))
+        for i in range(inp.count)
+        for j in range(wgt.count)
+    ]
+
+
+def bound(inp: Digits, wgt: Digits, values: tuple[Values, Values], length: int) -> int:
+    """The largest absolute value of a sum of `length` products of the operands less their
+    offsets."""
+    found = length
+    for digits, of in zip((inp, wgt), values, strict=True):
+        found *= max(abs(of.low - digits.offset), abs(of.high - digits.offset))
+    return found
+
+
+def lengths(exponents: NDArray[Any], groups: int) -> tuple[int, ...]:
     """(sorts, k) exponents -> how many values of each one there are, in the sort with the most."""
     counts = [np.bincount(row, minlength=groups) for row in exponents]
     return tuple(int(count) for count in np.max(counts, axis=0))
 
 
-def factors(exponents: Array, groups: int) -> Array:
+def factors(exponents: NDArray[Any], groups: int) -> NDArray[Any]:
     """2^shift, int32."""
-    one: Array = np.int32(1) << (groups - 1 - exponents.astype(np.int32))
+    one: NDArray[Any] = np.int32(1) << (groups - 1 - exponents.astype(np.int32))
     return one

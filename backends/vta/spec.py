@@ -24,6 +24,11 @@ class Values:
         """What a quantiser of `bits` bits gives."""
         return cls(-(1 << bits - 1) + 1, (1 << bits - 1) - 1) if signed else cls(0, (1 << bits) - 1)
 
+    @property
+    def spans_zero(self) -> bool:
+        """Whether zero is one of them."""
+        return self.low <= 0 <= self.high
+
     def shifted(self, most: int) -> "Values":
         """After shifts to the left by 0 to `most`."""
         return Values(min(self.low, self.low << most), max(self.high, self.high << most))
@@ -55,6 +60,11 @@ class GemmSpec:
     def macs(self) -> int:
         """Multiplications that the product asks for."""
         return (self.batch or 1) * self.m * self.n * self.k
+
+    @property
+    def reduced(self) -> int:
+        """Values that lie inside tiles."""
+        return self.k
 
 
 Kind = Literal["fprop", "dgrad", "wgrad"]
