@@ -47,9 +47,10 @@ class ConvForm(ProductForm):
         if wgrad and spec.counts is not None:
             raise UsageError("a wgrad has groups of pixels, which are no planes of their own")
         self.inputs, self.outputs = spec.w[1], spec.w[0] // groups
-        found = reduction(self._operands(hardware), _length(spec), block, spec.groups, spec.counts)
-        inp, wgt = found.digits
         lines = _LINES[spec.kind](spec)
+        length = _length(spec, lines)
+        found = reduction(self._operands(hardware), length, block, spec.groups, spec.counts)
+        inp, wgt = found.digits
         needed = [outside(axis) for axis in lines]
         loads = not inp.offset and max(map(max, needed)) <= MOST_PADDING
         self.margins = [(0, 0) if loads else sides for sides in needed]
@@ -208,8 +209,11 @@ class ConvForm(ProductForm):
         return tiles.reshape(*shape, rows, self.hardware.block)
 
 
-def _length(spec: ConvSpec) -> Length:
-    return Length(spec.reduced, spec.y[1] if spec.kind == "wgrad" else spec.w[2] * spec.w[3])
+def _length(spec: ConvSpec, lines: Sequence[Lines]) -> Length:
+    """wgrad's taps are rows of the gradient, the others' are the kernel's."""
+    taps = spec.y[1] if spec.kind == "wgrad" else spec.w[2] * spec.w[3]
+    mean = [sum(one.count * one.taps for one in axis.phases) / axis.results for axis in lines]
+    return Length(spec.reduced, taps, mean[0] * mean[1])
 
 
 def _reduced_rows(spec: ConvSpec) -> tuple[Lines, Lines]:

@@ -32,10 +32,12 @@ class Sides(NamedTuple):
 
 
 class Length(NamedTuple):
-    """Of a reduction: `inner` values that lie inside tiles, each at so many taps."""
+    """Of a reduction: `inner` values that lie inside tiles, each at up to so many taps; `mean` is
+    how many taps the accumulators have on average, which padding and strides make fewer."""
 
     inner: int
     taps: int = 1
+    mean: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -108,19 +110,20 @@ class SortedGroups:
 @dataclass(frozen=True)
 class Reduction:
     """Planes of each digit of the operands, the runs of them that meet by power of two, the
-    largest absolute value of a sum; `groups`: None where operands are shifted."""
+    largest absolute value of a sum, taps on average; `groups`: None where operands are shifted."""
 
     digits: tuple[Digits, Digits]
     planes: int
     runs: list[tuple[int, Run]]
     largest: int
+    taps: float
     groups: SortedGroups | None = None
 
     @property
-    def cost(self) -> int:
-        """Operations on each accumulator tile: products, and shifts between weights."""
+    def cost(self) -> float:
+        """Operations on an accumulator tile: products, and shifts between weights."""
         weights = {0, *(weight for weight, _ in self.runs)}
-        return sum(run.planes for _, run in self.runs) + len(weights)
+        return self.taps * sum(run.planes for _, run in self.runs) + len(weights)
 
 
 def reduction(
@@ -145,13 +148,14 @@ def reduction(
 def _shifted(sides: Sides, length: Length, block: int) -> Reduction:
     planes = -(-length.inner // block)
     largest = bound(*sides.digits, sides.values, length.inner * length.taps)
-    return Reduction(sides.digits, planes, digit_runs(*sides.digits, planes), largest)
+    runs = digit_runs(*sides.digits, planes)
+    return Reduction(sides.digits, planes, runs, largest, length.mean)
 
 
 def _sorted(sides: Sides, length: Length, groups: SortedGroups) -> Reduction:
     largest = bound(*sides.digits, sides.values, groups.weight(length.inner) * length.taps)
     runs = groups.runs(*sides.digits)
-    return Reduction(sides.digits, sum(groups.planes), runs, largest, groups)
+    return Reduction(sides.digits, sum(groups.planes), runs, largest, length.mean, groups)
 
 
 def digit_runs(inp: Digits, wgt: Digits, planes: int) -> list[tuple[int, Run]]:

@@ -33,6 +33,11 @@ def proven(hardware: Hardware, spec: GemmSpec | ConvSpec) -> Program:
     return program
 
 
+@lru_cache(maxsize=1 << 12)
+def _sorts(hardware: Hardware, spec: GemmSpec | ConvSpec) -> bool:
+    return cast(ProductForm, form_of(hardware, spec)).groups is not None
+
+
 @dataclass(frozen=True)
 class Written:
     """A product with groups on an accelerator; `spec.counts` is None: they come with the run."""
@@ -52,13 +57,20 @@ class Written:
         return tuple(-(-count // block) * block for count in counts)
 
     def program(self, room: tuple[int, ...]) -> Program:
-        """The program that has so much room; raises TokenError, PortabilityError, UsageError."""
-        return proven(self.hardware, replace(self.spec, counts=room))
+        """The program for so much room, which shifts operands where sorted groups would cost
+        more; raises TokenError, PortabilityError, UsageError."""
+        counts = room if self.sorts_for(room) else None
+        return proven(self.hardware, replace(self.spec, counts=counts))
 
     @cached_property
     def sorts(self) -> bool:
         """Whether there are lengths for which a program sorts: else operands are always shifted."""
         return self._alone(-1).groups is not None
+
+    def sorts_for(self, room: tuple[int, ...]) -> bool:
+        """Whether the program with so much room does: sorted groups take less operations on
+        accumulators then (`Reduction.cost`)."""
+        return _sorts(self.hardware, replace(self.spec, counts=room))
 
     @cached_property
     def dram(self) -> int:
@@ -75,10 +87,11 @@ class Written:
             groups = alone.groups
             if groups is not None:
                 out = max(out, _stored(alone))
-                planes = (shifted.reduction.cost - 2) // (alone.inp.count * alone.wgt.count)
+                of_plane = alone.inp.count * alone.wgt.count * alone.reduction.taps
+                planes = int((shifted.reduction.cost - 1) / of_plane)
                 for grid in alone.grids:
-                    of_plane = prod(grid.shape) // sum(groups.planes)
-                    tiles[grid.name] = max(tiles[grid.name], of_plane * planes)
+                    all_planes = prod(grid.shape) // sum(groups.planes) * planes
+                    tiles[grid.name] = max(tiles[grid.name], all_planes)
         layout = [(grid.name, grid.memory, tiles[grid.name]) for grid in shifted.grids]
         return regions_of(self.hardware, [*layout, ("out", Memory.OUT, out)])["out"].end
 

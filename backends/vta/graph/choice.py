@@ -1,10 +1,10 @@
 """Which way the groups of a product are shifted: in its operands, or sorted and in accumulators.
 
-Sorted groups take as many tile operations as the lengths ask for, and those come with the run. So
-the two ways are compared by the cycles of whole programs, the one that shifts operands with two of
-those that sort: for the lengths that take the most planes, which no other ones exceed by more than
-a model of cycles is uneven, and for groups of equal length. What sorts must be as fast in the first
-case, and faster in one of the two.
+How many planes sorted groups take depends on their lengths, which come with the run. Where they
+take more operations than digits would, the program that is written shifts operands as the other
+way does (`Reduction.cost`). So the two ways are compared by the cycles of two programs: that of
+shifted operands, and of all that sort the one with the most planes. No lengths are slower sorted,
+but for what a model of cycles is uneven between two programs.
 """
 
 from collections.abc import Callable
@@ -36,11 +36,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Choice:
-    """The way, and the cycles of both: operands shifted, sorted groups that take the most planes,
-    sorted groups of equal length. `reason` says why there is but one way, where there is."""
+    """The way, and the cycles that it was chosen by: of shifted operands, and of the program that
+    `sorts` the most planes. Beside them what is written for two cases, which may shift operands,
+    too: lengths that ask for the `most` planes, and `equal` ones. `reason` says why there is but
+    one way, where there is."""
 
     way: Way
     shifted: int
+    sorts: Case | None = None
     most: Case | None = None
     equal: Case | None = None
     reason: str = ""
@@ -52,33 +55,47 @@ def chosen(spec: KernelSpec, asked: GemmSpec | ConvSpec, hardware: Hardware) -> 
         return None
     shifted = _cycles(hardware, asked)
     written = Written(hardware, asked)
-    found = _SORTS[spec.op](spec, asked)
+    found = _SETS[spec.op](spec, asked)
     if isinstance(found, str):
         return Choice("shifted", shifted, reason=found)
     if not written.sorts:
         return Choice("shifted", shifted, reason=TOO_NARROW)
-    most, equal = (
+    sorts, most, equal = (
         Case(counts, _cycles(hardware, replace(asked, counts=counts)))
-        for counts in map(
-            written.rounded,
-            (
-                most_planes(asked.reduced, asked.groups, hardware.block, found),
-                equal_lengths(asked.reduced, asked.groups),
-            ),
+        for counts in (
+            most_sorted(written, found),
+            written.rounded(most_planes(asked.reduced, asked.groups, found)),
+            written.rounded(equal_lengths(asked.reduced, asked.groups)),
         )
     )
-    sorts = (most.cycles, equal.cycles) < (shifted, shifted)
-    return Choice("sorted" if sorts else "shifted", shifted, most, equal)
+    way: Way = "sorted" if sorts.cycles < shifted else "shifted"
+    return Choice(way, shifted, sorts, most, equal)
 
 
-def most_planes(k: int, groups: int, block: int, sorts: int) -> tuple[int, ...]:
-    """The lengths, of `sorts` times k values in `groups` groups each, that take the most planes of
-    `block` values when a group has as many as the sort with the most members asks for.
+def most_sorted(written: Written, sets: int) -> tuple[int, ...]:
+    """Of the room that `sets` of exponents may need, the one in which a program sorts the most
+    planes; of equal ones that of the most groups. Raises ValueError where none sorts."""
+    spec, block = written.spec, written.hardware.block
+    found = []
+    for groups in range(1, spec.groups + 1):
+        most = sum(written.rounded(most_planes(spec.reduced, groups, sets))) // block
+        for planes in range(most, groups - 1, -1):
+            room = ((planes - groups + 1), *(1,) * (groups - 1), *(0,) * (spec.groups - groups))
+            counts = tuple(block * one for one in room)
+            if written.sorts_for(counts):
+                found.append((planes, groups, counts))
+                break
+    return max(found)[-1]
 
-    Each sort but the last has all its values in one group. The last one has the groups that are
+
+def most_planes(k: int, groups: int, sets: int) -> tuple[int, ...]:
+    """The lengths of groups that ask for the most planes, each as long as the longest in one of
+    `sets` of k values.
+
+    Each set but the last has all its values in one group. The last one has the groups that are
     left, with one value in all but the first of them.
     """
-    whole = min(sorts, groups) - 1
+    whole = min(sets, groups) - 1
     rest = groups - whole
     ones = min(rest, k) - 1
     return (k,) * whole + (k - ones, *(1,) * ones, *(0,) * (rest - 1 - ones))
@@ -95,7 +112,7 @@ def _cycles(hardware: Hardware, asked: GemmSpec | ConvSpec) -> int:
     return product_program(hardware, asked).cycles(DRAM_LATENCY).total
 
 
-def _matrix_sorts(spec: KernelSpec, asked: GemmSpec | ConvSpec) -> int | str:
+def _matrix_sets(spec: KernelSpec, asked: GemmSpec | ConvSpec) -> int | str:
     """How many sets of exponents there are, each along k; or why they are not such."""
     shape = spec.tensor("exponent").shape
     rows, k = shape[-2:][::-1] if spec["transpose_a"] else shape[-2:]
@@ -103,17 +120,17 @@ def _matrix_sorts(spec: KernelSpec, asked: GemmSpec | ConvSpec) -> int | str:
     return (shape[0] if len(shape) == 3 else 1) if sorted_ else OTHER_AXES
 
 
-def _channel_sorts(spec: KernelSpec, asked: GemmSpec | ConvSpec) -> int | str:
+def _channel_sets(spec: KernelSpec, asked: GemmSpec | ConvSpec) -> int | str:
     assert isinstance(asked, ConvSpec)
     channels = (1, 1, 1, asked.channel_groups * asked.reduced)
     sorted_ = spec.tensor("exponent").shape == channels
     return asked.channel_groups if sorted_ else OTHER_AXES
 
 
-_SORTS: dict[str, Callable[[KernelSpec, GemmSpec | ConvSpec], int | str]] = {
-    "sq::shift_matmul": _matrix_sorts,
-    "sq::conv_fprop": _channel_sorts,
-    "sq::conv_dgrad": _channel_sorts,
+_SETS: dict[str, Callable[[KernelSpec, GemmSpec | ConvSpec], int | str]] = {
+    "sq::shift_matmul": _matrix_sets,
+    "sq::conv_fprop": _channel_sets,
+    "sq::conv_dgrad": _channel_sets,
     "sq::conv_wgrad": lambda spec, asked: PIXELS,
 }
 """Whether groups of a product can be sorted, by its op."""
