@@ -3,12 +3,14 @@
     python tools/vta_shifts.py
     python tools/vta_shifts.py --model gpt --hw pynq-int4 --steps 3
 
-Models: `resnet20` (a block of each of ResNet-20's stages, 16 images of 32x32 pixels) and `gpt` (a
-block of examples/gpt.py, 128 features, 4 heads, 4 sequences of 64 tokens). A row is a product with
-groups: cycles with operands that are shifted, with sorted groups of the lengths that take the most
-planes and of equal length, the way that was chosen from those, and the lengths and cycles of the
-last step. Below are cycles of all programs of that step, with operands that are shifted everywhere
-and as chosen. A simulator runs the steps; cycles are its model, with a DRAM that answers after 32.
+Models: `resnet20` (a block of each of ResNet-20's stages, 16 images of 32x32 pixels), `gpt` (a
+block of examples/gpt.py, 128 features, 4 heads, 4 sequences of 64 tokens) and `digits`
+(examples/digits_resnet.py, 64 images). A row is a product with groups: cycles with operands that
+are shifted and with sorted ones, all in one group, the way that was chosen from these, sorted ones
+in equal groups and in those that ask for the most planes, then the room for each group in the last
+step, and its cycles. Below are cycles of all programs of that step, with operands that are shifted
+everywhere and as chosen. A simulator runs the steps; cycles are its model, with a DRAM that answers
+after 32.
 """
 
 import json
@@ -29,7 +31,7 @@ import sqcompile
 import torch
 from torch import Tensor, nn
 
-from examples import gpt, resnet20
+from examples import digits_resnet, gpt, resnet20
 from sqcompile.backends import targets
 from sqcompile.backends.vta.graph.report import DRAM_LATENCY
 from sqcompile.report import data
@@ -45,6 +47,7 @@ def _stages() -> nn.Module:
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "resnet20": (_stages, lambda: torch.randn(16, 16, 32, 32)),
+    "digits": (digits_resnet.make_model, lambda: digits_resnet.digits()[0][:64]),
     "gpt": (lambda: gpt.Block(128, 4), lambda: torch.randn(4, 64, 128)),
 }
 
@@ -90,16 +93,12 @@ def rows(step: CompiledStep) -> Iterator[dict[str, Any]]:
 def shown(row: Mapping[str, Any]) -> list[str]:
     """Cells of a product with groups."""
     choice = row["choices"][0]
-    cases = [f"{choice[c]['cycles']:,}" if choice[c] else "-" for c in ("most", "equal")]
-    lengths = " ".join(",".join(map(str, one)) for one in row["lengths"])
-    return [
-        row["node"],
-        f"{choice['shifted']:,}",
-        *cases,
-        choice["way"],
-        lengths,
-        f"{row['ran']:,}",
-    ]
+    one, equal, most = (
+        f"{choice[case]['cycles']:,}" if choice[case] else "-" for case in ("one", "equal", "most")
+    )
+    room = " ".join(",".join(map(str, lengths)) for lengths in row["lengths"])
+    cycles = [f"{choice['shifted']:,}", one, choice["way"], equal, most]
+    return [row["node"], *cycles, room, f"{row['ran']:,}"]
 
 
 @click.command(help=__doc__)
@@ -115,7 +114,7 @@ def main(models: tuple[str, ...], hw: str, steps: int, json_file: Path | None) -
     for model in models:
         found = list(rows(trained(model, hw, steps)))
         everything[model] = found
-        columns = ("product", "shifted", "most planes", "equal", "way", "lengths", "ran")
+        columns = ("product", "shifted", "one group", "way", "equal", "most", "room", "ran")
         table = Table(*columns, title=f"{model} on {hw}, step {steps}")
         for row in found:
             if row["choices"]:

@@ -2,8 +2,9 @@
 
 Which values of the reduced axis are in which group of exponents is known only in the run, and
 sorted groups (reduction.py) need to know how many planes each one has. So an artifact holds what
-the program has to compute, and a run writes it: the same instructions for the same lengths. A
-program is proven (`Program.check`) before it runs, and kept for the next step with these lengths.
+the program has to compute, and a run writes it: the same instructions for the same lengths. Where
+operands that are shifted are faster for these, it takes that program. A program is proven
+(`Program.check`) before it runs, and kept for the next step with these lengths.
 """
 
 import json
@@ -19,6 +20,7 @@ from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.program import Program, form_of, product_program, regions_of, tuples
 from sqcompile.backends.vta.reduction import lengths
 from sqcompile.backends.vta.spec import ConvSpec, GemmSpec, Values
+from sqcompile.backends.vta.tiling import DRAM_LATENCY
 from sqcompile.errors import SqError, UsageError
 
 KEPT = 256
@@ -33,9 +35,26 @@ def proven(hardware: Hardware, spec: GemmSpec | ConvSpec) -> Program:
     return program
 
 
+def product_form(hardware: Hardware, spec: GemmSpec | ConvSpec) -> ProductForm:
+    """The form of a product."""
+    return cast(ProductForm, form_of(hardware, spec))
+
+
 @lru_cache(maxsize=1 << 12)
-def _sorts(hardware: Hardware, spec: GemmSpec | ConvSpec) -> bool:
-    return cast(ProductForm, form_of(hardware, spec)).groups is not None
+def cycles_of(hardware: Hardware, spec: GemmSpec | ConvSpec) -> int:
+    """About how long the program of a product takes."""
+    return proven(hardware, spec).cycles(DRAM_LATENCY).total
+
+
+@lru_cache(maxsize=1 << 12)
+def _fastest(
+    hardware: Hardware, spec: GemmSpec | ConvSpec, room: tuple[int, ...]
+) -> GemmSpec | ConvSpec:
+    """What to ask a program for: sorted groups that have so much room, or shifted operands."""
+    sorted_ = replace(spec, counts=room)
+    if product_form(hardware, sorted_).groups is None:
+        return spec
+    return min((spec, sorted_), key=lambda one: cycles_of(hardware, one))
 
 
 @dataclass(frozen=True)
@@ -57,20 +76,14 @@ class Written:
         return tuple(-(-count // block) * block for count in counts)
 
     def program(self, room: tuple[int, ...]) -> Program:
-        """The program for so much room, which shifts operands where sorted groups would cost
-        more; raises TokenError, PortabilityError, UsageError."""
-        counts = room if self.sorts_for(room) else None
-        return proven(self.hardware, replace(self.spec, counts=counts))
+        """The faster one of that for shifted operands and that for sorted groups with so much
+        room; raises TokenError, PortabilityError, UsageError."""
+        return proven(self.hardware, _fastest(self.hardware, self.spec, room))
 
     @cached_property
     def sorts(self) -> bool:
-        """Whether there are lengths for which a program sorts: else operands are always shifted."""
+        """Whether sorted groups take fewer tile operations for any lengths."""
         return self._alone(-1).groups is not None
-
-    def sorts_for(self, room: tuple[int, ...]) -> bool:
-        """Whether the program with so much room does: sorted groups take less operations on
-        accumulators then (`Reduction.cost`)."""
-        return _sorts(self.hardware, replace(self.spec, counts=room))
 
     @cached_property
     def dram(self) -> int:
@@ -102,7 +115,7 @@ class Written:
         return self._form(tuple(counts))
 
     def _form(self, counts: tuple[int, ...] | None) -> ProductForm:
-        return cast(ProductForm, form_of(self.hardware, replace(self.spec, counts=counts)))
+        return product_form(self.hardware, replace(self.spec, counts=counts))
 
     def to_bytes(self) -> bytes:
         """For an artifact: JSON."""

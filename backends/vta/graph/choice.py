@@ -1,25 +1,27 @@
 """Which way the groups of a product are shifted: in its operands, or sorted and in accumulators.
 
-How many planes sorted groups take depends on their lengths, which come with the run. Where they
-take more operations than digits would, the program that is written shifts operands as the other
-way does (`Reduction.cost`). So the two ways are compared by the cycles of two programs: that of
-shifted operands, and of all that sort the one with the most planes. No lengths are slower sorted,
-but for what a model of cycles is uneven between two programs.
+How many planes sorted groups take depends on their lengths, which come with the run; the run writes
+the faster of the two programs for its own. So sorted groups are never slower, and cost the host the
+time to write them. They are chosen where they gain enough in the case that they are best in, one
+group, which is the usual one too: channels whose largest values are within a factor of two of each
+other share it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Literal
 
 from sqcompile.backends.kernels import KernelSpec
 from sqcompile.backends.vta.hardware import Hardware
-from sqcompile.backends.vta.program import product_program
 from sqcompile.backends.vta.spec import ConvSpec, GemmSpec
 from sqcompile.backends.vta.tiling import DRAM_LATENCY
-from sqcompile.backends.vta.written import Written
+from sqcompile.backends.vta.written import Written, cycles_of
 
 Way = Literal["shifted", "sorted"]
+
+LEAST_GAIN = 0.02
+"""The share of a product's cycles that sorted groups must save in their best case: the host takes
+tens of milliseconds to write a program."""
 
 TOO_NARROW = "no lengths take fewer tile operations than operands that are shifted"
 OTHER_AXES = "its exponents vary along other axes than the reduced one, or not along it"
@@ -36,16 +38,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Choice:
-    """The way, and the cycles that it was chosen by: of shifted operands, and of the program that
-    `sorts` the most planes. Beside them what is written for two cases, which may shift operands,
-    too: lengths that ask for the `most` planes, and `equal` ones. `reason` says why there is but
-    one way, where there is."""
+    """The way, and the cycles that it was chosen by: of shifted operands, and of the program for
+    all values in `one` group. Beside them the programs for `equal` lengths, and for those that ask
+    for the `most` planes, which may shift operands, too. `reason` says why there is but one way,
+    where there is."""
 
     way: Way
     shifted: int
-    sorts: Case | None = None
-    most: Case | None = None
+    one: Case | None = None
     equal: Case | None = None
+    most: Case | None = None
     reason: str = ""
 
 
@@ -53,39 +55,26 @@ def chosen(spec: KernelSpec, asked: GemmSpec | ConvSpec, hardware: Hardware) -> 
     """The choice for a product, None for one without groups."""
     if asked.groups == 1:
         return None
-    shifted = _cycles(hardware, asked)
     written = Written(hardware, asked)
-    found = _SETS[spec.op](spec, asked)
-    if isinstance(found, str):
-        return Choice("shifted", shifted, reason=found)
+    shifted = cycles_of(hardware, asked)
+    sets = _SETS[spec.op](spec, asked)
+    if isinstance(sets, str):
+        return Choice("shifted", shifted, reason=sets)
     if not written.sorts:
         return Choice("shifted", shifted, reason=TOO_NARROW)
-    sorts, most, equal = (
-        Case(counts, _cycles(hardware, replace(asked, counts=counts)))
-        for counts in (
-            most_sorted(written, found),
-            written.rounded(most_planes(asked.reduced, asked.groups, found)),
-            written.rounded(equal_lengths(asked.reduced, asked.groups)),
-        )
+    one, equal, most = (
+        Case(room, written.program(room).cycles(DRAM_LATENCY).total)
+        for room in map(written.rounded, lengths_of_cases(asked.reduced, asked.groups, sets))
     )
-    way: Way = "sorted" if sorts.cycles < shifted else "shifted"
-    return Choice(way, shifted, sorts, most, equal)
+    way: Way = "sorted" if one.cycles <= shifted * (1 - LEAST_GAIN) else "shifted"
+    return Choice(way, shifted, one, equal, most)
 
 
-def most_sorted(written: Written, sets: int) -> tuple[int, ...]:
-    """Of the room that `sets` of exponents may need, the one in which a program sorts the most
-    planes; of equal ones that of the most groups. Raises ValueError where none sorts."""
-    spec, block = written.spec, written.hardware.block
-    found = []
-    for groups in range(1, spec.groups + 1):
-        most = sum(written.rounded(most_planes(spec.reduced, groups, sets))) // block
-        for planes in range(most, groups - 1, -1):
-            room = ((planes - groups + 1), *(1,) * (groups - 1), *(0,) * (spec.groups - groups))
-            counts = tuple(block * one for one in room)
-            if written.sorts_for(counts):
-                found.append((planes, groups, counts))
-                break
-    return max(found)[-1]
+def lengths_of_cases(k: int, groups: int, sets: int) -> tuple[tuple[int, ...], ...]:
+    """Of k values in one group, in equal groups, and in those that ask for the most planes."""
+    one = (k, *(0,) * (groups - 1))
+    equal = tuple((k + groups - 1 - group) // groups for group in range(groups))
+    return one, equal, most_planes(k, groups, sets)
 
 
 def most_planes(k: int, groups: int, sets: int) -> tuple[int, ...]:
@@ -99,17 +88,6 @@ def most_planes(k: int, groups: int, sets: int) -> tuple[int, ...]:
     rest = groups - whole
     ones = min(rest, k) - 1
     return (k,) * whole + (k - ones, *(1,) * ones, *(0,) * (rest - 1 - ones))
-
-
-def equal_lengths(k: int, groups: int) -> tuple[int, ...]:
-    """As equal as k values allow."""
-    return tuple((k + groups - 1 - group) // groups for group in range(groups))
-
-
-@lru_cache(maxsize=1024)
-def _cycles(hardware: Hardware, asked: GemmSpec | ConvSpec) -> int:
-    """Of the model in simulator/timing.py."""
-    return product_program(hardware, asked).cycles(DRAM_LATENCY).total
 
 
 def _matrix_sets(spec: KernelSpec, asked: GemmSpec | ConvSpec) -> int | str:
