@@ -90,14 +90,19 @@ def written(binary: Binary) -> dict[str, Written]:
     }
 
 
+def stated_rooms(binary: Binary) -> dict[str, tuple[int, ...]]:
+    """The room for each group of the programs that stand for those of a run, by identity: that of
+    the lengths that ask for the most planes."""
+    index = index_of(binary)
+    return {name: tuple(index["shifts"][name]["most"]["counts"]) for name in index["written"]}
+
+
 def stated(binary: Binary) -> dict[str, Program]:
-    """The programs of a binary by identity; of those that are written in the run, the one for the
-    lengths that take the most planes."""
-    shifts = index_of(binary)["shifts"]
-    return programs(binary) | {
-        name: one.program(tuple(shifts[name]["most"]["counts"]))
-        for name, one in written(binary).items()
-    }
+    """The programs of a binary by identity; one, with the stated room, of those that are written in
+    the run."""
+    rooms = stated_rooms(binary)
+    own = {name: one.program(rooms[name]) for name, one in written(binary).items()}
+    return programs(binary) | own
 
 
 def machine(binary: Binary, index: int) -> Any:

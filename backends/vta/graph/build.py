@@ -25,7 +25,7 @@ from sqcompile.backends.vta import assembler, hardware
 from sqcompile.backends.vta.graph import offload, partition, table
 from sqcompile.backends.vta.graph.report import accelerator
 from sqcompile.runtime.executable import Binary
-from sqcompile.runtime.vta import FORMAT, INDEX, PRODUCT, PROGRAM, stated
+from sqcompile.runtime.vta import FORMAT, INDEX, PRODUCT, PROGRAM, stated, stated_rooms
 
 __all__ = [
     "accelerator",
@@ -100,12 +100,12 @@ def candidates(module: tvm.IRModule) -> dict[str, KernelSpec]:
 def listings(binary: Binary) -> dict[str, str]:
     """The assembly of the CPU's kernels, and every program as text; of those that are written in
     the run, the one with the most planes."""
-    texts = host.listings(binary)
+    texts, rooms = host.listings(binary), stated_rooms(binary)
     for name, program in stated(binary).items():
         text = assembler.listing(program.hardware, program.decoded)
-        counts = getattr(program.spec, "counts", None)
-        said = f"; for up to {', '.join(map(str, counts))} values of each group\n" if counts else ""
-        texts[f"{name}.txt"] = said + text
+        room = rooms.get(name)
+        head = f"; with room for {', '.join(map(str, room))} values of each group\n" if room else ""
+        texts[f"{name}.txt"] = head + text
     return texts
 
 
