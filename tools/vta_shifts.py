@@ -8,9 +8,9 @@ block of examples/gpt.py, 128 features, 4 heads, 4 sequences of 64 tokens) and `
 (examples/digits_resnet.py, 64 images). A row is a product with groups: cycles with operands that
 are shifted and with sorted ones, all in one group, the way that was chosen from these, sorted ones
 in equal groups and in those that ask for the most planes, then the room for each group in the last
-step, and its cycles. Below are cycles of all programs of that step, with operands that are shifted
-everywhere and as chosen. A simulator runs the steps; cycles are its model, with a DRAM that answers
-after 32.
+step, and its cycles (on average of products that share a program). Below are cycles of all programs
+of that step, with operands that are shifted everywhere and as chosen. A simulator runs the steps;
+cycles are its model, with a DRAM that answers after 32.
 """
 
 import json
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from examples import digits_resnet, gpt, resnet20
 from sqcompile.backends import targets
 from sqcompile.backends.vta.graph.report import DRAM_LATENCY
+from sqcompile.backends.vta.written import Written
 from sqcompile.report import data
 from sqcompile.runtime import vta
 from sqcompile.runtime.step import CompiledStep
@@ -69,25 +70,28 @@ def trained(model: str, hw: str, steps: int) -> CompiledStep:
 
 
 def rows(step: CompiledStep) -> Iterator[dict[str, Any]]:
-    """Every product of a step that ran once: how its groups are shifted, and cycles of its programs
-    with operands that are shifted (`shifted`) and as they ran (`ran`)."""
+    """Every product of a step: how its groups are shifted, and cycles of its programs with operands
+    that are shifted (`shifted`) and as they `ran`, on average where several products share one."""
     written = vta.written(step.variants[0].executable.binary)
     for row in data.report(step)["accelerator"]["programs"]:
-        shifts = [one for one in row["shifts"] if one]
-        lengths = {
-            name: [counts for (ran, counts) in vta.written_for if ran == name]
-            for name in row["programs"]
-            if name in written
-        }
-        ran, shifted = row["cycles"], row["cycles"]
+        choices = [one for one in row["shifts"] if one]
+        ran = shifted = float(row["cycles"])
+        lengths: list[tuple[int, ...]] = []
         for name, choice in zip(row["programs"], row["shifts"], strict=True):
             if name in written:
-                (counts, *_) = lengths[name]
-                cycles = written[name].program(counts).cycles(DRAM_LATENCY).total
-                ran += cycles - choice["most"]["cycles"]
-                shifted += choice["shifted"] - choice["most"]["cycles"]
+                times = {of: n for (who, of), n in vta.written_for.items() if who == name}
+                stated = choice["most"]["cycles"]
+                ran += mean_cycles(written[name], times) - stated
+                shifted += choice["shifted"] - stated
+                lengths += times
         found = {"node": row["node"], "ran": ran, "shifted": shifted}
-        yield found | {"choices": shifts, "lengths": [c for some in lengths.values() for c in some]}
+        yield found | {"choices": choices, "lengths": lengths}
+
+
+def mean_cycles(product: Written, times: Mapping[tuple[int, ...], int]) -> float:
+    """Of a program, by the room that it had and how often."""
+    cycles = {room: product.program(room).cycles(DRAM_LATENCY).total for room in times}
+    return sum(cycles[room] * often for room, often in times.items()) / sum(times.values())
 
 
 def shown(row: Mapping[str, Any]) -> list[str]:
@@ -98,7 +102,7 @@ def shown(row: Mapping[str, Any]) -> list[str]:
     )
     room = " ".join(",".join(map(str, lengths)) for lengths in row["lengths"])
     cycles = [f"{choice['shifted']:,}", one, choice["way"], equal, most]
-    return [row["node"], *cycles, room, f"{row['ran']:,}"]
+    return [row["node"], *cycles, room, f"{row['ran']:,.0f}"]
 
 
 @click.command(help=__doc__)
@@ -121,7 +125,7 @@ def main(models: tuple[str, ...], hw: str, steps: int, json_file: Path | None) -
                 table.add_row(*shown(row))
         Console(width=110).print(table)
         shifted, ran = (sum(row[name] for row in found) for name in ("shifted", "ran"))
-        print(f"all programs: {shifted:,} cycles shifted, {ran:,} as chosen ({ran / shifted:.1%})")
+        print(f"all programs: {shifted:,.0f} shifted, {ran:,.0f} as chosen ({ran / shifted:.1%})")
     if json_file:
         json_file.write_text(json.dumps(everything))
 
