@@ -81,6 +81,7 @@ claims: $(READY)
 	  $(BIN)/python tools/bench_vta.py --hw $$hw --json $(CLAIMS)/vta-$$hw.json || exit 1; \
 	done | tee $(CLAIMS)/vta.txt
 	$(BIN)/python tools/vta_steps.py --json $(CLAIMS)/vta-steps.json | tee $(CLAIMS)/vta-steps.txt
+	$(BIN)/python tools/vta_shifts.py --json $(CLAIMS)/vta-shifts.json | tee $(CLAIMS)/vta-shifts.txt
 	$(BIN)/python -m pytest -m claims
 	$(BIN)/python -m pytest -m exhaustive
 

@@ -24,16 +24,16 @@ from sqcompile.backends.vta.digits import Digits
 from sqcompile.backends.vta.forms import (
     Array,
     ProductForm,
-    bound,
     chunks,
-    digit_runs,
     horner,
     joined,
     shifted,
     stored,
 )
 from sqcompile.backends.vta.hardware import Hardware, Memory
+from sqcompile.backends.vta.reduction import Length, Sides, factors, reduction
 from sqcompile.backends.vta.spec import ConvSpec
+from sqcompile.errors import UsageError
 
 
 class ConvForm(ProductForm):
@@ -44,43 +44,36 @@ class ConvForm(ProductForm):
         batch, block = hardware.batch, hardware.block
         wgrad = spec.kind == "wgrad"
         groups, images = spec.channel_groups, spec.x[0]
+        if wgrad and spec.counts is not None:
+            raise UsageError("a wgrad has groups of pixels, which are no planes of their own")
         self.inputs, self.outputs = spec.w[1], spec.w[0] // groups
-        first, second = spec.first.shifted(spec.groups - 1), spec.second
-        inp, wgt = (second, first) if wgrad else (first, second)
-        # What a dgrad's offset leaves out differs from phase to phase: it has none.
-        self.inp = Digits.of(inp, hardware.width(Memory.INP), centred=spec.kind == "dgrad")
-        self.wgt = Digits.of(wgt, hardware.width(Memory.WGT), centred=True)
         lines = _LINES[spec.kind](spec)
+        length = _length(spec, lines)
+        found = reduction(self._operands(hardware), length, block, spec.groups, spec.counts)
+        inp, wgt = found.digits
         needed = [outside(axis) for axis in lines]
-        loads = not self.inp.offset and max(map(max, needed)) <= MOST_PADDING
+        loads = not inp.offset and max(map(max, needed)) <= MOST_PADDING
         self.margins = [(0, 0) if loads else sides for sides in needed]
         rows, columns = (
             widened(axis, *sides) for axis, sides in zip(lines, self.margins, strict=True)
         )
         if wgrad:
-            reduced, kernel = images * spec.y[2], (spec.y[1], 1)
-            length = reduced * spec.y[1]
             columns = plain(spec.w[3] * -(-self.inputs // batch))
-        else:
-            reduced = self.outputs if spec.kind == "dgrad" else self.inputs
-            kernel = (spec.w[2], spec.w[3])
-            length = reduced * spec.w[2] * spec.w[3]
-        planes = -(-reduced // block)
         results = self.inputs if spec.kind == "dgrad" else self.outputs
-        segments = horner(digit_runs(self.inp, self.wgt, planes))
+        segments = horner(found.runs)
         correlation = Correlation(
             groups=groups,
             images=1 if wgrad else -(-images // batch),
-            inp_planes=self.inp.count * planes,
-            wgt_planes=self.wgt.count * planes,
+            inp_planes=inp.count * found.planes,
+            wgt_planes=wgt.count * found.planes,
             outputs=-(-results // block),
             rows=rows,
             columns=columns,
-            kernel=kernel,
+            kernel=(spec.y[1], 1) if wgrad else (spec.w[2], spec.w[3]),
             segments=segments,
-            totals=stored(bound(self.inp, self.wgt, (inp, wgt), length), segments, hardware),
+            totals=stored(found.largest, segments, hardware),
         )
-        super().__init__(hardware, correlation)
+        super().__init__(hardware, correlation, found)
 
     def pack(self, operands: Sequence[Array]) -> list[Array]:
         """The two operands, and the exponent if there is one -> tiles."""
@@ -91,7 +84,10 @@ class ConvForm(ProductForm):
         weights = self._grouped(second, 0)  # group, output, input, row, column
         if self.spec.kind == "dgrad":
             weights = weights.swapaxes(1, 2)
-        return [self._image(self._padded(first)), self._weights(weights)]
+        return [
+            self._image(self._padded(first), operands),
+            self._weights(weights, operands),
+        ]
 
     def unpack(self, tiles: Array, operands: Sequence[Array]) -> Array:
         """Tiles -> what the op gives, with what the offset left out."""
@@ -112,12 +108,46 @@ class ConvForm(ProductForm):
         found = joined(joined(found, 5, channels), 0, spec.x[0])
         found = found.reshape(*found.shape[:3], -1)
         if self.inp.offset:
-            found = found + self.inp.offset * operands[1].sum((1, 2, 3), dtype=np.int32)
+            found = found + self.inp.offset * self._weight_sums(operands)
         return np.ascontiguousarray(found)
 
     def _first(self, operands: Sequence[Array]) -> Array:
-        exponent = operands[2] if self.spec.groups > 1 else None
+        exponent = operands[2] if self.spec.groups > 1 and self.groups is None else None
         return shifted(operands[0], exponent, self.spec.groups)
+
+    def _operands(self, hardware: Hardware) -> Callable[[int], Sides]:
+        """INP and WGT by the largest shift of the first operand."""
+        kind, widths = self.spec.kind, (hardware.width(Memory.INP), hardware.width(Memory.WGT))
+
+        def sides(most: int) -> Sides:
+            values = (self.spec.first.shifted(most), self.spec.second)
+            inp, wgt = values[::-1] if kind == "wgrad" else values
+            # What a dgrad's offset leaves out differs from phase to phase: it has none.
+            digits = Digits.of(inp, widths[0], centred=kind == "dgrad")
+            return Sides((inp, wgt), (digits, Digits.of(wgt, widths[1], centred=True)))
+
+        return sides
+
+    def _exponents(self, operands: Sequence[Array]) -> Array:
+        """(channel group, channel)."""
+        found: Array = operands[2].reshape(self.spec.channel_groups, -1)
+        return found
+
+    def _weight_sums(self, operands: Sequence[Array]) -> Array:
+        """Of each output's weights in a fprop, as often as their channels count: int32."""
+        weights = operands[1].astype(np.int32)
+        if self.groups is not None:
+            by_channel = factors(self._exponents(operands), self.spec.groups)
+            grouped = self._grouped(weights, 0) * by_channel[:, None, :, None, None]
+            weights = grouped.reshape(weights.shape)
+        return weights.sum((1, 2, 3), dtype=np.int32)
+
+    def _sorted(self, digits: Array, operands: Sequence[Array], sort: int, axis: int) -> Array:
+        """Digits with the reduced axis in planes of groups, where those have some of their own."""
+        if self.groups is None:
+            return digits
+        places = self.groups.places(self._exponents(operands))
+        return self.groups.spread(digits, places, sort, axis)
 
     def _padded(self, image: Array) -> Array:
         """(N, H, W, C) with the margins that loads do not make."""
@@ -130,18 +160,20 @@ class ConvForm(ProductForm):
         shape = (*values.shape[:axis], groups, -1, *values.shape[axis + 1 :])
         return np.moveaxis(values.reshape(shape), axis, 0)
 
-    def _image(self, image: Array) -> Array:
+    def _image(self, image: Array, operands: Sequence[Array]) -> Array:
         """(N, H, W, C) -> tiles of BATCH images by BLOCK channels."""
         digits = self._grouped(self.inp.split(image), 4)  # group, digit, N, H, W, C
+        digits = self._sorted(digits, operands, sort=0, axis=5)
         tiles = chunks(chunks(digits, 5, self.hardware.block), 2, self.hardware.batch)
         # group, digit, image tile, image, H, W, plane, channel
         tiles = tiles.transpose(0, 2, 1, 6, 4, 5, 3, 7)
         return self._as(tiles, self.correlation.inp_shape, self.hardware.batch)
 
-    def _weights(self, weights: Array) -> Array:
+    def _weights(self, weights: Array, operands: Sequence[Array]) -> Array:
         """(group, output, reduced, KH, KW) -> tiles of BLOCK by BLOCK."""
         block = self.hardware.block
-        tiles = chunks(chunks(self.wgt.split(weights), 3, block), 2, block)
+        digits = self._sorted(self.wgt.split(weights), operands, sort=1, axis=3)
+        tiles = chunks(chunks(digits, 3, block), 2, block)
         # digit, group, output tile, output, plane, reduced, KH, KW
         tiles = tiles.transpose(1, 2, 0, 4, 6, 7, 3, 5)
         return self._as(tiles, self.correlation.wgt_shape, block)
@@ -175,6 +207,13 @@ class ConvForm(ProductForm):
 
     def _as(self, tiles: Array, shape: tuple[int, ...], rows: int) -> Array:
         return tiles.reshape(*shape, rows, self.hardware.block)
+
+
+def _length(spec: ConvSpec, lines: Sequence[Lines]) -> Length:
+    """wgrad's taps are rows of the gradient, the others' are the kernel's."""
+    taps = spec.y[1] if spec.kind == "wgrad" else spec.w[2] * spec.w[3]
+    mean = [sum(one.count * one.taps for one in axis.phases) / axis.results for axis in lines]
+    return Length(spec.reduced, taps, mean[0] * mean[1])
 
 
 def _reduced_rows(spec: ConvSpec) -> tuple[Lines, Lines]:

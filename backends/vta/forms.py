@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from sqcompile.backends.vta.carry import Carry, Totals, totals
 from sqcompile.backends.vta.correlation import Correlation, Run, Segment
 from sqcompile.backends.vta.cuts import Tiling
-from sqcompile.backends.vta.digits import Digits
 from sqcompile.backends.vta.emit import Emitter
 from sqcompile.backends.vta.hardware import Hardware, Memory
-from sqcompile.backends.vta.spec import Values
+from sqcompile.backends.vta.reduction import Reduction
 from sqcompile.backends.vta.tiling import tiled
 
 Array = NDArray[Any]
@@ -51,11 +50,15 @@ class Form(Protocol):
 
 
 class ProductForm:
-    """What products have in common: their correlation says all but how operands become tiles."""
+    """What products have in common: their correlation says all but how operands become tiles,
+    whose reduced axis lies as `reduction` says."""
 
-    def __init__(self, hardware: Hardware, correlation: Correlation) -> None:
+    def __init__(self, hardware: Hardware, correlation: Correlation, reduction: Reduction) -> None:
         self.hardware = hardware
         self.correlation = correlation
+        self.reduction = reduction
+        self.inp, self.wgt = reduction.digits
+        self.groups = reduction.groups
         self.grids = (
             Grid("inp", Memory.INP, correlation.inp_shape),
             Grid("wgt", Memory.WGT, correlation.wgt_shape),
@@ -96,16 +99,6 @@ def joined(tiles: Array, axis: int, size: int) -> Array:
     return flat[(slice(None),) * axis + (slice(size),)]
 
 
-def digit_runs(inp: Digits, wgt: Digits, planes: int) -> list[tuple[int, Run]]:
-    """(power of two, planes that meet) of all pairs of digits; digit i of an operand has planes
-    i * planes onwards."""
-    return [
-        (i * inp.width + j * wgt.width, Run(i * planes, j * planes, planes))
-        for i in range(inp.count)
-        for j in range(wgt.count)
-    ]
-
-
 def horner(weighted: Sequence[tuple[int, Run]]) -> tuple[Segment, ...]:
     """Runs of planes whose products count 2^weight times, the heaviest first."""
     weights: dict[int, list[Run]] = {0: []}
@@ -116,15 +109,6 @@ def horner(weighted: Sequence[tuple[int, Run]]) -> tuple[Segment, ...]:
     return tuple(
         Segment(shift, tuple(weights[weight])) for shift, weight in zip(shifts, order, strict=True)
     )
-
-
-def bound(inp: Digits, wgt: Digits, values: tuple[Values, Values], length: int) -> int:
-    """The largest absolute value of a sum of `length` products of the operands less their
-    offsets."""
-    found = length
-    for digits, of in zip((inp, wgt), values, strict=True):
-        found *= max(abs(of.low - digits.offset), abs(of.high - digits.offset))
-    return found
 
 
 def stored(most: int, segments: Sequence[Segment], hardware: Hardware) -> Totals:

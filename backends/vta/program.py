@@ -83,9 +83,12 @@ class Program:
             region = self.regions[grid.name]
             data = elements.packed(rows, self.hardware.width(grid.memory))
             dram[region.start : region.end] = data.reshape(-1)
-        region = self.regions["uops"]
-        dram[region.start : region.end] = np.frombuffer(self.uops, np.uint8)
-        return dram.tobytes()
+        return self.with_uops(dram.tobytes())
+
+    def with_uops(self, dram: bytes) -> bytes:
+        """DRAM with the micro-ops in their place, for which it need not have room."""
+        start = self.regions["uops"].start
+        return dram[:start].ljust(start, b"\0") + self.uops
 
     def result(self, dram: bytes, operands: Sequence[Array]) -> Array:
         """What the program left in DRAM, as the op gives it; the operands are those of `image`."""
@@ -134,7 +137,7 @@ class Program:
         count = header["instructions"]
         return cls(
             Hardware(**header["hardware"]),
-            _KINDS[header["kind"]](**{name: _tuples(v) for name, v in header["spec"].items()}),
+            _KINDS[header["kind"]](**{name: tuples(v) for name, v in header["spec"].items()}),
             rest[:count],
             rest[count:],
             {name: Region(**region) for name, region in header["regions"].items()},
@@ -149,12 +152,12 @@ _FORMS: dict[type, Any] = {
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in _FORMS}
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     """JSON's lists and objects as a spec's tuples, steps and values."""
     if isinstance(value, dict):
         return Values(**value)
     if isinstance(value, list):
-        found = tuple(_tuples(one) for one in value)
+        found = tuple(tuples(one) for one in value)
         return Step(*found) if found and isinstance(found[0], str) else found
     return value
 
@@ -175,18 +178,27 @@ def elementwise_program(hardware: Hardware, spec: ElementwiseSpec) -> Program:
     return _program(hardware, spec, overlap=True)
 
 
+def regions_of(hardware: Hardware, tiles: Sequence[tuple[str, Memory, int]]) -> dict[str, Region]:
+    """Places in DRAM, one after the other, for so many tiles of memories, by name."""
+    regions: dict[str, Region] = {}
+    end = NULL_PAGE
+    for name, memory, count in tiles:
+        size = hardware.element_bytes(memory)
+        unit = max(size, NULL_PAGE)
+        regions[name] = Region(-(-end // unit) * unit, count * size)
+        end = regions[name].end
+    return regions
+
+
 def _program(hardware: Hardware, spec: Spec, overlap: bool) -> Program:
     form = form_of(hardware, spec)
     count = prod(form.result_shape) * slices_of(form.result_bits, hardware.width(Memory.OUT))
     tiles = [(grid.name, grid.memory, prod(grid.shape)) for grid in form.grids]
     tiles += [("out", Memory.OUT, count), ("uops", Memory.UOP, 0)]
-    regions, addresses, end = {}, {}, NULL_PAGE
-    for name, memory, count in tiles:
-        size = hardware.element_bytes(memory)
-        unit = max(size, NULL_PAGE)
-        regions[name] = Region(-(-end // unit) * unit, count * size)
-        addresses[name] = regions[name].start // size
-        end = regions[name].end
+    regions = regions_of(hardware, tiles)
+    addresses = {
+        name: regions[name].start // hardware.element_bytes(memory) for name, memory, _ in tiles
+    }
     instructions, uops = form.write(addresses, overlap)
     regions["uops"] = Region(regions["uops"].start, len(uops))
     return Program(hardware, spec, instructions, uops, regions)

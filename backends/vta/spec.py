@@ -24,6 +24,11 @@ class Values:
         """What a quantiser of `bits` bits gives."""
         return cls(-(1 << bits - 1) + 1, (1 << bits - 1) - 1) if signed else cls(0, (1 << bits) - 1)
 
+    @property
+    def spans_zero(self) -> bool:
+        """Whether zero is one of them."""
+        return self.low <= 0 <= self.high
+
     def shifted(self, most: int) -> "Values":
         """After shifts to the left by 0 to `most`."""
         return Values(min(self.low, self.low << most), max(self.high, self.high << most))
@@ -35,8 +40,9 @@ class GemmSpec:
 
     Operands a, b and, from two groups on, the exponent, which broadcasts to a. `batch` is None
     for matrices, else the length of a leading axis; transposed operands lie as (k, m), (n, k).
-    `counts`, where they are known, say how many k have exponent 0, 1, ...: the program is right
-    for no other exponents then, and these may vary along k only.
+    `counts`, where they are given, say for how many k with exponent 0, 1, ... the program has
+    room, in every batch: it may be right for no other exponents then, and these may vary along k
+    and from batch to batch only.
     """
 
     m: int
@@ -55,6 +61,11 @@ class GemmSpec:
         """Multiplications that the product asks for."""
         return (self.batch or 1) * self.m * self.n * self.k
 
+    @property
+    def reduced(self) -> int:
+        """Values that lie inside tiles."""
+        return self.k
+
 
 Kind = Literal["fprop", "dgrad", "wgrad"]
 
@@ -65,6 +76,8 @@ class ConvSpec:
 
     Shapes are x (N, H, W, C), w (O, C / channel_groups, KH, KW), y (N, OH, OW, O). Operands are
     the two that are named and, from two groups on, the exponent, which broadcasts to the first.
+    `counts`, for fprop and dgrad whose exponents vary along channels only: as a GemmSpec's, in
+    every channel group.
     """
 
     kind: Kind
@@ -78,6 +91,13 @@ class ConvSpec:
     first: Values
     second: Values
     groups: int = 1
+    counts: tuple[int, ...] | None = None
+
+    @property
+    def reduced(self) -> int:
+        """Values that lie inside tiles: channels, or a wgrad's images and columns."""
+        channels = {"fprop": self.w[1], "dgrad": self.w[0] // self.channel_groups}
+        return channels.get(self.kind, self.x[0] * self.y[2])
 
     @property
     def axes(self) -> tuple[Axis, Axis]:

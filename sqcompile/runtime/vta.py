@@ -3,6 +3,10 @@
 A module calls three external functions for every product; each gets the identity of its program
 first, PACK and UNPACK also which part of the operands it reads (all where that is empty). Programs
 are data: they are read from the binary's images, and nothing but the simulator executes them.
+
+Where a program is written in the run, LENGTHS is called first: for how many values of each
+exponent it needs room. That tensor stands behind the operands of the other calls, and says which
+program is meant.
 """
 
 import json
@@ -20,25 +24,32 @@ from tvm import relax
 
 from sqcompile.backends.vta.program import Program
 from sqcompile.backends.vta.simulator import machine as simulator
+from sqcompile.backends.vta.written import Written
 from sqcompile.errors import UsageError
 from sqcompile.runtime import machines
 from sqcompile.runtime.executable import Binary
 
 INDEX = "vta.json"
 """The image that says which programs there are."""
-FORMAT = 2
+FORMAT = 3
 """Of the index and of the programs."""
-PACK, EXECUTE, UNPACK, ADD = (
-    f"sqcompile.vta.{name}" for name in ("pack", "execute", "unpack", "add")
+PROGRAM, PRODUCT = "program", "product"
+"""How the names end of the images with programs, and with products whose programs are written."""
+LENGTHS, PACK, EXECUTE, UNPACK, ADD = (
+    f"sqcompile.vta.{name}" for name in ("lengths", "pack", "execute", "unpack", "add")
 )
-"""Operands into an image of DRAM; the program; results out of DRAM; parts to their sum."""
+"""Exponents to the room that they need; operands into an image of DRAM; the program; results out of
+DRAM; parts to their sum."""
 
-_programs: WeakValueDictionary[str, Program] = WeakValueDictionary()
-"""Programs by identity, for as long as a machine has them."""
+_programs: WeakValueDictionary[str, Program | Written] = WeakValueDictionary()
+"""Programs, and products whose programs are written, by identity, for as long as a machine has
+them."""
 _seeds: list[int | None] = [None]
 """How the modules of the accelerator interleave: the last one holds."""
 executed: Counter[str] = Counter()
 """How often each program ran in this process, by identity."""
+written_for: Counter[tuple[str, tuple[int, ...]]] = Counter()
+"""How often a program ran that was written for such lengths, by identity and lengths."""
 
 
 @contextmanager
@@ -65,9 +76,33 @@ def index_of(binary: Binary) -> dict[str, Any]:
 def programs(binary: Binary) -> dict[str, Program]:
     """The programs of a binary by identity."""
     return {
-        name: Program.from_bytes(binary.images[f"{name}.program"])
+        name: Program.from_bytes(binary.images[f"{name}.{PROGRAM}"])
         for name in index_of(binary)["programs"]
     }
+
+
+def written(binary: Binary) -> dict[str, Written]:
+    """The products of a binary whose programs are written in the run, by identity; raises
+    UsageError for an image that describes none."""
+    return {
+        name: Written.from_bytes(binary.images[f"{name}.{PRODUCT}"], name)
+        for name in index_of(binary)["written"]
+    }
+
+
+def stated_rooms(binary: Binary) -> dict[str, tuple[int, ...]]:
+    """The room for each group of the programs that stand for those of a run, by identity: that of
+    the lengths that ask for the most planes."""
+    index = index_of(binary)
+    return {name: tuple(index["shifts"][name]["most"]["counts"]) for name in index["written"]}
+
+
+def stated(binary: Binary) -> dict[str, Program]:
+    """The programs of a binary by identity; one, with the stated room, of those that are written in
+    the run."""
+    rooms = stated_rooms(binary)
+    own = {name: one.program(rooms[name]) for name, one in written(binary).items()}
+    return programs(binary) | own
 
 
 def machine(binary: Binary, index: int) -> Any:
@@ -76,7 +111,8 @@ def machine(binary: Binary, index: int) -> Any:
     if binary.objects:
         module.import_module(machines.linked(list(binary.objects)))
     found = relax.VirtualMachine(module, tvm.cpu(index))
-    found.programs = [_programs.setdefault(name, one) for name, one in programs(binary).items()]
+    own = programs(binary) | written(binary)
+    found.programs = [_programs.setdefault(name, one) for name, one in own.items()]
     return found
 
 
@@ -91,22 +127,57 @@ def taken(cut: str, operands: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
     ]
 
 
+def _lengths(identity: str, cut: str, *tensors: Any) -> None:
+    *exponents, lengths = map(_array, tensors)
+    product = _programs[identity]
+    assert isinstance(product, Written)
+    (exponent,) = taken(cut, exponents)
+    lengths[...] = product.room(exponent)
+
+
 def _pack(identity: str, cut: str, *tensors: Any) -> None:
     *operands, image = map(_array, tensors)
-    image[...] = np.frombuffer(_programs[identity].image(taken(cut, operands)), np.uint8)
+    program, operands = _meant(identity, operands)
+    image[...] = _filled(program.image(taken(cut, operands)), program, len(image))
 
 
 def _execute(identity: str, *tensors: Any) -> None:
-    image, after = map(_array, tensors)
-    program = _programs[identity]
-    outcome = simulator.run(program.hardware, program.decoded, image.tobytes(), _seeds[-1])
-    after[...] = np.frombuffer(outcome.dram, np.uint8)
+    image, *lengths, after = map(_array, tensors)
+    program, _ = _meant(identity, lengths)
+    before = program.with_uops(image.tobytes())
+    outcome = simulator.run(program.hardware, program.decoded, before, _seeds[-1])
+    after[...] = _filled(outcome.dram, program, len(after))
     executed[identity] += 1
+    if lengths:
+        written_for[identity, _counts(lengths[0])] += 1
 
 
 def _unpack(identity: str, cut: str, *tensors: Any) -> None:
     image, *operands, result = map(_array, tensors)
-    result[...] = _programs[identity].result(image.tobytes(), taken(cut, operands))
+    program, operands = _meant(identity, operands)
+    result[...] = program.result(image.tobytes(), taken(cut, operands))
+
+
+def _meant(identity: str, tensors: list[NDArray[Any]]) -> tuple[Program, list[NDArray[Any]]]:
+    """The program, and the tensors but for the lengths that it was written for."""
+    found = _programs[identity]
+    if isinstance(found, Program):
+        return found, tensors
+    *others, lengths = tensors
+    return found.program(_counts(lengths)), others
+
+
+def _counts(lengths: NDArray[Any]) -> tuple[int, ...]:
+    return tuple(map(int, lengths))
+
+
+def _filled(dram: bytes, program: Program, size: int) -> NDArray[np.uint8]:
+    """DRAM in a tensor of `size` bytes. Micro-ops that are behind its end are the program's own,
+    and come to it when it runs."""
+    needed = program.regions["out"].end
+    if needed > size:
+        raise UsageError(f"the program works in {needed} bytes of DRAM, and it is given {size}")
+    return np.frombuffer(dram[:size].ljust(size, b"\0"), np.uint8)
 
 
 def _add(*tensors: Any) -> None:
@@ -118,5 +189,6 @@ def _array(tensor: Any) -> NDArray[Any]:
     return np.from_dlpack(tensor)
 
 
-for _name, _function in {PACK: _pack, EXECUTE: _execute, UNPACK: _unpack, ADD: _add}.items():
+_FUNCTIONS = {LENGTHS: _lengths, PACK: _pack, EXECUTE: _execute, UNPACK: _unpack, ADD: _add}
+for _name, _function in _FUNCTIONS.items():
     tvm_ffi.register_global_func(_name, _function, override=True)

@@ -3,7 +3,9 @@
 A binary holds, beside what one for the CPU has,
 
     NAME.program    a program with the layout of its operands (backends/vta/program.py)
-    vta.json        the format, the accelerator, the programs by kernel, and why a product has none
+    NAME.product    what a program computes that is written in the run (backends/vta/written.py)
+    vta.json        the format, the accelerator, the programs by kernel, how groups are shifted and
+                    what that was chosen from, and why a product has no program
 """
 
 import json
@@ -23,7 +25,7 @@ from sqcompile.backends.vta import assembler, hardware
 from sqcompile.backends.vta.graph import offload, partition, table
 from sqcompile.backends.vta.graph.report import accelerator
 from sqcompile.runtime.executable import Binary
-from sqcompile.runtime.vta import FORMAT, INDEX, programs
+from sqcompile.runtime.vta import FORMAT, INDEX, PRODUCT, PROGRAM, stated, stated_rooms
 
 __all__ = [
     "accelerator",
@@ -54,19 +56,24 @@ def build(module: tvm.IRModule, target: Target) -> Binary:
     offloads: dict[str, list[offload.Offload]] = {}
     left: dict[str, str] = {}
     for name, spec in candidates(module).items():
-        made = offload.offload(spec, chosen)
-        if not isinstance(made, str):
-            offloads[name] = made
+        found = offload.offload(spec, chosen)
+        if not isinstance(found, str):
+            offloads[name] = found
         elif spec.op in table.PRODUCTS:
-            left[name] = made
+            left[name] = found
     kernels = {name: [one.identity for one in parts] for name, parts in offloads.items()}
-    images = {f"{one.identity}.program": one.data for parts in offloads.values() for one in parts}
+    made = {one.identity: one for parts in offloads.values() for one in parts}
+    images = {
+        f"{name}.{PRODUCT if one.written_for else PROGRAM}": one.data for name, one in made.items()
+    }
     index = {
         "format": FORMAT,
         "hardware": asdict(chosen),
         "kernels": kernels,
         "left": left,
-        "programs": sorted({name for parts in kernels.values() for name in parts}),
+        "programs": sorted(name for name, one in made.items() if not one.written_for),
+        "written": sorted(name for name, one in made.items() if one.written_for),
+        "shifts": {name: asdict(one.choice) for name, one in made.items() if one.choice},
     }
     images[INDEX] = json.dumps(index, indent=1).encode()
     return host.build(partition.partitioned(module, offloads), target, images)
@@ -91,10 +98,14 @@ def candidates(module: tvm.IRModule) -> dict[str, KernelSpec]:
 
 
 def listings(binary: Binary) -> dict[str, str]:
-    """The assembly of the CPU's kernels, and every program as text."""
-    texts = host.listings(binary)
-    for name, program in programs(binary).items():
-        texts[f"{name}.txt"] = assembler.listing(program.hardware, program.decoded)
+    """The assembly of the CPU's kernels, and every program as text; of those that are written in
+    the run, the one with the most planes."""
+    texts, rooms = host.listings(binary), stated_rooms(binary)
+    for name, program in stated(binary).items():
+        text = assembler.listing(program.hardware, program.decoded)
+        room = rooms.get(name)
+        head = f"; with room for {', '.join(map(str, room))} values of each group\n" if room else ""
+        texts[f"{name}.txt"] = head + text
     return texts
 
 

@@ -7,24 +7,30 @@ from typing import Any
 
 from sqcompile.backends.kernels import RANGE, KernelSpec
 from sqcompile.backends.vta.graph import split
+from sqcompile.backends.vta.graph.choice import Choice, chosen
 from sqcompile.backends.vta.graph.table import SUM
 from sqcompile.backends.vta.hardware import Hardware
-from sqcompile.backends.vta.program import elementwise_program, product_program
+from sqcompile.backends.vta.program import Program, elementwise_program, product_program
 from sqcompile.backends.vta.spec import ConvSpec, ElementwiseSpec, GemmSpec, Values
+from sqcompile.backends.vta.written import Written
 from sqcompile.errors import SqError, UsageError
 
 
 @dataclass(frozen=True)
 class Offload:
     """A program for a kernel, or for a part of one: its identity (different programs have
-    different ones), its bytes, how many bytes of DRAM it works in, the part's `cut`, and the shape
-    in which it takes its one operand, where that is not the kernel's."""
+    different ones), its bytes, how many bytes of DRAM it works in, the part's `cut`, the shape
+    in which it takes its one operand, where that is not the kernel's, how the groups of a
+    product are shifted, where it has some, and for the lengths of how many groups its program is
+    written in the run: then the bytes say what it computes (`sqcompile.backends.vta.written`)."""
 
     identity: str
     data: bytes
     dram: int
     cut: str = ""
     rows: tuple[int, int] | None = None
+    choice: Choice | None = None
+    written_for: int = 0
 
 
 def offload(spec: KernelSpec, hardware: Hardware) -> list[Offload] | str:
@@ -43,15 +49,29 @@ def offload(spec: KernelSpec, hardware: Hardware) -> list[Offload] | str:
 
 
 def _offload(spec: KernelSpec, hardware: Hardware) -> Offload:
-    rows = None
     if spec.op == SUM:
         sums = _sums(spec)
-        program, rows = elementwise_program(hardware, sums), (sums.rows, sums.channels)
-    else:
-        program = product_program(hardware, product_spec(spec))
+        return _fixed(spec, elementwise_program(hardware, sums), rows=(sums.rows, sums.channels))
+    asked = product_spec(spec)
+    choice = chosen(spec, asked, hardware)
+    if choice is None or choice.way == "shifted":
+        return _fixed(spec, product_program(hardware, asked), choice=choice)
+    written = Written(hardware, asked)
+    data = written.to_bytes()
+    return Offload(
+        _identity(spec, data), data, written.dram, choice=choice, written_for=asked.groups
+    )
+
+
+def _fixed(spec: KernelSpec, program: Program, **more: Any) -> Offload:
+    """The same program in every run."""
     program.check()
     data, dram = program.to_bytes(), max(region.end for region in program.regions.values())
-    return Offload(f"{spec.short_name}-{sha256(data).hexdigest()[:12]}", data, dram, rows=rows)
+    return Offload(_identity(spec, data), data, dram, **more)
+
+
+def _identity(spec: KernelSpec, data: bytes) -> str:
+    return f"{spec.short_name}-{sha256(data).hexdigest()[:12]}"
 
 
 def product_spec(spec: KernelSpec) -> GemmSpec | ConvSpec:

@@ -7,6 +7,7 @@ writes out what such a call does: operands into an image of DRAM, the program, r
 epilogue, and every product is a program of its own.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.relax.transform import FuseOpsByPattern, FusionPattern, RunCodegen
 
 from sqcompile.backends.vta.graph.offload import Offload
-from sqcompile.runtime.vta import ADD, EXECUTE, PACK, UNPACK
+from sqcompile.runtime.vta import ADD, EXECUTE, LENGTHS, PACK, UNPACK
 
 CODEGEN = "vta"
 """The name of the code generator, which is the prefix of the pattern's."""
@@ -89,7 +90,9 @@ tvm_ffi.register_global_func(f"relax.ext.{CODEGEN}", _generated, override=True)
 def transfers(module: tvm.IRModule, offloads: Mapping[str, Sequence[Offload]]) -> tvm.IRModule:
     """A module in which a call of an external function, by name in `offloads`, is three: PACK
     gives an image of DRAM with the operands, EXECUTE what a program makes of it, UNPACK the
-    product. A product in parts has those for each of them, and ADD their sum."""
+    product. Where the program is written in the run, LENGTHS says first for which lengths of
+    groups, and the others take that too. A product in parts has those calls for each of them,
+    and ADD their sum."""
     writer = _Transfers(module, offloads)
     for variable, function in module.functions.items():
         if isinstance(function, relax.Function):
@@ -125,10 +128,19 @@ class _Transfers(PyExprMutator):
         if offload.rows:
             (whole,) = operands
             operands = [self.builder_.emit(relax.op.reshape(whole, offload.rows))]
+        lengths = self._lengths(offload, identity, operands)
         dram = relax.TensorType((offload.dram,), "uint8")
-        before = self._emit(PACK, [identity, cut, *operands], dram)
-        after = self._emit(EXECUTE, [identity, before], dram)
-        return relax.call_dps_packed(UNPACK, [identity, cut, after, *operands], result)
+        before = self._emit(PACK, [identity, cut, *operands, *lengths], dram)
+        after = self._emit(EXECUTE, [identity, before, *lengths], dram)
+        return relax.call_dps_packed(UNPACK, [identity, cut, after, *operands, *lengths], result)
+
+    def _lengths(self, offload: Offload, identity: Any, operands: list[Any]) -> list[Any]:
+        """The lengths of groups that the program is written for, if it is."""
+        if not offload.written_for:
+            return []
+        of_exponent = json.dumps(json.loads(offload.cut)[2:]) if offload.cut else ""
+        kind = relax.TensorType((offload.written_for,), "int32")
+        return [self._emit(LENGTHS, [identity, tvm.ir.StringImm(of_exponent), operands[2]], kind)]
 
     def _emit(self, symbol: str, arguments: list[Any], result: Any) -> Any:
         return self.builder_.emit(relax.call_dps_packed(symbol, arguments, result))

@@ -13,7 +13,7 @@ from sqcompile.backends.vta.isa import Module
 from sqcompile.backends.vta.program import Program
 from sqcompile.backends.vta.simulator.timing import Span, timeline
 from sqcompile.runtime.executable import Binary
-from sqcompile.runtime.vta import index_of, programs
+from sqcompile.runtime.vta import index_of, stated
 
 DRAM_LATENCY = 32
 """Cycles until DRAM answers, in a report's cycles: a board has tens to about 100."""
@@ -67,10 +67,12 @@ def accelerator(
     product's channels are rows of their own, behind it.
 
     utilisation: the share of cycles in which GEMM multiplies tiles; efficiency: the share of what
-    it could multiply in all cycles that the product needs, without padding and digits; host: how
-    often a step calls the CPU's kernels, by op.
+    it could multiply in all cycles that the product needs, without padding and digits; shifts: how
+    each program shifts groups and what that was chosen from, None where it has none; host: how
+    often a step calls the CPU's kernels, by op. The figures of programs that are written in the run
+    are those of the one with the most planes.
     """
-    index, found = index_of(binary), programs(binary)
+    index, found = index_of(binary), stated(binary)
     hardware = Hardware(**index["hardware"])
     spans = {
         name: timeline(program.hardware, program.decoded, DRAM_LATENCY)
@@ -93,6 +95,7 @@ def accelerator(
                 total = sum((known[name] for name in names), _NOTHING)
                 shares = _shares(hardware, number, total)
                 row = {"node": node, "product": product, "programs": names, "macs": number}
+                row["shifts"] = [index["shifts"].get(name) for name in names]
                 rows.append(row | asdict(total) | shares)
                 runs += [(node, known[name].cycles, lanes[name]) for name in names]
                 whole, multiplied = whole + total, multiplied + number

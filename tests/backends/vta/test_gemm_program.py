@@ -81,5 +81,6 @@ def test_operands_that_fit_are_shifted_even_where_groups_are_known():
 def test_a_program_of_sorted_groups_refuses_other_exponents():
     spec, (a, b, exponent), _ = grouped((100, 100))
     program = product_program(SHAPES["int4"], spec)
-    with pytest.raises(ValueError, match=r"for \(100, 100\) values of k in each group, not for"):
+    refusal = r"room for \(112, 112\) values of each exponent, and there are \(200, 0\)"
+    with pytest.raises(ValueError, match=refusal):
         run(program, [a, b, np.zeros_like(exponent)])

@@ -20,6 +20,10 @@ SPEC = ProductSpec(
     "fc", "fprop", (Operand("activation", 4, False), Operand("weight", 4, True, (0,))), 1, False, 0
 )
 
+GRADIENT = ProductSpec(
+    "fc", "dgrad", (Operand("gradient", 4, True), Operand("weight", 4, True, (0,))), 4, False, 0
+)
+
 
 @pytest.fixture(scope="module")
 def lowered():
@@ -81,6 +85,21 @@ def test_a_product_is_three_calls_of_the_accelerator(lowered):
     ]
     kernels = {v.name_hint for v, f in found.functions.items() if isinstance(f, tirx.PrimFunc)}
     assert kernels == {"quantize", "dequantize", "relu"}
+
+
+def test_a_program_that_is_written_in_the_run_is_told_the_lengths_of_groups():
+    inputs = "g: i8[16, 64], w: i8[64, 32], e: i8[1, 64] -> dx"
+    program = "dx = sq.shift_matmul(g, w, e, 4, False, False, 0)"
+    before = graph(inputs, program, dx={"sq": GRADIENT})
+    module = lower({"forward": plain_products(before)}, targets.get("vta")).module
+    programs = offloads(module, PRESETS["pynq-int4-out32"])
+    dram = programs["shift_matmul"][0].dram
+    assert calls(partition.partitioned(module, programs)) == [
+        "sqcompile.vta.lengths(text, text, e): int32[4]",
+        f"sqcompile.vta.pack(text, text, g, w, e, lengths): uint8[{dram}]",
+        f"sqcompile.vta.execute(text, pack, lengths): uint8[{dram}]",
+        "sqcompile.vta.unpack(text, text, execute, g, w, e, lengths): int32[16, 32]",
+    ]
 
 
 def test_a_product_without_a_program_stays_on_the_cpu(lowered):

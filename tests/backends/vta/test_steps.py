@@ -69,7 +69,9 @@ def test_sums_of_64_bits_are_the_references():
     report = data.report(step)
     assert report["macs"]["on_target_share"] == 1.0
     assert report["accelerator"]["name"] == "pynq"
-    assert max(len(row["programs"]) for row in report["accelerator"]["programs"]) == 2
+    most = max(report["accelerator"]["programs"], key=lambda row: len(row["programs"]))
+    assert len(most["programs"]) == 2
+    assert [one["way"] for one in most["shifts"]] == ["sorted"] * 2  # each for lengths of its own
 
 
 def test_steps_train_to_the_cpus_bits_in_every_interleaving():
@@ -86,6 +88,72 @@ def test_steps_train_to_the_cpus_bits_in_every_interleaving():
             optimizer.step()
         for ours, theirs in zip(accelerator.parameters(), cpu.parameters(), strict=True):
             assert torch.equal(ours, theirs) and torch.equal(ours.grad, theirs.grad)
+
+
+def shifting():
+    """A model of which one product sorts its groups, on int4 elements, and another shifts."""
+    layers = (nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 40, 3, stride=2), nn.ReLU())
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(160, 5)), torch.randn(4, 3, 8, 8)
+
+
+def ways(step):
+    """(node, way) of every product with groups."""
+    rows = data.report(step)["accelerator"]["programs"]
+    return {row["node"]: one["way"] for row in rows for one in row["shifts"] if one}
+
+
+def test_steps_that_write_their_programs_train_to_the_cpus_bits(tmp_path):
+    torch.manual_seed(3)
+    model, x = shifting()
+    cpu = sqcompile.compile(deepcopy(model), (x,))
+    target = targets.get("vta", hw="pynq-int4-out32")
+    accelerator = sqcompile.compile(model, (x,), target=target)
+    assert set(ways(accelerator).values()) == {"shifted", "sorted"}
+    optimizers = [torch.optim.SGD(one.parameters(), 0.1) for one in (cpu, accelerator)]
+    vta.written_for.clear()
+    for seed in range(6):
+        x = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)) * torch.logspace(
+            0, -3 * (seed % 2), 8
+        )
+        for step, optimizer in zip((cpu, accelerator), optimizers, strict=True):
+            optimizer.zero_grad()
+            with vta.interleaving(seed):
+                F.cross_entropy(step(x), torch.arange(4)).backward()
+            optimizer.step()
+        for ours, theirs in zip(accelerator.parameters(), cpu.parameters(), strict=True):
+            assert torch.equal(ours, theirs) and torch.equal(ours.grad, theirs.grad)
+    written = [name for name, way in ways(accelerator).items() if way == "sorted"]
+    assert vta.written_for.total() == 6 * len(written)
+    assert len(vta.written_for) > len(written)  # not all steps had the same lengths
+    accelerator.save(str(tmp_path / "run"))
+    loaded = sqcompile.load(tmp_path / "run")
+    before = vta.written_for.total()
+    for step in (accelerator.train(), loaded.train()):
+        step.zero_grad()
+        F.cross_entropy(step(x), torch.arange(4)).backward()
+    assert vta.written_for.total() == before + 2 * len(written)
+    for ours, theirs in zip(loaded.parameters(), accelerator.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_a_run_folder_says_what_is_written_in_the_run(tmp_path):
+    model, x = shifting()
+    target = targets.get("vta", hw="pynq-int4-out32")
+    step = sqcompile.compile(model, (x,), target=target)
+    step.save(str(tmp_path / "run"))
+    folder = tmp_path / "run/variant_0"
+    index = json.loads((folder / "vta.json").read_text())
+    assert index["written"]
+    for name in index["written"]:
+        room = index["shifts"][name]["most"]["counts"]
+        assert json.loads((folder / f"{name}.product").read_text())["spec"]["counts"] is None
+        first, *_, last = (folder / f"{name}.txt").read_text().splitlines()
+        assert first == f"; with room for {', '.join(map(str, room))} values of each group"
+        assert "finish" in last
+    binary = step.variants[0].executable.binary
+    binary.images[f"{name}.product"] = b"{}"
+    with pytest.raises(sqcompile.errors.UsageError, match=f"{name} describes no product"):
+        vta.machine(binary, 0)
 
 
 def test_a_run_folder_holds_programs_as_data_and_runs(tmp_path):
@@ -107,5 +175,5 @@ def test_programs_of_another_format_are_refused():
     binary = step.variants[0].executable.binary
     other = json.dumps({**vta.index_of(binary), "format": 99}).encode()
     binary.images[vta.INDEX] = other
-    with pytest.raises(sqcompile.errors.UsageError, match="format 99, this version reads 2"):
+    with pytest.raises(sqcompile.errors.UsageError, match="format 99, this version reads 3"):
         vta.programs(binary)

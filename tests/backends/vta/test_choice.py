@@ -1,0 +1,102 @@
+"""The choice between shifted operands and sorted groups: from the figures that it records."""
+
+from itertools import product as every
+
+import pytest
+
+from sqcompile.backends.kernels import KernelSpec, TensorSpec
+from sqcompile.backends.vta.graph import choice, offload
+from sqcompile.backends.vta.hardware import PRESETS
+
+BITS4 = ("ranges", ((-7, 7), (-7, 7)))
+
+
+def matrices(a, b, exponent, transpose_b=False):
+    n = b[-2] if transpose_b else b[-1]
+    attributes = {"groups": 4, "transpose_a": False, "transpose_b": transpose_b, "k_chunk": 0}
+    operands = {"a": a, "b": b, "exponent": exponent}
+    return spec("sq::shift_matmul", operands, attributes, (*a[:-1], n))
+
+
+def convolution(op, operands, result, groups=1):
+    window = dict.fromkeys(("stride", "padding", "dilation"), (1, 1))
+    attributes = {"shift_groups": 4, "groups": groups, "k_chunk": 0} | window
+    return spec(op, operands, attributes, result)
+
+
+def spec(op, operands, attributes, result):
+    inputs = tuple((name, TensorSpec(shape, "int8")) for name, shape in operands.items())
+    return KernelSpec(op, inputs, (*attributes.items(), BITS4), (TensorSpec(result, "int32"),))
+
+
+def dgrad(outputs, groups=1):
+    operands = {"g": (2, 8, 8, outputs), "w": (outputs, 16, 3, 3), "exponent": (1, 1, 1, outputs)}
+    return convolution("sq::conv_dgrad", operands, (2, 8, 8, 16 * groups), groups)
+
+
+PIXELS = {"g": (2, 8, 8, 64), "x": (2, 8, 8, 16), "exponent": (2, 8, 8, 1)}
+PRODUCTS = {
+    "dgrad": dgrad(64),
+    "short dgrad": dgrad(8),
+    "dgrad of channel groups": dgrad(64, groups=2),
+    "few values": matrices((256, 16), (16, 64), (1, 16)),
+    "many rows": matrices((64, 64), (64, 64), (1, 64)),
+    "a batch": matrices((2, 64, 40), (2, 64, 40), (2, 1, 40), transpose_b=True),
+    "rows": matrices((64, 40), (40, 40), (64, 1)),
+    "pixels": convolution("sq::conv_wgrad", PIXELS, (64, 16, 3, 3)),
+}
+WAYS = {
+    "dgrad": "sorted",
+    "short dgrad": "sorted",
+    "dgrad of channel groups": "sorted",
+    "few values": "shifted",
+    "many rows": "sorted",
+    "a batch": "sorted",
+    "rows": "shifted",
+    "pixels": "shifted",
+}
+"""On int4 elements."""
+
+
+def made(name, hw):
+    (found,) = offload.offload(PRODUCTS[name], PRESETS[hw])
+    return found
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_the_choice_follows_from_the_figures_that_it_records(name):
+    found = made(name, "pynq-int4-out32")
+    one = found.choice
+    assert one.way == WAYS[name]
+    if one.one is not None:
+        gains = one.one.cycles <= one.shifted * (1 - choice.LEAST_GAIN)
+        assert one.way == ("sorted" if gains else "shifted")
+        cases = (one.one, one.equal, one.most)
+        assert all(case.cycles <= one.shifted for case in cases)
+        assert [sum(case.counts) for case in cases] == sorted(sum(case.counts) for case in cases)
+        assert not one.reason
+    assert found.written_for == (4 if one.way == "sorted" else 0)
+
+
+def test_products_whose_groups_are_no_planes_say_why():
+    assert made("pixels", "pynq-int4").choice.reason == choice.PIXELS
+    assert made("rows", "pynq-int4").choice.reason == choice.OTHER_AXES
+
+
+@pytest.mark.parametrize("name", ["dgrad", "many rows"])
+def test_shifts_that_fit_an_element_are_in_operands(name):
+    found = made(name, "pynq").choice
+    assert (found.way, found.reason, found.one) == ("shifted", choice.TOO_NARROW, None)
+
+
+@pytest.mark.parametrize(("sets", "longest"), [(1, 14), (2, 8), (3, 5)])
+def test_no_lengths_ask_for_more_planes_than_the_most(sets, longest):
+    block, groups = 3, 3
+
+    def planes(*lengths):
+        return sum(-(-max(counts) // block) for counts in zip(*lengths, strict=True))
+
+    for k in range(1, longest + 1):
+        ways = [counts for counts in every(range(k + 1), repeat=groups) if sum(counts) == k]
+        most = max(planes(*lengths) for lengths in every(ways, repeat=sets))
+        assert planes(choice.most_planes(k, groups, sets)) == most
