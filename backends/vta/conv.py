@@ -15,6 +15,7 @@ Padding is that of LOAD, unless zero is no element (an offset) or a side is wide
 """
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 import numpy as np
 
@@ -25,10 +26,12 @@ from sqcompile.backends.vta.forms import (
     Array,
     ProductForm,
     bound,
+    check_epilogue,
     chunks,
     digit_runs,
     horner,
     joined,
+    most_summed,
     shifted,
     stored,
 )
@@ -68,6 +71,8 @@ class ConvForm(ProductForm):
         planes = -(-reduced // block)
         results = self.inputs if spec.kind == "dgrad" else self.outputs
         segments = horner(digit_runs(self.inp, self.wgt, planes))
+        check_epilogue(spec, self.inp, self.wgt)
+        largest = bound(self.inp, self.wgt, (inp, wgt), length)
         correlation = Correlation(
             groups=groups,
             images=1 if wgrad else -(-images // batch),
@@ -78,7 +83,9 @@ class ConvForm(ProductForm):
             columns=columns,
             kernel=kernel,
             segments=segments,
-            totals=stored(bound(self.inp, self.wgt, (inp, wgt), length), segments, hardware),
+            totals=stored(largest, segments, hardware, spec),
+            relu=spec.relu,
+            most_summed=most_summed(largest) if spec.sums else 0,
         )
         super().__init__(hardware, correlation)
 
@@ -114,6 +121,14 @@ class ConvForm(ProductForm):
         if self.inp.offset:
             found = found + self.inp.offset * operands[1].sum((1, 2, 3), dtype=np.int32)
         return np.ascontiguousarray(found)
+
+    def unpack_sums(self, tiles: Array, operands: Sequence[Array]) -> Array:
+        """int64 (O,). Images that pad a tile have added zeros."""
+        sums = super().unpack_sums(tiles, operands)[:, : self.outputs].reshape(-1)
+        if self.inp.offset:
+            pixels = prod(self.spec.y[:3])
+            sums = sums + self.inp.offset * pixels * operands[1].sum((1, 2, 3), dtype=np.int64)
+        return sums
 
     def _first(self, operands: Sequence[Array]) -> Array:
         exponent = operands[2] if self.spec.groups > 1 else None

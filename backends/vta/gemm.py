@@ -17,6 +17,7 @@ from sqcompile.backends.vta.forms import (
     Array,
     ProductForm,
     bound,
+    check_epilogue,
     chunks,
     digit_runs,
     horner,
@@ -54,6 +55,7 @@ class GemmForm(ProductForm):
                 self.sorted_planes, weighted, planes = lengths, by_group, sum(lengths)
                 self.inp, self.wgt = narrow
         values = (spec.a.shifted(most), spec.b)
+        check_epilogue(spec, self.inp, self.wgt)
         largest = bound(self.inp, self.wgt, values[::-1] if self.swapped else values, spec.k)
         segments = horner(weighted)
         correlation = Correlation(
@@ -66,7 +68,8 @@ class GemmForm(ProductForm):
             columns=plain(-(-self.rows // batch)),
             kernel=(1, 1),
             segments=segments,
-            totals=stored(largest, segments, hardware),
+            totals=stored(largest, segments, hardware, spec),
+            relu=spec.relu,
         )
         super().__init__(hardware, correlation)
 

@@ -36,7 +36,7 @@ class GemmSpec:
     Operands a, b and, from two groups on, the exponent, which broadcasts to a. `batch` is None
     for matrices, else the length of a leading axis; transposed operands lie as (k, m), (n, k).
     `counts`, where they are known, say how many k have exponent 0, 1, ...: the program is right
-    for no other exponents then, and these may vary along k only.
+    for no other exponents then, and these may vary along k only. With `relu` it is max(acc, 0).
     """
 
     m: int
@@ -49,6 +49,7 @@ class GemmSpec:
     transpose_b: bool = False
     groups: int = 1
     counts: tuple[int, ...] | None = None
+    relu: bool = False
 
     @property
     def macs(self) -> int:
@@ -65,6 +66,8 @@ class ConvSpec:
 
     Shapes are x (N, H, W, C), w (O, C / channel_groups, KH, KW), y (N, OH, OW, O). Operands are
     the two that are named and, from two groups on, the exponent, which broadcasts to the first.
+    With `relu` it is max(acc, 0); an fprop with `sums` has a second result, int64 (O,), the sums of
+    acc over N, OH and OW. One of both at most.
     """
 
     kind: Kind
@@ -78,6 +81,8 @@ class ConvSpec:
     first: Values
     second: Values
     groups: int = 1
+    relu: bool = False
+    sums: bool = False
 
     @property
     def axes(self) -> tuple[Axis, Axis]:
