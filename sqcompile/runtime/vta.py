@@ -1,6 +1,6 @@
 """A binary of the VTA target in this process: the CPU's kernels, and programs in the simulator.
 
-A module calls three external functions for every product; each gets the identity of its program
+A module calls three external functions for every program; each gets the identity of its program
 first, PACK and UNPACK also which part of the operands it reads (all where that is empty). Programs
 are data: they are read from the binary's images, and nothing but the simulator executes them.
 """
@@ -26,7 +26,7 @@ from sqcompile.runtime.executable import Binary
 
 INDEX = "vta.json"
 """The image that says which programs there are."""
-FORMAT = 2
+FORMAT = 3
 """Of the index and of the programs."""
 PACK, EXECUTE, UNPACK, ADD = (
     f"sqcompile.vta.{name}" for name in ("pack", "execute", "unpack", "add")
@@ -105,8 +105,13 @@ def _execute(identity: str, *tensors: Any) -> None:
 
 
 def _unpack(identity: str, cut: str, *tensors: Any) -> None:
-    image, *operands, result = map(_array, tensors)
-    result[...] = _programs[identity].result(image.tobytes(), taken(cut, operands))
+    program = _programs[identity]
+    image, *given = map(_array, tensors)
+    results = [given.pop() for _ in range(1 + program.has_sums)][::-1]
+    dram, operands = image.tobytes(), taken(cut, given)
+    results[0][...] = program.result(dram, operands)
+    if program.has_sums:
+        results[1][...] = program.sums(dram, operands)
 
 
 def _add(*tensors: Any) -> None:

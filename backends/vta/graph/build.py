@@ -21,6 +21,7 @@ from sqcompile.backends.lower import KernelRecord
 from sqcompile.backends.targets import Target
 from sqcompile.backends.vta import assembler, hardware
 from sqcompile.backends.vta.graph import offload, partition, table
+from sqcompile.backends.vta.graph.fused import Fusions
 from sqcompile.backends.vta.graph.report import accelerator
 from sqcompile.runtime.executable import Binary
 from sqcompile.runtime.vta import FORMAT, INDEX, programs
@@ -53,14 +54,19 @@ def build(module: tvm.IRModule, target: Target) -> Binary:
     chosen = hardware.get(target.hw)
     offloads: dict[str, list[offload.Offload]] = {}
     left: dict[str, str] = {}
-    for name, spec in candidates(module).items():
+    specs = candidates(module)
+    for name, spec in specs.items():
+        if spec.op == table.RELU:
+            continue
         made = offload.offload(spec, chosen)
         if not isinstance(made, str):
             offloads[name] = made
         elif spec.op in table.PRODUCTS:
             left[name] = made
-    kernels = {name: [one.identity for one in parts] for name, parts in offloads.items()}
-    images = {f"{one.identity}.program": one.data for parts in offloads.values() for one in parts}
+    found = partition.partitioned(module, offloads, Fusions(specs, chosen))
+    called = found.programs
+    kernels = {name: [one.identity for one in parts] for name, parts in called.items()}
+    images = {f"{one.identity}.program": one.data for parts in called.values() for one in parts}
     index = {
         "format": FORMAT,
         "hardware": asdict(chosen),
@@ -69,7 +75,7 @@ def build(module: tvm.IRModule, target: Target) -> Binary:
         "programs": sorted({name for parts in kernels.values() for name in parts}),
     }
     images[INDEX] = json.dumps(index, indent=1).encode()
-    return host.build(partition.partitioned(module, offloads), target, images)
+    return host.build(found.module, target, images)
 
 
 @lru_cache(maxsize=1024)

@@ -9,7 +9,7 @@ from sqcompile.backends.kernels import RANGE, KernelSpec
 from sqcompile.backends.vta.graph import split
 from sqcompile.backends.vta.graph.table import SUM
 from sqcompile.backends.vta.hardware import Hardware
-from sqcompile.backends.vta.program import elementwise_program, product_program
+from sqcompile.backends.vta.program import Program, elementwise_program, product_program
 from sqcompile.backends.vta.spec import ConvSpec, ElementwiseSpec, GemmSpec, Values
 from sqcompile.errors import SqError, UsageError
 
@@ -49,9 +49,14 @@ def _offload(spec: KernelSpec, hardware: Hardware) -> Offload:
         program, rows = elementwise_program(hardware, sums), (sums.rows, sums.channels)
     else:
         program = product_program(hardware, product_spec(spec))
+    return replace(packed(program, spec.short_name), rows=rows)
+
+
+def packed(program: Program, name: str) -> Offload:
+    """A program, proven, as an artifact holds it."""
     program.check()
     data, dram = program.to_bytes(), max(region.end for region in program.regions.values())
-    return Offload(f"{spec.short_name}-{sha256(data).hexdigest()[:12]}", data, dram, rows=rows)
+    return Offload(f"{name}-{sha256(data).hexdigest()[:12]}", data, dram)
 
 
 def product_spec(spec: KernelSpec) -> GemmSpec | ConvSpec:
