@@ -73,9 +73,10 @@ def _open(editor: Editor, node: Node) -> None:
 def _of_integers(node: Node, given: dict[str, Any]) -> bool:
     """Is relu(acc * scales) = relu(acc) * scales, and nothing between them?
 
-    Scales are not negative: where acc > 0, both are acc * scales, which is at least 0. Where acc = 0,
-    both are 0. Where acc < 0, the right side is 0, and so is the left one, or -0 when acc * scales
-    is too small for a float32. No reader may see that sign.
+    Scales are not negative: where acc > 0, both are acc * scales, which is at least 0. Where
+    acc = 0, both are 0. Where acc < 0, the right side is 0, and so is the left one, or -0 when
+    acc * scales is too small for a float32. No reader may see that sign. Scales that overflow,
+    beyond 2^128, make a NaN of a 0 on the right side.
     """
     if not given["relu"] or given["bias"] is not None or given["k_chunk"]:
         return False

@@ -56,8 +56,6 @@ def build(module: tvm.IRModule, target: Target) -> Binary:
     left: dict[str, str] = {}
     specs = candidates(module)
     for name, spec in specs.items():
-        if spec.op == table.RELU:
-            continue
         made = offload.offload(spec, chosen)
         if not isinstance(made, str):
             offloads[name] = made

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqcompile.backends.kernels import RANGE, KernelSpec
 from sqcompile.backends.vta.graph import split
-from sqcompile.backends.vta.graph.table import SUM
+from sqcompile.backends.vta.graph.table import RELU, SUM
 from sqcompile.backends.vta.hardware import Hardware
 from sqcompile.backends.vta.program import Program, elementwise_program, product_program
 from sqcompile.backends.vta.spec import ConvSpec, ElementwiseSpec, GemmSpec, Values
@@ -29,6 +29,8 @@ class Offload:
 
 def offload(spec: KernelSpec, hardware: Hardware) -> list[Offload] | str:
     """The programs whose results add up to what a kernel computes, or why there are none."""
+    if spec.op == RELU:
+        return "a ReLU has no program of its own: it would take as long as the product before it"
     parts = [split.Part("", spec)] if spec.op == SUM else split.parts(spec)
     if isinstance(parts, str):
         return parts

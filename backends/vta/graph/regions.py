@@ -59,9 +59,7 @@ def region_of(function: relax.Function) -> Region:
 
 def _step(composite: relax.Function, given: Sequence[Source], result: Any) -> Step:
     sources = dict(zip(composite.params, given, strict=True))
-    calls = [
-        value for _, value in _bindings(composite) if isinstance(value, relax.Call)
-    ]
+    calls = [value for _, value in _bindings(composite) if isinstance(value, relax.Call)]
     assert all(call.op == tvm.ir.Op.get("relax.call_tir") for call in calls)
     kernels = tuple(call.args[0].name_hint for call in calls)
     return Step(kernels, tuple(sources[one] for one in calls[0].args[1].fields), result)
@@ -69,7 +67,5 @@ def _step(composite: relax.Function, given: Sequence[Source], result: Any) -> St
 
 def _bindings(function: relax.Function) -> list[tuple[Any, Any]]:
     return [
-        (binding.var, binding.value)
-        for block in function.body.blocks
-        for binding in block.bindings
+        (binding.var, binding.value) for block in function.body.blocks for binding in block.bindings
     ]

@@ -32,6 +32,17 @@ def _described(generate: Generator) -> Generator:
     return described
 
 
+def _of_integers(generate: Generator) -> Generator:
+    """The same for kernels of accumulators alone."""
+    described = _described(generate)
+
+    @wraps(generate)
+    def chosen(spec: KernelSpec) -> object:
+        return (described if spec.outputs[0].dtype == "int32" else generate)(spec)
+
+    return chosen
+
+
 def spec_json(spec: KernelSpec) -> str:
     """A spec as text; `spec_from` reads it."""
     inputs = {
@@ -66,9 +77,6 @@ def _frozen(value: Any) -> Attribute:
 
 KERNELS = HOST.derived(
     "vta",
-    {
-        op: Kernel(_described(HOST[op].generate), limit=HOST[op].limit)
-        for op in (*PRODUCTS, SUM)
-    }
-    | {RELU: replace(HOST[RELU], generate=_described(HOST[RELU].generate))},
+    {op: Kernel(_described(HOST[op].generate), limit=HOST[op].limit) for op in (*PRODUCTS, SUM)}
+    | {RELU: replace(HOST[RELU], generate=_of_integers(HOST[RELU].generate))},
 )

@@ -51,7 +51,10 @@ class Transfers(PyExprMutator):
             operands = [value(one) for one in step.operands]
             sums = self._sums(region.steps, number)
             if sums is None:
-                values.append(self._emit(self._computed(step, operands)))
+                last = self._computed(step, operands)
+                if region.results == (number,) and not region.several:
+                    return last
+                values.append(self._emit(last))
             else:
                 (offload,) = self._called(step.kernels + sums.kernels)
                 both = self._emit(self._part(offload, operands, [step.result, sums.result]))
