@@ -19,6 +19,7 @@ from sqcompile.passes.editing import (
     shape,
     target_of,
 )
+from sqcompile.passes.signs import never_negative, sees_no_zeros_sign
 
 aten = torch.ops.aten
 
@@ -36,7 +37,8 @@ PLAIN = {
 def plain_products(module: GraphModule) -> GraphModule:
     """After this pass every product gives its accumulators, and what the op did with them is ops
     behind it: scales, bias, ReLU, residual, mask, absmax, layout, sums of channels. The product
-    keeps the op's name. Values do not change: it is the definition of these ops."""
+    keeps the op's name. Values do not change: it is the definition of these ops, but for a ReLU
+    that is taken of the integers (`_of_integers`)."""
     graph = copy_graph(module)
     editor = Editor(graph)
     for node in calls(graph, *PLAIN):
@@ -53,6 +55,9 @@ def _open(editor: Editor, node: Node) -> None:
     if node.target is target_of(conv.conv_fprop_sums):
         _items(node, acc, _sums(editor, acc))
         return
+    if _of_integers(node, given):
+        acc = editor.call(aten.relu.default, acc, like=node, name=f"{acc.name}_relu")
+        given["relu"] = False
     y = _epilogue(editor, node, acc, given)
     placed = y
     if given.get("sizes") is not None:
@@ -63,6 +68,26 @@ def _open(editor: Editor, node: Node) -> None:
         _items(node, placed, editor.call(quantize.absmax, y, None, axes, like=node))
     else:
         replace(node, placed)
+
+
+def _of_integers(node: Node, given: dict[str, Any]) -> bool:
+    """Is relu(acc * scales) = relu(acc) * scales, and nothing between them?
+
+    Scales are not negative: where acc > 0, both are acc * scales, which is at least 0. Where
+    acc = 0, both are 0. Where acc < 0, the right side is 0, and so is the left one, or -0 when
+    acc * scales is too small for a float32. No reader may see that sign. Scales that overflow,
+    beyond 2^128, make a NaN of a 0 on the right side.
+    """
+    if not given["relu"] or given["bias"] is not None or given["k_chunk"]:
+        return False
+    if any(given.get(name) is not None for name in ("residual", "mask")):
+        return False
+    if not all(map(never_negative, given["scales"])):
+        return False
+    values = [node]
+    if node.target is target_of(product.shift_matmul_dequantize_absmax):
+        values = [user for user in node.users if user.args[1] == 0]
+    return all(sees_no_zeros_sign(user, one) for one in values for user in one.users)
 
 
 def _sums(editor: Editor, acc: Node) -> Node:

@@ -9,8 +9,11 @@ stands the same product without double buffering: one buffer in each scratchpad,
 is best then. MACs is the share of the multipliers' work that is no padding. Every program is
 proven to be free of deadlock and portable before it counts. The lines below it are a matrix product
 with groups: cycles for exponents that are known at run time alone, and for groups of known length,
-and how long the host writes such a program; and ReLU and requantisation of the first stage's
-accumulators as programs of their own. Nothing here was measured on hardware.
+and how long the host writes such a program; ReLU and requantisation of the first stage's
+accumulators as programs of their own, and its ReLU in the product's program; and for every stage
+the sums of channels that a batch norm starts from, in the fprop's program and as one of their own,
+and what a norm's deviations would take there: two sums of max(x, t), t a vector over channels.
+Nothing here was measured on hardware.
 """
 
 import json
@@ -34,6 +37,7 @@ from sqcompile.backends.vta.spec import (
     ElementwiseSpec,
     GemmSpec,
     Kind,
+    Step,
     Values,
     relu,
     requantize,
@@ -123,6 +127,37 @@ def steps(chip: hardware.Hardware, images: int, latency: int) -> dict[str, int]:
     return found
 
 
+def sums(chip: hardware.Hardware, images: int, latency: int) -> Iterator[dict[str, int]]:
+    """Cycles of every stage's fprop alone, with the sums of its channels, of these as a program of
+    their own, and of two sums of max(x, t)."""
+    for channels, side in STAGES.items():
+        spec = layer("fprop", channels, images)
+        largest = 9 * channels * UNSIGNED.high * SIGNED.high
+        values = Values(-largest, largest)
+        apart = ElementwiseSpec(images * side * side, channels, (values,), (), (), sums=True)
+        above = replace(apart, vectors=(values,), steps=(Step("max", "vector", 0),))
+        programs = {
+            "fprop": product_program(chip, spec),
+            "together": product_program(chip, replace(spec, sums=True)),
+            "sums": elementwise_program(chip, apart),
+            "deviations": elementwise_program(chip, above),
+        }
+        for program in programs.values():
+            program.check()
+        cycles = {name: one.cycles(latency).total for name, one in programs.items()}
+        yield {"channels": channels, **cycles, "deviations": 2 * cycles["deviations"]}
+
+
+def relus(chip: hardware.Hardware, images: int, latency: int) -> dict[str, int]:
+    """Cycles of the first stage's fprop with operands that have no offset, alone and with ReLU."""
+    spec = replace(layer("fprop", next(iter(STAGES)), images), first=SIGNED)
+    programs = {"fprop": spec, "with ReLU": replace(spec, relu=True)}
+    return {
+        name: measured(product_program(chip, one), latency)["cycles"]
+        for name, one in programs.items()
+    }
+
+
 @click.command(help=__doc__)
 @click.option("--hw", default="pynq-out32", show_default=True, metavar="NAME|FILE.json")
 @click.option("--images", default=16, show_default=True, help="Of a batch.")
@@ -157,9 +192,19 @@ def main(hw: str, images: int, latency: int, json_file: Path | None) -> None:
     print(f"written by the host in {seconds * 1e3:.0f} ms")
     told = ", ".join(f"{name} {cycles:,} cycles" for name, cycles in alone.items())
     print(f"accumulators of the first layer: {told}")
+    fused = relus(chip, images, latency)
+    told = ", ".join(f"{cycles:,} {name}" for name, cycles in fused.items())
+    print(f"cycles of the first layer of signed inputs: {told}")
+    norms = list(sums(chip, images, latency))
+    for row in norms:
+        print(
+            f"{row['channels']} channels: fprop {row['fprop']:,} cycles, with sums "
+            f"{row['together']:,}, apart {row['fprop'] + row['sums']:,}; "
+            f"deviations {row['deviations']:,}"
+        )
     if json_file:
         result = {"hardware": chip.name, "images": images, "rows": found, "shifts": known}
-        result |= {"writing": seconds, "steps": alone}
+        result |= {"writing": seconds, "steps": alone, "relus": fused, "sums": norms}
         json_file.write_text(json.dumps(result))
 
 

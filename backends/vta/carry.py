@@ -7,7 +7,8 @@ every tile of results, and what is stored is
     total = sum + (total that was there before >> right) << left
 
 where `left` is what segments shift the accumulators by between products. The host has both totals.
-They take hardly more bits than the sums, as only the bits above the last slice are carried.
+They take hardly more bits than the sums, as only the bits above the last slice are carried. Where
+accumulators are cleared in between (`epilogues.py`), nothing is taken off.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqcompile.backends.vta import isa
+from sqcompile.backends.vta.hardware import Hardware, Memory
+from sqcompile.backends.vta.uops import destinations, uops_of
 
 ACC_BITS = 32
 
@@ -33,10 +36,12 @@ class Carry(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """Bits of the signed integers that are stored, and what they carry; None: they are sums."""
+    """Bits of the integers that are stored, what they carry (None: they are sums), and whether the
+    highest bit is a sign."""
 
     bits: int
     carry: Carry | None
+    signed: bool = True
 
 
 def slices_of(bits: int, width: int) -> int:
@@ -61,13 +66,37 @@ def totals(bound: int, left: int, width: int) -> Totals:
     return Totals(bits, None) if slices_of(grown, width) > slices else Totals(grown, carry)
 
 
-def befores(program: Sequence[isa.Instruction], out: int, count: int) -> NDArray[np.int64]:
+def positive(bound: int) -> Totals:
+    """For integers between 0 and bound. A ReLU leaves nothing that could be taken off: accumulators
+    are cleared."""
+    return Totals(max(1, bound.bit_length()), None, signed=False)
+
+
+def summed(bound: int, left: int, width: int) -> Totals:
+    """For sums between -bound and bound that are added up in the scratchpad. Whole totals may be
+    carried: what is there in the end is their sum. What is left of a total may not."""
+    found = totals(bound, left, width)
+    if found.carry == Carry(0, 0):
+        return found
+    return Totals(min(ACC_BITS, bound.bit_length() + 1), None)
+
+
+def befores(
+    hardware: Hardware, program: Sequence[isa.Instruction], dram: bytes, out: int, count: int
+) -> NDArray[np.int64]:
     """(count,) by tile of the results from tile `out` of DRAM on, the one whose first slice was
-    stored from the same place of the scratchpad before; -1 for none."""
+    stored from the same place of the scratchpad before, and not cleared since; -1 for none. `dram`
+    holds the micro-ops."""
     held: dict[int, int] = {}
+    uops = np.zeros((hardware.depth(Memory.UOP), 3), np.int64)
     found = np.full(count, -1, np.int64)
     for one in program:
-        if not isinstance(one, isa.Store) or one.dram_base - out >= count:
+        for place, uop in uops_of(hardware, one, dram):
+            uops[place] = uop
+        if isinstance(one, isa.Gemm) and one.reset:
+            for place in destinations(one, uops).tolist():
+                held.pop(place, None)
+        if not isinstance(one, isa.Store) or not 0 <= one.dram_base - out < count:
             continue
         rows = np.arange(one.y_size)[:, None] * one.x_stride
         tiles = (one.dram_base - out + rows + np.arange(one.x_size)).reshape(-1).tolist()

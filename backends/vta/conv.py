@@ -15,6 +15,7 @@ Padding is that of LOAD, unless zero is no element (an offset) or a side is wide
 """
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 import numpy as np
 
@@ -24,9 +25,11 @@ from sqcompile.backends.vta.digits import Digits
 from sqcompile.backends.vta.forms import (
     Array,
     ProductForm,
+    check_epilogue,
     chunks,
     horner,
     joined,
+    most_summed,
     shifted,
     stored,
 )
@@ -61,6 +64,7 @@ class ConvForm(ProductForm):
             columns = plain(spec.w[3] * -(-self.inputs // batch))
         results = self.inputs if spec.kind == "dgrad" else self.outputs
         segments = horner(found.runs)
+        check_epilogue(spec, inp, wgt)
         correlation = Correlation(
             groups=groups,
             images=1 if wgrad else -(-images // batch),
@@ -71,7 +75,9 @@ class ConvForm(ProductForm):
             columns=columns,
             kernel=(spec.y[1], 1) if wgrad else (spec.w[2], spec.w[3]),
             segments=segments,
-            totals=stored(found.largest, segments, hardware),
+            totals=stored(found.largest, segments, hardware, spec),
+            relu=spec.relu,
+            most_summed=most_summed(found.largest) if spec.sums else 0,
         )
         super().__init__(hardware, correlation, found)
 
@@ -110,6 +116,14 @@ class ConvForm(ProductForm):
         if self.inp.offset:
             found = found + self.inp.offset * self._weight_sums(operands)
         return np.ascontiguousarray(found)
+
+    def unpack_sums(self, tiles: Array, operands: Sequence[Array]) -> Array:
+        """int64 (O,). Images that pad a tile have added zeros."""
+        sums = super().unpack_sums(tiles, operands)[:, : self.outputs].reshape(-1)
+        if self.inp.offset:
+            pixels = prod(self.spec.y[:3])
+            sums = sums + self.inp.offset * pixels * self._weight_sums(operands).astype(np.int64)
+        return sums
 
     def _first(self, operands: Sequence[Array]) -> Array:
         exponent = operands[2] if self.spec.groups > 1 and self.groups is None else None

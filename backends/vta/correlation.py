@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from sqcompile.backends.conv_geometry import Lines, Phase
-from sqcompile.backends.vta.carry import Totals, slices_of
+from sqcompile.backends.vta.carry import ACC_BITS, Totals, slices_of
 
 MOST_PADDING = 15
 """A LOAD has four bits for every side."""
+LANES = 4
+"""Tiles that take turns in a sum of tiles."""
 
 
 class Run(NamedTuple):
@@ -35,7 +37,10 @@ class Segment(NamedTuple):
 @dataclass(frozen=True)
 class Correlation:
     """`groups` correlations of `images` grids each. Segments are in order (Horner). What is stored
-    are signed integers of `totals.bits`: what is above the lowest of their 32 bits is the sign."""
+    are integers of `totals.bits`: what is above the lowest of their 32 bits is the sign, or zero.
+
+    With `relu`, negative results are 0. With `most_summed`, the sums of channels over images, rows
+    and columns are stored too, in chunks of no more results than that."""
 
     groups: int
     images: int
@@ -47,6 +52,8 @@ class Correlation:
     kernel: tuple[int, int]
     segments: tuple[Segment, ...]
     totals: Totals
+    relu: bool = False
+    most_summed: int = 0
 
     def slices(self, width: int) -> int:
         """Slices of `width` bits that a result has in DRAM."""
@@ -66,6 +73,14 @@ class Correlation:
     def result_shape(self) -> tuple[int, ...]:
         """The grid of OUT tiles in DRAM."""
         return self.groups, self.images, self.outputs, self.rows.results, self.columns.results
+
+    def sum_slices(self, width: int) -> int:
+        """Slices that a sum has in DRAM."""
+        return slices_of(ACC_BITS, width)
+
+    def sums_shape(self, chunks: int) -> tuple[int, ...]:
+        """The grid of OUT tiles in DRAM that the sums are, of so many chunks at most."""
+        return self.groups, self.outputs, chunks, LANES
 
     @property
     def tile_operations(self) -> int:

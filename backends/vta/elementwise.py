@@ -47,7 +47,7 @@ class ElementwiseForm:
         rows = -(-spec.rows // hardware.batch)
         self.columns = -(-spec.channels // hardware.block)
         self.rows = rows
-        self.result_bits, self.carry = _bits(self.range), None
+        self.result_bits, self.carry, self.signed = _bits(self.range), None, True
         slices = slices_of(ACC_BITS if spec.sums else self.result_bits, width)
         room = hardware.depth(Memory.ACC) // blocks_at_once(slices) - len(spec.vectors)
         self.size = min(rows, room // len(spec.tensors))
@@ -114,6 +114,14 @@ class ElementwiseForm:
             return total - self._missing(operands)
         rows = joined(tiles.transpose(1, 2, 0, 3), 0, spec.rows)
         return np.ascontiguousarray(joined(rows, 1, spec.channels))
+
+    def sum_tiles(self, overlap: bool) -> int:
+        """None: sums are its only result."""
+        return 0
+
+    def unpack_sums(self, tiles: Array, operands: Sequence[Array]) -> Array:
+        """Raises UsageError."""
+        raise UsageError("an elementwise program has one result")
 
     def _missing(self, operands: Sequence[Array]) -> Array:
         """What rows of zeros after the last one add to the sums."""

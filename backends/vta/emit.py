@@ -1,14 +1,14 @@
 """The instructions of a correlation under a tiling.
 
 For every block of results: accumulators are cleared, then for every chunk of the reduction a box
-of INP and one of WGT are loaded and multiplied, then the block is stored, in as many slices as
-OUT is narrower than a result. Nothing here speaks of tokens: `Stream` places them. Two blocks or
-chunks overlap when they lie in different parts of a scratchpad, no more is needed.
+of INP and one of WGT are loaded and multiplied, then the epilogue takes its turn, and the block is
+stored, in as many slices as OUT is narrower than a result. Nothing here speaks of tokens: `Stream`
+places them. Two blocks or chunks overlap when they lie in different parts of a scratchpad, no more
+is needed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from itertools import product
 from typing import NamedTuple
 
 from sqcompile.backends.conv_geometry import Lines, Phase
@@ -21,37 +21,18 @@ from sqcompile.backends.vta.cuts import (
     Window,
     clipped,
     counted,
-    growing,
     parts,
-    results_of,
-    shrinking,
     sizes_of,
     taps_of,
     window,
 )
+from sqcompile.backends.vta.epilogues import Setting, epilogue
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.isa import AluOp
 from sqcompile.backends.vta.nests import Loop, nest
+from sqcompile.backends.vta.places import Place, places
 from sqcompile.backends.vta.stream import Tiles
 from sqcompile.backends.vta.writer import Slots, Writer
-
-
-class Place(NamedTuple):
-    """Which results a block has: the parts of every axis."""
-
-    group: int
-    outputs: tuple[int, int]
-    image: int
-    rows: tuple[int, int]
-    columns: tuple[int, int]
-
-    def cut(
-        self, pieces: Callable[[tuple[int, int], int], list[tuple[int, int]]], halvings: int
-    ) -> list["Place"]:
-        """In pieces of its rows, or of its columns where it has one row."""
-        if self.rows[1] - self.rows[0] > 1:
-            return [self._replace(rows=piece) for piece in pieces(self.rows, halvings)]
-        return [self._replace(columns=piece) for piece in pieces(self.columns, halvings)]
 
 
 class Block(NamedTuple):
@@ -85,52 +66,35 @@ class Emitter:
         self.of, self.tiling, self.at = correlation, tiling, addresses
         self.writer = Writer(hardware, addresses["uops"])
         self.count = correlation.slices(hardware.width(Memory.OUT))
-        sizes = sizes_of(correlation, tiling)
-        self.inp = Slots(sizes.inp, tiling.buffers)
-        self.wgt = Slots(sizes.wgt, tiling.buffers)
-        self.acc = Slots(sizes.acc, tiling.acc_buffers)
+        self.sizes = sizes_of(correlation, tiling)
+        self.inp = Slots(self.sizes.inp, tiling.buffers)
+        self.wgt = Slots(self.sizes.wgt, tiling.buffers)
+        self.acc = Slots(self.sizes.acc, tiling.acc_buffers)
 
     def run(self) -> tuple[bytes, bytes]:
         """Instructions and micro-ops."""
-        places = self._places()
-        carried = self.of.totals.carry is not None
-        if carried:
-            used = min(len(places), self.tiling.acc_buffers)
-            self.writer.clear(Tiles(Memory.OUT, 0, used * self.acc.size))
-        for block in map(self._block, places):
-            if not carried:
-                self.writer.clear(block.tiles)
+        of = self.of
+        blocks = places(of, self.tiling)
+        setting = Setting(self.writer, of, self.tiling, self.sizes, blocks, self.at)
+        around = epilogue(setting)
+        for number, block in enumerate(map(self._block, blocks)):
+            around.begin(number, block.tiles)
             covered = False
-            for segment in self.of.segments:
+            for segment in of.segments:
                 self.writer.shift([block.tiles], -segment.shift)
                 for run in segment.runs:
                     covered |= self._reduce(block, run)
             if not covered or self._lacking():
                 self.writer.alu([block.tiles], AluOp.ADD, 0)
+            around.end(number, block.tiles)
             store, waiting = partial(self._store, block), self.tiling.acc_buffers - 1
             self.writer.end_block(block.tiles, self.count, store, waiting)
+        around.finish()
         return self.writer.finished()
 
-    def _places(self) -> list[Place]:
-        """Of the blocks. The modules wait for the first one's loads and the last one's stores:
-        those two are cut finer."""
-        of, tiling = self.of, self.tiling
-        outer = (range(of.groups), parts(of.outputs, tiling.outputs), range(of.images))
-        rows, columns = parts(of.rows.count, tiling.rows), parts(of.columns.count, tiling.columns)
-        found = [Place(*place) for place in product(*outer, rows, columns)]
-        if len(found) > 1 and tiling.halvings:
-            found[-1:] = found[-1].cut(shrinking, tiling.halvings)
-            found[:1] = found[0].cut(growing, tiling.halvings)
-        return found
-
     def _block(self, place: Place) -> Block:
-        shape = (
-            place.outputs[1] - place.outputs[0],
-            results_of(self.of.rows, place.rows),
-            results_of(self.of.columns, place.columns),
-        )
         base, _ = self.acc.take(place)
-        return Block(*place, base, shape)
+        return Block(*place, base, place.shape(self.of))
 
     def _lacking(self) -> bool:
         """Is there a result that no tap meets?"""

@@ -6,18 +6,23 @@ result tiles become a host array.
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from math import prod
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sqcompile.backends.vta.carry import Carry, Totals, totals
+from sqcompile.backends.vta.carry import ACC_BITS, Carry, Totals, positive, summed, totals
 from sqcompile.backends.vta.correlation import Correlation, Run, Segment
 from sqcompile.backends.vta.cuts import Tiling
+from sqcompile.backends.vta.digits import Digits
 from sqcompile.backends.vta.emit import Emitter
 from sqcompile.backends.vta.hardware import Hardware, Memory
+from sqcompile.backends.vta.places import places, sum_chunks
 from sqcompile.backends.vta.reduction import Reduction
+from sqcompile.backends.vta.spec import ConvSpec, GemmSpec
 from sqcompile.backends.vta.tiling import tiled
+from sqcompile.errors import UsageError
 
 Array = NDArray[Any]
 
@@ -32,12 +37,17 @@ class Grid(NamedTuple):
 
 class Form(Protocol):
     """A spec on one accelerator. Addresses are by name of a grid, "out" and "uops", in tiles;
-    `carry` says what a stored integer has of the one before it in its place."""
+    `carry` says what a stored integer has of the one before it in its place, `signed` whether its
+    highest bit is a sign."""
 
     grids: tuple[Grid, ...]
     result_shape: tuple[int, ...]
     result_bits: int
     carry: Carry | None
+    signed: bool
+
+    def sum_tiles(self, overlap: bool) -> int:
+        """Tiles of OUT that a second result takes in DRAM, the sums; 0 where there is none."""
 
     def write(self, addresses: Mapping[str, int], overlap: bool) -> tuple[bytes, bytes]:
         """Instructions and micro-ops."""
@@ -47,6 +57,9 @@ class Form(Protocol):
 
     def unpack(self, tiles: Array, operands: Sequence[Array]) -> Array:
         """int32 (*result_shape, BATCH, BLOCK) and the same operands -> what the op gives."""
+
+    def unpack_sums(self, tiles: Array, operands: Sequence[Array]) -> Array:
+        """int32 (tiles, BATCH, BLOCK) and the same operands -> int64 sums of channels."""
 
 
 class ProductForm:
@@ -64,7 +77,7 @@ class ProductForm:
             Grid("wgt", Memory.WGT, correlation.wgt_shape),
         )
         self.result_shape = correlation.result_shape
-        self.result_bits, self.carry = correlation.totals
+        self.result_bits, self.carry, self.signed = correlation.totals
 
     def tiling(self, overlap: bool = True) -> Tiling:
         """How it is cut."""
@@ -74,6 +87,20 @@ class ProductForm:
         """Instructions and micro-ops."""
         tiling = self.tiling(overlap)
         return Emitter(self.hardware, self.correlation, tiling, addresses).run()
+
+    def sum_tiles(self, overlap: bool) -> int:
+        """Of all chunks, as they are tiled."""
+        of = self.correlation
+        if not of.most_summed:
+            return 0
+        chunks = 1 + max(sum_chunks(of, places(of, self.tiling(overlap))))
+        return prod(of.sums_shape(chunks)) * of.sum_slices(self.hardware.width(Memory.OUT))
+
+    def unpack_sums(self, tiles: Array, operands: Sequence[Array]) -> Array:
+        """int64 (groups, padded channels): the sums of what was multiplied."""
+        of = self.correlation
+        lanes = tiles.reshape(of.groups, of.outputs, -1, *tiles.shape[1:])
+        return lanes.sum((2, 3), dtype=np.int64).reshape(of.groups, -1)
 
 
 def shifted(operand: Array, exponent: Array | None, groups: int) -> Array:
@@ -111,7 +138,25 @@ def horner(weighted: Sequence[tuple[int, Run]]) -> tuple[Segment, ...]:
     )
 
 
-def stored(most: int, segments: Sequence[Segment], hardware: Hardware) -> Totals:
+def stored(
+    most: int, segments: Sequence[Segment], hardware: Hardware, spec: GemmSpec | ConvSpec
+) -> Totals:
     """What a program stores of sums between -most and most."""
-    left = sum(segment.shift for segment in segments)
-    return totals(most, left, hardware.width(Memory.OUT))
+    left, width = sum(segment.shift for segment in segments), hardware.width(Memory.OUT)
+    if spec.relu:
+        return positive(most)
+    sums = isinstance(spec, ConvSpec) and spec.sums
+    return (summed if sums else totals)(most, left, width)
+
+
+def check_epilogue(spec: GemmSpec | ConvSpec, *operands: Digits) -> None:
+    """Raise UsageError for an epilogue that the program cannot have."""
+    if spec.relu and any(digits.offset for digits in operands):
+        raise UsageError("no ReLU of it: its operands have offsets, which the host makes good")
+    if isinstance(spec, ConvSpec) and spec.sums and (spec.relu or spec.kind != "fprop"):
+        raise UsageError("sums are those of an fprop without ReLU")
+
+
+def most_summed(most: int) -> int:
+    """Integers between -most and most that add up without leaving 32 bits."""
+    return ((1 << ACC_BITS - 1) - 1) // max(1, most)

@@ -12,6 +12,7 @@ from sqcompile.backends.vta.digits import Digits
 from sqcompile.backends.vta.forms import (
     Array,
     ProductForm,
+    check_epilogue,
     chunks,
     horner,
     joined,
@@ -38,6 +39,7 @@ class GemmForm(ProductForm):
         self.rows, self.columns = (spec.n, spec.m) if self.swapped else (spec.m, spec.n)
         found = reduction(self._operands, Length(spec.k), block, spec.groups, spec.counts)
         inp, wgt = found.digits
+        check_epilogue(spec, inp, wgt)
         segments = horner(found.runs)
         correlation = Correlation(
             groups=spec.batch or 1,
@@ -49,7 +51,8 @@ class GemmForm(ProductForm):
             columns=plain(-(-self.rows // batch)),
             kernel=(1, 1),
             segments=segments,
-            totals=stored(found.largest, segments, hardware),
+            totals=stored(found.largest, segments, hardware, spec),
+            relu=spec.relu,
         )
         super().__init__(hardware, correlation, found)
 

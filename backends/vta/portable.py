@@ -7,13 +7,12 @@ passes here means the same on all three.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sqcompile.backends.vta import isa, tokens
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.isa import AluOp
 from sqcompile.backends.vta.nests import MOST_LEFT, MOST_RIGHT, PORTABLE_UOPS
-from sqcompile.backends.vta.uops import uops_of
+from sqcompile.backends.vta.uops import destinations, uops_of
 from sqcompile.errors import PortabilityError
 
 
@@ -73,7 +72,7 @@ class _State:
             if isinstance(one, isa.Alu):
                 yield from self._alu(one)
             reset = isinstance(one, isa.Gemm) and one.reset
-            self.same[self._destinations(one)] = not reset
+            self.same[destinations(one, self.uops)] = not reset
 
     def _load(self, one: isa.Load) -> Iterator[str]:
         padded = any(one.pads)
@@ -97,6 +96,9 @@ class _State:
                 yield "shifts by a register: implementations read different bits of it"
             if one.imm:
                 yield f"has immediate {one.imm} beside a register"
+            places = destinations(one, self.uops)
+            if (places[1:] == places[:-1]).any():
+                yield "adds to a tile that it has just written; the Chisel core reads the old one"
             return
         if one.alu_opcode is AluOp.SHR and not -MOST_LEFT <= one.imm <= MOST_RIGHT:
             yield f"shifts by {one.imm}; all agree on {-MOST_LEFT}..{MOST_RIGHT}"
@@ -109,9 +111,3 @@ class _State:
         ]
         if moves or (used[:, 0] != used[:, 1]).any():
             yield "has an immediate and src other than dst; the Chisel core reads src"
-
-    def _destinations(self, one: isa.Nest) -> NDArray[np.int64]:
-        outer = np.arange(one.iter_out)[:, None, None] * one.dst_out
-        inner = np.arange(one.iter_in)[:, None] * one.dst_in
-        found: NDArray[np.int64] = outer + inner + self.uops[one.uop_bgn : one.uop_end, 0]
-        return found.reshape(-1)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqcompile.backends.vta import isa, portable, tokens
-from sqcompile.backends.vta.carry import befores, slices_of, taken_off
+from sqcompile.backends.vta.carry import ACC_BITS, befores, slices_of, taken_off
 from sqcompile.backends.vta.conv import ConvForm
 from sqcompile.backends.vta.elementwise import ElementwiseForm
 from sqcompile.backends.vta.forms import Array, Form
@@ -28,6 +28,9 @@ from sqcompile.backends.vta.simulator import elements, machine
 from sqcompile.backends.vta.simulator.core import NULL_PAGE, Profile
 from sqcompile.backends.vta.simulator.timing import Cycles, cycles
 from sqcompile.backends.vta.spec import ConvSpec, ElementwiseSpec, GemmSpec, Spec, Step, Values
+
+SUMS = "sums"
+"""The region of a second result."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Region:
 @dataclass(frozen=True)
 class Program:
     """Everything that the accelerator needs but the operands. Regions are those of the form's
-    grids, "out" and "uops"."""
+    grids, "out", "sums" and "uops"."""
 
     hardware: Hardware
     spec: Spec
@@ -68,7 +71,18 @@ class Program:
     def _before(self) -> NDArray[np.int64]:
         """By tile of the result, the one whose accumulators it started from."""
         first = self.regions["out"].start // self.hardware.element_bytes(Memory.OUT)
-        return befores(self.decoded, first, prod(self.form.result_shape))
+        count = prod(self.form.result_shape)
+        return befores(self.hardware, self.decoded, self._uop_image, first, count)
+
+    @property
+    def _uop_image(self) -> bytes:
+        """DRAM up to the end of the micro-ops, of which only these are filled in."""
+        return bytes(self.regions["uops"].start) + self.uops
+
+    @property
+    def data_end(self) -> int:
+        """The first byte after operands and results; only micro-ops lie behind it."""
+        return max(one.end for name, one in self.regions.items() if name != "uops" and one.size > 0)
 
     @property
     def macs(self) -> int:
@@ -92,18 +106,37 @@ class Program:
 
     def result(self, dram: bytes, operands: Sequence[Array]) -> Array:
         """What the program left in DRAM, as the op gives it; the operands are those of `image`."""
-        region = self.regions["out"]
-        width = self.hardware.width(Memory.OUT)
+        form = self.form
+        total = self._stored(dram, "out", form.result_bits, form.signed)
+        if form.carry is not None:
+            tiles = total.reshape(prod(form.result_shape), -1)
+            total = taken_off(tiles, self._before, form.carry)
+        shape = (*form.result_shape, self.hardware.batch, self.hardware.block)
+        return form.unpack(total.reshape(shape), operands)
+
+    def sums(self, dram: bytes, operands: Sequence[Array]) -> Array:
+        """The second result of a product with `sums`."""
+        total = self._stored(dram, SUMS, ACC_BITS, signed=True)
+        shape = (-1, self.hardware.batch, self.hardware.block)
+        return self.form.unpack_sums(total.reshape(shape), operands)
+
+    @property
+    def has_sums(self) -> bool:
+        """Is there a second result?"""
+        return self.regions[SUMS].size > 0
+
+    def _stored(self, dram: bytes, name: str, bits: int, signed: bool) -> Array:
+        """int32 of so many bits, from their slices in a region."""
+        region, width = self.regions[name], self.hardware.width(Memory.OUT)
         data = np.frombuffer(dram, np.uint8)[region.start : region.end]
-        data = data.reshape(slices_of(self.form.result_bits, width), -1)
+        data = data.reshape(slices_of(bits, width), -1)
+        mask = (1 << width) - 1
         total = elements.unpacked(data[-1], width)  # with the sign
+        if not signed and width < ACC_BITS:
+            total = total & mask
         for digits in data[-2::-1]:
-            total = (total << width) + (elements.unpacked(digits, width) & ((1 << width) - 1))
-        shape = (*self.form.result_shape, self.hardware.batch, self.hardware.block)
-        if self.form.carry is not None:
-            tiles = total.reshape(prod(self.form.result_shape), -1)
-            total = taken_off(tiles, self._before, self.form.carry)
-        return self.form.unpack(total.reshape(shape), operands)
+            total = (total << width) + (elements.unpacked(digits, width) & mask)
+        return total
 
     def cycles(self, dram_latency: int) -> Cycles:
         """About how long it takes."""
@@ -112,8 +145,7 @@ class Program:
     def check(self) -> tokens.Graph:
         """Prove that no interleaving gets stuck and that every implementation agrees; raises
         TokenError, PortabilityError."""
-        region = self.regions["uops"]
-        portable.check(self.hardware, self.decoded, bytes(region.start) + self.uops)
+        portable.check(self.hardware, self.decoded, self._uop_image)
         graph = tokens.check(self.decoded)
         portable.check_stores(self.hardware, self.decoded, graph)
         return graph
@@ -194,7 +226,8 @@ def _program(hardware: Hardware, spec: Spec, overlap: bool) -> Program:
     form = form_of(hardware, spec)
     count = prod(form.result_shape) * slices_of(form.result_bits, hardware.width(Memory.OUT))
     tiles = [(grid.name, grid.memory, prod(grid.shape)) for grid in form.grids]
-    tiles += [("out", Memory.OUT, count), ("uops", Memory.UOP, 0)]
+    tiles += [("out", Memory.OUT, count), (SUMS, Memory.OUT, form.sum_tiles(overlap))]
+    tiles += [("uops", Memory.UOP, 0)]
     regions = regions_of(hardware, tiles)
     addresses = {
         name: regions[name].start // hardware.element_bytes(memory) for name, memory, _ in tiles
@@ -206,17 +239,20 @@ def _program(hardware: Hardware, spec: Spec, overlap: bool) -> Program:
 
 @dataclass(frozen=True)
 class Execution:
-    """A run on the simulator: the result, and upstream's counters."""
+    """A run on the simulator: the result, upstream's counters, and the sums of channels where the
+    program has them."""
 
     result: Array
     profile: Profile
+    sums: Array | None = None
 
 
 def execute(program: Program, operands: Sequence[Array], seed: int | None = None) -> Execution:
     """Run on the simulator; `seed` lets its modules run in a random order."""
     dram = program.image(operands)
     outcome = machine.run(program.hardware, program.decoded, dram, seed)
-    return Execution(program.result(outcome.dram, operands), outcome.profile)
+    sums = program.sums(outcome.dram, operands) if program.has_sums else None
+    return Execution(program.result(outcome.dram, operands), outcome.profile, sums)
 
 
 def run(program: Program, operands: Sequence[Array], seed: int | None = None) -> Array:

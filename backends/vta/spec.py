@@ -42,7 +42,7 @@ class GemmSpec:
     for matrices, else the length of a leading axis; transposed operands lie as (k, m), (n, k).
     `counts`, where they are given, say for how many k with exponent 0, 1, ... the program has
     room, in every batch: it may be right for no other exponents then, and these may vary along k
-    and from batch to batch only.
+    and from batch to batch only. With `relu` it is max(acc, 0).
     """
 
     m: int
@@ -55,6 +55,7 @@ class GemmSpec:
     transpose_b: bool = False
     groups: int = 1
     counts: tuple[int, ...] | None = None
+    relu: bool = False
 
     @property
     def macs(self) -> int:
@@ -77,7 +78,8 @@ class ConvSpec:
     Shapes are x (N, H, W, C), w (O, C / channel_groups, KH, KW), y (N, OH, OW, O). Operands are
     the two that are named and, from two groups on, the exponent, which broadcasts to the first.
     `counts`, for fprop and dgrad whose exponents vary along channels only: as a GemmSpec's, in
-    every channel group.
+    every channel group. With `relu` it is max(acc, 0); an fprop with `sums` has a second result,
+    int64 (O,), the sums of acc over N, OH and OW. One of both at most.
     """
 
     kind: Kind
@@ -92,6 +94,8 @@ class ConvSpec:
     second: Values
     groups: int = 1
     counts: tuple[int, ...] | None = None
+    relu: bool = False
+    sums: bool = False
 
     @property
     def reduced(self) -> int:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import product
 from math import prod
 
-from sqcompile.backends.vta.correlation import Correlation
+from sqcompile.backends.vta.correlation import LANES, Correlation
 from sqcompile.backends.vta.cuts import Sizes, Tiling, cut, sizes_of, taps_of
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.nests import PORTABLE_UOPS
@@ -69,7 +69,7 @@ def _lacking(hardware: Hardware, of: Correlation) -> str:
         Memory.UOP: _uops(smallest),
         Memory.INP: sizes.inp,
         Memory.WGT: sizes.wgt,
-        Memory.ACC: sizes.acc,
+        Memory.ACC: sizes.acc + _sum_tiles(of, smallest),
     }
     said = (hardware.lacks(memory, tiles) for memory, tiles in needed.items())
     return "; ".join(one for one in said if one)
@@ -109,6 +109,11 @@ def _uops(tiling: Tiling) -> int:
     return prod(sorted(loops)[:-2])
 
 
+def _sum_tiles(of: Correlation, tiling: Tiling) -> int:
+    """Tiles of ACC that sums of channels take."""
+    return tiling.outputs * LANES * tiling.buffers if of.most_summed else 0
+
+
 class _Room:
     """What of the hardware the choice looks at."""
 
@@ -128,7 +133,8 @@ class _Room:
         return (
             sizes.inp * tiling.buffers <= self.inp
             and sizes.wgt * tiling.buffers <= self.wgt
-            and sizes.acc * tiling.acc_buffers <= self.acc
+            and sizes.acc * tiling.acc_buffers + _sum_tiles(of, tiling) <= self.acc
+            and (not of.most_summed or sizes.acc // tiling.outputs <= of.most_summed)
             and _uops(tiling) <= self.uops
         )
 
@@ -202,10 +208,21 @@ class _Estimate:
         shifts = len(self.of.segments) - carried + self.slices - 1  # and resets
         cleared = carried * self.sizes.acc * min(self.blocks, self.tiling.acc_buffers)
         phases = len(self.of.rows.phases) * len(self.of.columns.phases)
-        tiles = self.of.tile_operations + self.results * shifts + cleared
+        tiles = self.of.tile_operations + self.results * shifts + cleared + self._epilogue()
         gemms = self.blocks * self.chunks * phases
         instructions = gemms + self.blocks * shifts
         return tiles + instructions * _COST["gemm_fill"] + self._uop_loads(gemms, phases)
+
+    def _epilogue(self) -> float:
+        """Cycles of ALU operations: one a result for ReLU; two for sums, but where blocks are
+        added up in their places."""
+        if self.of.relu:
+            return self.results
+        if not self.of.most_summed:
+            return 0
+        placed = self.sizes.acc * self.tiling.acc_buffers * self.of.groups * self.output_blocks
+        carried = self.of.totals.carry is not None
+        return 2 * (min(self.results, placed) if carried else self.results)
 
     def _uop_loads(self, gemms: int, phases: int) -> float:
         """Micro-ops once, for every combination of parts of the scratchpads; when they do not all

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqcompile.backends.vta.hardware import Hardware, Memory
-from sqcompile.backends.vta.isa import Field, Instruction, Load, placed
+from sqcompile.backends.vta.isa import Field, Instruction, Load, Nest, placed
 from sqcompile.errors import EncodingError
 
 
@@ -64,3 +64,12 @@ def uops_of(hardware: Hardware, instruction: Instruction, dram: bytes) -> Iterab
         place = instruction.sram_base + (above + y) * columns + left
         for x, indices in enumerate(decode_uops(hardware, words).tolist()):
             yield place + x, Uop(*indices)
+
+
+def destinations(one: Nest, uops: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The tiles of ACC that a GEMM or ALU instruction writes, in its order; `uops` (n, 3) is what
+    the buffer of micro-ops holds."""
+    outer = np.arange(one.iter_out)[:, None, None] * one.dst_out
+    inner = np.arange(one.iter_in)[:, None] * one.dst_in
+    found: NDArray[np.int64] = outer + inner + uops[one.uop_bgn : one.uop_end, 0]
+    return found.reshape(-1)

@@ -164,6 +164,11 @@ class Writer:
             tiles = Tiles(Memory.OUT, base + one.done, one.rows * one.columns)
             self.stream.add(isa.Store, fields, reads=(tiles,))
 
+    def settle(self, results: Tiles) -> None:
+        """Store all slices of a block that these tiles still hold."""
+        while any(one.tiles.first == results.first for one in self.unfinished):
+            self._advance()
+
     def end_block(
         self, results: Tiles, count: int, store: Callable[[int], None], waiting: int
     ) -> None:

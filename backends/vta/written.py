@@ -194,8 +194,12 @@ def _is_none(value: Any) -> bool:
     return value is None
 
 
+def _is_off(value: Any) -> bool:
+    return value is False
+
+
 _SIZE, _PAIR = _integer(1), _several(2, _integer(1))
-_SHARED: dict[str, Check] = {"groups": _integer(2, 8), "counts": _is_none}
+_SHARED: dict[str, Check] = {"groups": _integer(2, 8), "counts": _is_none, "relu": _is_off}
 _KINDS: dict[str, tuple[Any, dict[str, Check]]] = {
     "GemmSpec": (
         GemmSpec,
@@ -211,7 +215,7 @@ _KINDS: dict[str, tuple[Any, dict[str, Check]]] = {
         | dict.fromkeys(("stride", "dilation"), _PAIR)
         | dict.fromkeys(("first", "second"), _is_values)
         | {"kind": lambda value: value in ("fprop", "dgrad")}
-        | {"padding": _several(2, _integer(0)), "channel_groups": _SIZE}
+        | {"padding": _several(2, _integer(0)), "channel_groups": _SIZE, "sums": _is_off}
         | _SHARED,
     ),
 }

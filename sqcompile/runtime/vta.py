@@ -1,6 +1,6 @@
 """A binary of the VTA target in this process: the CPU's kernels, and programs in the simulator.
 
-A module calls three external functions for every product; each gets the identity of its program
+A module calls three external functions for every program; each gets the identity of its program
 first, PACK and UNPACK also which part of the operands it reads (all where that is empty). Programs
 are data: they are read from the binary's images, and nothing but the simulator executes them.
 
@@ -153,9 +153,15 @@ def _execute(identity: str, *tensors: Any) -> None:
 
 
 def _unpack(identity: str, cut: str, *tensors: Any) -> None:
-    image, *operands, result = map(_array, tensors)
-    program, operands = _meant(identity, operands)
-    result[...] = program.result(image.tobytes(), taken(cut, operands))
+    image, *given = map(_array, tensors)
+    found = _programs[identity]
+    several = isinstance(found, Program) and found.has_sums
+    results = [given.pop() for _ in range(1 + several)][::-1]
+    program, given = _meant(identity, given)
+    dram, operands = image.tobytes(), taken(cut, given)
+    results[0][...] = program.result(dram, operands)
+    if several:
+        results[1][...] = program.sums(dram, operands)
 
 
 def _meant(identity: str, tensors: list[NDArray[Any]]) -> tuple[Program, list[NDArray[Any]]]:
@@ -174,7 +180,7 @@ def _counts(lengths: NDArray[Any]) -> tuple[int, ...]:
 def _filled(dram: bytes, program: Program, size: int) -> NDArray[np.uint8]:
     """DRAM in a tensor of `size` bytes. Micro-ops that are behind its end are the program's own,
     and come to it when it runs."""
-    needed = program.regions["out"].end
+    needed = program.data_end
     if needed > size:
         raise UsageError(f"the program works in {needed} bytes of DRAM, and it is given {size}")
     return np.frombuffer(dram[:size].ljust(size, b"\0"), np.uint8)

@@ -1,5 +1,6 @@
 """plain_products: every epilogue as ops behind the product, which keeps its name and meta."""
 
+import pytest
 import torch
 
 from sqcompile.passes.assign_precision import Operand, ProductSpec
@@ -61,6 +62,70 @@ def test_absmax_is_of_the_result_before_it_is_placed():
         """,
     )
     assert same(plain_products(before), after)
+
+
+SCALED = "q: i8[4, 8], w: i8[6, 8], v: f32[6, 8], a: f32[1, 1] -> m, z"
+RELU = f"""
+    step = sq.quant_scale(a, 8, True, 1)
+    rows = sq.quantize_rows(v, 8, True)
+    flat = rows[1]
+    row = aten.view(flat, [1, 6])
+    number = aten.mul.Tensor(step, NUMBER)
+    s = aten.mul.Tensor(number, row)
+    y = sq.shift_matmul_dequantize({PRODUCT}, [s], BIAS, True)
+    m = aten.gt.Scalar(y, 0)
+    z = READER
+"""
+"""A ReLU behind a product whose scale is that of a weight and of an activation, times a number."""
+
+
+def relu_of(number="2.0", bias="None", reader="sq.absmax(y, None, [0])", inputs=SCALED):
+    program = RELU.replace("NUMBER", number).replace("BIAS", bias).replace("READER", reader)
+    return plain_products(graph(inputs, program))
+
+
+def dequantized(found):
+    (node,) = found.graph.find_nodes(op="call_function", target=torch.ops.sq.dequantize.default)
+    return node
+
+
+def test_a_relu_behind_positive_scales_is_one_of_integers():
+    found = relu_of()
+    acc = dequantized(found).args[0]
+    assert acc.target is torch.ops.aten.relu.default and acc.args[0].target is SHIFT_MATMUL
+    assert acc.name == "y_relu" and acc.args[0].name == "y"
+    assert acc.meta["val"].dtype == torch.int32
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"number": "-2.0"},
+        {"number": "0.0"},
+        {"bias": "b", "inputs": SCALED.replace(" ->", ", b: f32[1, 6] ->")},
+        {"reader": "aten.clone(y)"},
+        {
+            "reader": "sq.absmax(a, y, [0])",
+            "inputs": SCALED.replace("a: f32[1, 1]", "a: f32[4, 6]"),
+        },
+    ],
+    ids=["a negative factor", "zero", "a bias", "a reader that shows -0", "as another operand"],
+)
+def test_a_relu_that_could_show_is_one_of_floats(other):
+    found = relu_of(**other)
+    assert dequantized(found).args[0].target is SHIFT_MATMUL
+
+
+def test_both_relus_are_equal_in_what_reads_them():
+    """Products of scales may underflow: the mask and the absmax are the same."""
+    torch.manual_seed(0)
+    q, w = (torch.randint(-127, 128, size, dtype=torch.int8) for size in ((4, 8), (6, 8)))
+    program = RELU.replace("NUMBER", "2.0").replace("BIAS", "None")
+    before = graph(SCALED, program.replace("READER", "sq.absmax(y, None, [0])"))
+    for large in (1.0, 2.0**-99, 2.0**60, 0.0):
+        v, a = torch.randn(6, 8) * large, torch.full((1, 1), large)
+        ours, theirs = plain_products(before)(q, w, v, a), before(q, w, v, a)
+        assert all(map(torch.equal, ours, theirs))
 
 
 def test_a_convolutions_sums_are_sums():

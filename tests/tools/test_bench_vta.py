@@ -38,6 +38,23 @@ def test_a_relu_of_its_own_takes_longer_than_the_convolution_before_it():
     assert bench_vta.steps(chip, images=16, latency=32)["ReLU"] > product["cycles"]
 
 
+@pytest.mark.parametrize(("name", "most"), [("pynq", 1.30), ("pynq-out32", 1.02)])
+def test_sums_in_a_products_program_take_a_part_of_what_they_take_apart(name, most):
+    rows = list(bench_vta.sums(hardware.get(name), images=16, latency=32))
+    assert len(rows) == 3
+    for row in rows:
+        assert row["together"] < most * row["fprop"]
+        assert row["together"] - row["fprop"] < 0.35 * row["sums"]
+        assert row["deviations"] > 2 * row["sums"]
+
+
+def test_a_relu_in_the_products_program_takes_a_part_of_one_of_its_own():
+    chip = hardware.get("pynq")
+    cycles = bench_vta.relus(chip, images=16, latency=32)
+    alone = bench_vta.steps(chip, images=16, latency=32)["ReLU"]
+    assert cycles["with ReLU"] - cycles["fprop"] < alone / 4
+
+
 def test_known_groups_pay_where_shifts_do_not_fit_an_element():
     cycles = {
         name: bench_vta.shifts(hardware.get(name), 32) for name in ("pynq-out32", "pynq-int4-out32")

@@ -23,6 +23,7 @@ from sqcompile.backends.lower import KernelRecord
 from sqcompile.backends.targets import Target
 from sqcompile.backends.vta import assembler, hardware
 from sqcompile.backends.vta.graph import offload, partition, table
+from sqcompile.backends.vta.graph.fused import Fusions
 from sqcompile.backends.vta.graph.report import accelerator
 from sqcompile.runtime.executable import Binary
 from sqcompile.runtime.vta import FORMAT, INDEX, PRODUCT, PROGRAM, stated, stated_rooms
@@ -55,14 +56,16 @@ def build(module: tvm.IRModule, target: Target) -> Binary:
     chosen = hardware.get(target.hw)
     offloads: dict[str, list[offload.Offload]] = {}
     left: dict[str, str] = {}
-    for name, spec in candidates(module).items():
-        found = offload.offload(spec, chosen)
-        if not isinstance(found, str):
-            offloads[name] = found
+    specs = candidates(module)
+    for name, spec in specs.items():
+        asked = offload.offload(spec, chosen)
+        if not isinstance(asked, str):
+            offloads[name] = asked
         elif spec.op in table.PRODUCTS:
-            left[name] = found
-    kernels = {name: [one.identity for one in parts] for name, parts in offloads.items()}
-    made = {one.identity: one for parts in offloads.values() for one in parts}
+            left[name] = asked
+    found = partition.partitioned(module, offloads, Fusions(specs, chosen))
+    kernels = {name: [one.identity for one in parts] for name, parts in found.programs.items()}
+    made = {one.identity: one for parts in found.programs.values() for one in parts}
     images = {
         f"{name}.{PRODUCT if one.written_for else PROGRAM}": one.data for name, one in made.items()
     }
@@ -76,7 +79,7 @@ def build(module: tvm.IRModule, target: Target) -> Binary:
         "shifts": {name: asdict(one.choice) for name, one in made.items() if one.choice},
     }
     images[INDEX] = json.dumps(index, indent=1).encode()
-    return host.build(partition.partitioned(module, offloads), target, images)
+    return host.build(found.module, target, images)
 
 
 @lru_cache(maxsize=1024)

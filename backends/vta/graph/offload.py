@@ -8,7 +8,7 @@ from typing import Any
 from sqcompile.backends.kernels import RANGE, KernelSpec
 from sqcompile.backends.vta.graph import split
 from sqcompile.backends.vta.graph.choice import Choice, chosen
-from sqcompile.backends.vta.graph.table import SUM
+from sqcompile.backends.vta.graph.table import RELU, SUM
 from sqcompile.backends.vta.hardware import Hardware
 from sqcompile.backends.vta.program import Program, elementwise_program, product_program
 from sqcompile.backends.vta.spec import ConvSpec, ElementwiseSpec, GemmSpec, Values
@@ -35,6 +35,8 @@ class Offload:
 
 def offload(spec: KernelSpec, hardware: Hardware) -> list[Offload] | str:
     """The programs whose results add up to what a kernel computes, or why there are none."""
+    if spec.op == RELU:
+        return "a ReLU has no program of its own: it would take as long as the product before it"
     parts = [split.Part("", spec)] if spec.op == SUM else split.parts(spec)
     if isinstance(parts, str):
         return parts
@@ -50,28 +52,33 @@ def offload(spec: KernelSpec, hardware: Hardware) -> list[Offload] | str:
 
 def _offload(spec: KernelSpec, hardware: Hardware) -> Offload:
     if spec.op == SUM:
-        sums = _sums(spec)
-        return _fixed(spec, elementwise_program(hardware, sums), rows=(sums.rows, sums.channels))
+        sums = sums_spec(spec)
+        program, rows = elementwise_program(hardware, sums), (sums.rows, sums.channels)
+        return fixed(spec.short_name, program, rows=rows)
     asked = product_spec(spec)
     choice = chosen(spec, asked, hardware)
     if choice is None or choice.way == "shifted":
-        return _fixed(spec, product_program(hardware, asked), choice=choice)
+        return fixed(spec.short_name, product_program(hardware, asked), choice=choice)
     written = Written(hardware, asked)
     data = written.to_bytes()
     return Offload(
-        _identity(spec, data), data, written.dram, choice=choice, written_for=asked.groups
+        _identity(spec.short_name, data),
+        data,
+        written.dram,
+        choice=choice,
+        written_for=asked.groups,
     )
 
 
-def _fixed(spec: KernelSpec, program: Program, **more: Any) -> Offload:
-    """The same program in every run."""
+def fixed(name: str, program: Program, **more: Any) -> Offload:
+    """The same program in every run, proven, as an artifact holds it; `more`: fields of Offload."""
     program.check()
     data, dram = program.to_bytes(), max(region.end for region in program.regions.values())
-    return Offload(_identity(spec, data), data, dram, **more)
+    return Offload(_identity(name, data), data, dram, **more)
 
 
-def _identity(spec: KernelSpec, data: bytes) -> str:
-    return f"{spec.short_name}-{sha256(data).hexdigest()[:12]}"
+def _identity(name: str, data: bytes) -> str:
+    return f"{name}-{sha256(data).hexdigest()[:12]}"
 
 
 def product_spec(spec: KernelSpec) -> GemmSpec | ConvSpec:
@@ -80,7 +87,7 @@ def product_spec(spec: KernelSpec) -> GemmSpec | ConvSpec:
     return found
 
 
-def _sums(spec: KernelSpec) -> ElementwiseSpec:
+def sums_spec(spec: KernelSpec) -> ElementwiseSpec:
     """Sums over all axes but the last: chunks of rows whose sums 32 bits hold are added by the
     host in 64."""
     x, (out,) = spec.tensor("self"), spec.outputs

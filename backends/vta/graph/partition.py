@@ -1,74 +1,120 @@
 """Which calls of a lowered module run on the accelerator, decided by Relax's own passes.
 
-`FuseOpsByPattern` finds the calls of kernels that have a program and makes each a function for the
-code generator called vta; `RunCodegen` puts calls of external functions in their place; `transfers`
-writes out what such a call does: operands into an image of DRAM, the program, results out of it.
-`MergeCompositeFunctions` has nothing to merge, for between two products there is always a float
-epilogue, and every product is a program of its own.
+`FuseOpsByPattern` finds the calls of kernels that have a program, each alone or a product with the
+ReLU of its result. `MergeCompositeFunctions` makes regions of those that hang together, a product
+and the sums of its channels, for the code generator called vta, and `RunCodegen` puts calls of
+external functions in their place. `Transfers` writes out what such a call does: operands into an
+image of DRAM, the program, results out of it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tvm
 import tvm_ffi
 from tvm import relax
-from tvm.relax.dpl import is_op, wildcard
+from tvm.relax.dpl import is_op, is_tuple, wildcard
 from tvm.relax.dpl.pattern import GlobalVarPattern
-from tvm.relax.expr_functor import PyExprMutator, mutator
-from tvm.relax.transform import FuseOpsByPattern, FusionPattern, RunCodegen
+from tvm.relax.transform import (
+    FuseOpsByPattern,
+    FusionPattern,
+    MergeCompositeFunctions,
+    RunCodegen,
+)
 
+from sqcompile.backends.vta.graph.fused import Fusions
 from sqcompile.backends.vta.graph.offload import Offload
-from sqcompile.runtime.vta import ADD, EXECUTE, LENGTHS, PACK, UNPACK
+from sqcompile.backends.vta.graph.regions import Region, region_of
+from sqcompile.backends.vta.graph.transfers import Transfers
 
 CODEGEN = "vta"
-"""The name of the code generator, which is the prefix of the pattern's."""
+"""The name of the code generator, which is the prefix of the patterns'."""
+_MAIN = "main"
+"""The one function that MergeCompositeFunctions looks at."""
 
 
-def partitioned(module: tvm.IRModule, offloads: Mapping[str, Sequence[Offload]]) -> tvm.IRModule:
+class Partitioned(NamedTuple):
+    """A module whose products run on the accelerator, and the programs that it calls: of a kernel,
+    or of two in one program, by their names with a "+" between them."""
+
+    module: tvm.IRModule
+    programs: dict[str, list[Offload]]
+
+
+def partitioned(
+    module: tvm.IRModule, offloads: Mapping[str, Sequence[Offload]], fusions: Fusions
+) -> Partitioned:
     """A lowered module in which calls of the kernels in `offloads` run on the accelerator; kernels
     that nothing calls any more are gone."""
     entries = [
-        variable.name_hint
+        variable
         for variable, function in module.functions.items()
         if isinstance(function, relax.Function)
     ]
-    grouped = FuseOpsByPattern([_pattern(offloads)], bind_constants=False, annotate_codegen=True)
-    found = grouped(module)
-    symbols = _symbols(found)
-    external = RunCodegen(entry_functions=entries)(found)
-    explicit = transfers(external, {name: offloads[kernel] for name, kernel in symbols.items()})
-    called = {name for entry in entries for name in _kernels(explicit[entry])}
-    kept = {
+    grouped = FuseOpsByPattern(_patterns(offloads, fusions), bind_constants=False)(module)
+    kept: dict[Any, Any] = {}
+    programs: dict[str, list[Offload]] = {}
+    for entry in entries:
+        function, regions = _external(grouped, entry)
+        writer = Transfers(module, regions, offloads, fusions)
+        kept[entry] = writer.visit_expr(function)
+        programs |= writer.programs
+    called = {name for function in kept.values() for name in kernels_of(function)}
+    kept |= {
         variable: function
-        for variable, function in explicit.functions.items()
-        if variable.name_hint in called or variable.name_hint in entries
+        for variable, function in module.functions.items()
+        if variable.name_hint in called
     }
-    return tvm.IRModule(kept, attrs=explicit.attrs)
+    return Partitioned(tvm.IRModule(kept, attrs=module.attrs), programs)
 
 
-def _pattern(offloads: Mapping[str, Sequence[Offload]]) -> FusionPattern:
-    """A call of one of the kernels."""
+def _patterns(offloads: Mapping[str, Sequence[Offload]], fusions: Fusions) -> list[FusionPattern]:
+    """A product with its ReLU, where that has a program; a kernel that has one."""
 
     def chosen(context: Any) -> bool:
         return context.matched_expr.args[0].name_hint in offloads
 
-    call = is_op("relax.call_tir")(GlobalVarPattern(""), wildcard())
-    return FusionPattern(f"{CODEGEN}.product", call, {}, chosen)
+    def rectified(context: Any) -> bool:
+        relu = context.matched_expr
+        (accumulators,) = relu.args[1].fields
+        product = context.matched_bindings[accumulators]
+        alone = len(context.var_usages[accumulators]) == 1
+        names = product.args[0].name_hint, relu.args[0].name_hint
+        return alone and fusions.of(*names) is not None
+
+    def call(operands: Any) -> Any:
+        return is_op("relax.call_tir")(GlobalVarPattern(""), operands)
+
+    kernel = call(wildcard())
+    return [
+        FusionPattern(f"{CODEGEN}.product_relu", call(is_tuple([call(wildcard())])), {}, rectified),
+        FusionPattern(f"{CODEGEN}.kernel", kernel, {}, chosen),
+    ]
 
 
-def _symbols(module: tvm.IRModule) -> dict[str, str]:
-    """The kernel that each function for the code generator calls, by the function's name."""
-    found: dict[str, str] = {}
-    for variable, function in module.functions.items():
-        if function.attrs and function.attrs.get("Codegen") == CODEGEN:
-            (found[variable.name_hint],) = _kernels(function)
-    return found
+def _external(grouped: tvm.IRModule, entry: Any) -> tuple[relax.Function, dict[str, Region]]:
+    """One of the module's functions with calls of external functions for its regions, and these by
+    symbol. MergeCompositeFunctions wants a function called main, and no other that calls composite
+    ones."""
+    main = tvm.ir.GlobalVar(_MAIN)
+    alone = {
+        variable: function
+        for variable, function in grouped.functions.items()
+        if not isinstance(function, relax.Function) or "Composite" in (function.attrs or {})
+    }
+    alone[main] = grouped[entry].with_attr("global_symbol", _MAIN)
+    merged = MergeCompositeFunctions()(tvm.IRModule(alone))
+    regions = {
+        variable.name_hint: region_of(function)
+        for variable, function in merged.functions.items()
+        if (function.attrs or {}).get("Codegen") == CODEGEN
+    }
+    external = RunCodegen(entry_functions=[_MAIN])(merged)
+    return external[_MAIN].with_attr("global_symbol", entry.name_hint), regions
 
 
-def _kernels(function: relax.Function) -> list[str]:
-    """The kernels that a function calls, in it or in its local functions."""
+def kernels_of(function: relax.Function) -> list[str]:
+    """The kernels that a function calls."""
     names: list[str] = []
 
     def visit(expr: Any) -> None:
@@ -85,62 +131,3 @@ def _generated(functions: Sequence[Any], options: Any, constants: Any) -> list[A
 
 
 tvm_ffi.register_global_func(f"relax.ext.{CODEGEN}", _generated, override=True)
-
-
-def transfers(module: tvm.IRModule, offloads: Mapping[str, Sequence[Offload]]) -> tvm.IRModule:
-    """A module in which a call of an external function, by name in `offloads`, is three: PACK
-    gives an image of DRAM with the operands, EXECUTE what a program makes of it, UNPACK the
-    product. Where the program is written in the run, LENGTHS says first for which lengths of
-    groups, and the others take that too. A product in parts has those calls for each of them,
-    and ADD their sum."""
-    writer = _Transfers(module, offloads)
-    for variable, function in module.functions.items():
-        if isinstance(function, relax.Function):
-            writer.builder_.update_func(variable, writer.visit_expr(function))
-    return writer.builder_.get()
-
-
-@mutator
-class _Transfers(PyExprMutator):
-    def __init__(self, module: tvm.IRModule, offloads: Mapping[str, Sequence[Offload]]) -> None:
-        super().__init__(module)
-        self.offloads = offloads
-
-    def visit_call_(self, call: Any) -> Any:
-        """Write out a call of a program."""
-        call = self.visit_expr_post_order(call)
-        if call.op != tvm.ir.Op.get("relax.call_dps_packed"):
-            return call
-        symbol = str(call.args[0].global_symbol)
-        if symbol not in self.offloads:
-            return call
-        operands, (result,) = list(call.args[1].fields), call.ty_args
-        parts = [self._part(one, operands, result) for one in self.offloads[symbol]]
-        if len(parts) == 1:
-            return parts[0]
-        return relax.call_dps_packed(ADD, [self.builder_.emit(part) for part in parts], result)
-
-    def _part(self, offload: Offload, operands: list[Any], result: Any) -> Any:
-        """The last of the calls for a program: UNPACK."""
-        identity, cut = (tvm.ir.StringImm(one) for one in (offload.identity, offload.cut))
-        if offload.cut:
-            result = relax.TensorType(result.shape, "int32")
-        if offload.rows:
-            (whole,) = operands
-            operands = [self.builder_.emit(relax.op.reshape(whole, offload.rows))]
-        lengths = self._lengths(offload, identity, operands)
-        dram = relax.TensorType((offload.dram,), "uint8")
-        before = self._emit(PACK, [identity, cut, *operands, *lengths], dram)
-        after = self._emit(EXECUTE, [identity, before, *lengths], dram)
-        return relax.call_dps_packed(UNPACK, [identity, cut, after, *operands, *lengths], result)
-
-    def _lengths(self, offload: Offload, identity: Any, operands: list[Any]) -> list[Any]:
-        """The lengths of groups that the program is written for, if it is."""
-        if not offload.written_for:
-            return []
-        of_exponent = json.dumps(json.loads(offload.cut)[2:]) if offload.cut else ""
-        kind = relax.TensorType((offload.written_for,), "int32")
-        return [self._emit(LENGTHS, [identity, tvm.ir.StringImm(of_exponent), operands[2]], kind)]
-
-    def _emit(self, symbol: str, arguments: list[Any], result: Any) -> Any:
-        return self.builder_.emit(relax.call_dps_packed(symbol, arguments, result))

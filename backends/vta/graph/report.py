@@ -7,6 +7,7 @@ from typing import Any
 
 from sqcompile.backends.lower import KernelRecord
 from sqcompile.backends.vta import isa
+from sqcompile.backends.vta.graph.placed import Placed
 from sqcompile.backends.vta.graph.timeline import lanes_of, picture
 from sqcompile.backends.vta.hardware import Hardware
 from sqcompile.backends.vta.isa import Module
@@ -63,13 +64,14 @@ def figures(program: Program, spans: Sequence[Span]) -> Figures:
 def accelerator(
     binary: Binary, records: Sequence[KernelRecord], macs: Mapping[str, int]
 ) -> dict[str, Any]:
-    """The `accelerator` of a report; `macs` are those of every product, by node. Sums of a
-    product's channels are rows of their own, behind it.
+    """The `accelerator` of a report; `macs` are those of every product, by node.
 
-    utilisation: the share of cycles in which GEMM multiplies tiles; efficiency: the share of what
-    it could multiply in all cycles that the product needs, without padding and digits; shifts: how
-    each program shifts groups and what that was chosen from, None where it has none; host: how
-    often a step calls the CPU's kernels, by op. The figures of programs that are written in the run
+    programs: what runs there, a row a product, `with` "sums" or "relu" where that is in its
+    program; sums of channels in a program of their own have a row behind it. utilisation: the share
+    of cycles in which GEMM multiplies tiles; efficiency: the share of what it could multiply in all
+    cycles that the product needs, without padding and digits; shifts: how each program shifts
+    groups and what that was chosen from, None where it has none; host: how often a step calls the
+    CPU's kernels, by op; norms: `Placed.norms`. The figures of programs that are written in the run
     are those of the one with the most planes.
     """
     index, found = index_of(binary), stated(binary)
@@ -80,25 +82,17 @@ def accelerator(
     }
     known = {name: figures(program, spans[name]) for name, program in found.items()}
     lanes = {name: lanes_of(program, spans[name]) for name, program in found.items()}
-    users = {
-        node: index["kernels"][record.name]
-        for record in records
-        if record.name in index["kernels"]
-        for node in record.nodes
-    }
+    placed = Placed.of(index["kernels"], records, macs)
     rows, runs = [], []
     whole, multiplied = _NOTHING, 0
-    for product, count in macs.items():
-        for node, number in ((product, count), (f"{product}_sums", 0)):
-            names = users.get(node, [])
-            if names:
-                total = sum((known[name] for name in names), _NOTHING)
-                shares = _shares(hardware, number, total)
-                row = {"node": node, "product": product, "programs": names, "macs": number}
-                row["shifts"] = [index["shifts"].get(name) for name in names]
-                rows.append(row | asdict(total) | shares)
-                runs += [(node, known[name].cycles, lanes[name]) for name in names]
-                whole, multiplied = whole + total, multiplied + number
+    for run in placed.runs:
+        number = macs.get(run.node, 0)
+        total = sum((known[name] for name in run.programs), _NOTHING)
+        row = run.as_json() | {"macs": number}
+        row["shifts"] = [index["shifts"].get(name) for name in run.programs]
+        rows.append(row | asdict(total) | _shares(hardware, number, total))
+        runs += [(run.node, known[name].cycles, lanes[name]) for name in run.programs]
+        whole, multiplied = whole + total, multiplied + number
     return {
         "name": hardware.name,
         "hardware": hardware.parameters(),
@@ -109,7 +103,8 @@ def accelerator(
         **_shares(hardware, multiplied, whole),
         "programs": rows,
         "left": _left(index, records),
-        "host": _host(index, records),
+        "host": placed.host(records),
+        "norms": placed.norms(records),
         "timeline": picture(runs),
         "longest": picture(sorted(runs, key=lambda run: -run[1])[:1]),
     }
@@ -125,12 +120,3 @@ def _left(index: Mapping[str, Any], records: Sequence[KernelRecord]) -> dict[str
     reasons = index["left"]
     named = [record for record in records if record.name in reasons]
     return {node: reasons[record.name] for record in named for node in record.nodes}
-
-
-def _host(index: Mapping[str, Any], records: Sequence[KernelRecord]) -> dict[str, int]:
-    """How often the CPU's kernels are called, by op; products that it computes included."""
-    calls: Counter[str] = Counter()
-    for record in records:
-        if record.name not in index["kernels"]:
-            calls[record.op] += len(record.nodes)
-    return dict(sorted(calls.items()))

@@ -1,10 +1,11 @@
-"""The kernels of the VTA target: those of the CPU; products and sums tell what they compute.
+"""The kernels of the VTA target: those of the CPU; what may become programs tells what it computes.
 
 Each of these is lowered to the CPU's kernel first, with its spec beside it; what the accelerator
 takes over is decided on the whole module (`partition`), and what it cannot stays as it is.
 """
 
 import json
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -15,6 +16,8 @@ PRODUCTS = ("sq::shift_matmul", "sq::conv_fprop", "sq::conv_dgrad", "sq::conv_wg
 """The products that the accelerator computes; `passes.plain_products` leaves no others."""
 SUM = "aten::sum.dim_IntList"
 """The sum of accumulators that a batch norm starts from."""
+RELU = "aten::relu.default"
+"""Of accumulators: part of their product's program."""
 SPEC = "sqcompile.spec"
 """The attribute of a kernel that says what it computes, as JSON."""
 
@@ -27,6 +30,17 @@ def _described(generate: Generator) -> Generator:
         return generate(spec).with_attr(SPEC, spec_json(spec))
 
     return described
+
+
+def _of_integers(generate: Generator) -> Generator:
+    """The same for kernels of accumulators alone."""
+    described = _described(generate)
+
+    @wraps(generate)
+    def chosen(spec: KernelSpec) -> object:
+        return (described if spec.outputs[0].dtype == "int32" else generate)(spec)
+
+    return chosen
 
 
 def spec_json(spec: KernelSpec) -> str:
@@ -63,5 +77,6 @@ def _frozen(value: Any) -> Attribute:
 
 KERNELS = HOST.derived(
     "vta",
-    {op: Kernel(_described(HOST[op].generate), limit=HOST[op].limit) for op in (*PRODUCTS, SUM)},
+    {op: Kernel(_described(HOST[op].generate), limit=HOST[op].limit) for op in (*PRODUCTS, SUM)}
+    | {RELU: replace(HOST[RELU], generate=_of_integers(HOST[RELU].generate))},
 )

@@ -23,7 +23,8 @@ WINDOW = ((1, 1), (1, 1), (1, 1), 1)
     st.integers(0, 1 << 31), st.integers(0, 8), st.sampled_from([2, 4, 8, 16, 32]), st.booleans()
 )
 def test_totals_of_the_largest_sums_stay_in_their_bits(bound, left, width, negative):
-    bits, carry = totals(bound, left, width)
+    bits, carry, signed = totals(bound, left, width)
+    assert signed
     alone = min(32, bound.bit_length() + 1)
     assert slices_of(bits, width) == slices_of(alone, width)
     if carry is None or bits == 32:
@@ -40,7 +41,7 @@ def test_nothing_is_carried_where_it_would_grow():
     assert totals(127, 0, 8).carry is None
     assert totals(1000, 9, 8).carry is None  # shifted right by 8, left by 9
     assert totals(32767, 0, 8).carry is None  # a third slice
-    assert totals(32000, 0, 8) == (16, Carry(8, 0))
+    assert totals(32000, 0, 8) == (16, Carry(8, 0), True)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

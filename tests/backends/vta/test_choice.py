@@ -1,12 +1,16 @@
 """The choice between shifted operands and sorted groups: from the figures that it records."""
 
+from dataclasses import replace
 from itertools import product as every
 
 import pytest
 
 from sqcompile.backends.kernels import KernelSpec, TensorSpec
-from sqcompile.backends.vta.graph import choice, offload
+from sqcompile.backends.vta.graph import choice, offload, table
+from sqcompile.backends.vta.graph.fused import fused
 from sqcompile.backends.vta.hardware import PRESETS
+from sqcompile.backends.vta.program import elementwise_program, product_program
+from sqcompile.backends.vta.tiling import DRAM_LATENCY
 
 BITS4 = ("ranges", ((-7, 7), (-7, 7)))
 
@@ -87,6 +91,53 @@ def test_products_whose_groups_are_no_planes_say_why():
 def test_shifts_that_fit_an_element_are_in_operands(name):
     found = made(name, "pynq").choice
     assert (found.way, found.reason, found.one) == ("shifted", choice.TOO_NARROW, None)
+
+
+def fprop(channels, kernel):
+    out = 16 + 2 - kernel + 1
+    operands = {"x": (2, 16, 16, channels), "w": (16, channels, kernel, kernel)}
+    operands["exponent"] = (1, 1, 1, channels)
+    return convolution("sq::conv_fprop", operands, (2, out, out, 16))
+
+
+def reader(op, product, result, **attributes):
+    (accumulators,) = product.outputs
+    return KernelSpec(op, (("self", accumulators),), tuple(attributes.items()), (result,))
+
+
+@pytest.mark.parametrize(("channels", "kernel", "together"), [(64, 3, False), (64, 1, True)])
+def test_sums_are_in_the_program_or_groups_are_sorted_by_what_takes_fewer_cycles(
+    channels, kernel, together
+):
+    """Sorted groups gain more than sums apart cost where a result has many products."""
+    chip, product = PRESETS["pynq-int4-out32"], fprop(channels, kernel)
+    sums = reader(
+        table.SUM, product, TensorSpec((16,), "int64"), dim=(0, 1, 2), range=(-99999, 99999)
+    )
+    (alone,) = offload.offload(product, chip)
+    both = product_program(chip, replace(offload.product_spec(product), sums=True))
+    apart = elementwise_program(chip, offload.sums_spec(sums)).cycles(DRAM_LATENCY).total
+    cycles, least = both.cycles(DRAM_LATENCY).total, alone.choice.one.cycles + apart
+    found = fused(product, sums, chip)
+    assert alone.choice.way == "sorted"
+    assert (least > cycles * (1 - choice.LEAST_GAIN)) is together
+    if together:
+        assert (found.choice.way, found.choice.shifted) == ("shifted", cycles)
+        assert found.choice.one.cycles == least and not found.written_for
+    else:
+        assert found == "sorted groups, and what reads the result apart, are faster"
+
+
+@pytest.mark.parametrize(
+    ("name", "hw"), [("many rows", "pynq-int4"), ("many rows", "pynq"), ("few values", "pynq-int4")]
+)
+def test_a_relu_is_in_the_program_of_shifted_operands(name, hw):
+    product, chip = PRODUCTS[name], PRESETS[hw]
+    found = fused(product, reader(table.RELU, product, product.outputs[0]), chip)
+    if made(name, hw).choice.way == "sorted":
+        assert found == "sorted groups, and what reads the result apart, are faster"
+    else:
+        assert found.choice.way == "shifted" and not found.written_for
 
 
 @pytest.mark.parametrize(("sets", "longest"), [(1, 14), (2, 8), (3, 5)])

@@ -19,7 +19,24 @@ from tests.models import MODELS, Block, make
 OTHER = "4 rows of 8, int4"
 GEOMETRY = {"LOG_BATCH": 2, "LOG_BLOCK": 3, "LOG_ACC_BUFF_SIZE": 15, "LOG_WGT_BUFF_SIZE": 15}
 """Its tile, and scratchpads that small layers do not fit."""
+
+
+class Rectified(nn.Module):
+    """A ReLU of a product, and one of a product times a negative number."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Linear(*sizes, bias=False) for sizes in ((20, 24), (24, 10), (10, 6))
+        )
+
+    def forward(self, x):
+        first, second, third = self.layers
+        return third(torch.relu(-2 * second(torch.relu(first(x)))))
+
+
 STEPS = MODELS | {
+    "rectified": (Rectified, lambda: (torch.randn(16, 20),)),
     "linear": (
         lambda: nn.Sequential(
             *(nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 17), nn.ReLU(), nn.Linear(17, 10))
@@ -56,9 +73,34 @@ def test_every_bit_of_a_step_is_the_references(name, hw, tmp_path):
     report = data.report(step)
     programs = report["accelerator"]["programs"]
     assert vta.executed.total() - before == sum(len(row["programs"]) for row in programs)
+    assert len(programs) == len(report["products"])
     summed = [p for p in report["products"] if p["op"] == "sq.conv_fprop_sums"]
-    assert len(programs) == len(report["products"]) + len(summed)
+    assert len(summed) == [row["with"] for row in programs].count("sums")
+    assert report["accelerator"]["norms"]["sums"]["accelerator"] == len(summed)
     assert report["macs"]["on_target"] == report["macs"]["total"] > 0
+
+
+def test_a_relu_behind_a_product_without_bias_is_in_its_program():
+    """The first one is, the second one's operand is -2 times a product."""
+    step, inputs = compiled("rectified")
+    assert sqcompile.verify(step, inputs).equal
+    report = data.report(step)["accelerator"]
+    assert [row["with"] for row in report["programs"]] == ["relu"] + 7 * [None]
+    assert sum(count for op, count in report["host"].items() if "relu" in op) == 1
+
+
+def test_sums_that_find_no_room_beside_a_block_are_a_program_of_their_own(tmp_path):
+    (tmp_path / "small.json").write_text(
+        json.dumps(PRESETS["pynq-out32"].parameters() | {"LOG_ACC_BUFF_SIZE": 8})
+    )
+    conv = nn.Sequential(nn.Conv2d(3, 4, 3, 2, bias=False), nn.BatchNorm2d(4))
+    inputs = (torch.randn(2, 3, 7, 7),)
+    target = targets.get("vta", hw=str(tmp_path / "small.json"))
+    step = sqcompile.compile(conv, inputs, target=target)
+    assert sqcompile.verify(step, inputs).equal
+    rows = data.report(step)["accelerator"]["programs"]
+    found = [(row["node"], row["with"]) for row in rows if row["node"].startswith("forward")]
+    assert found == [("forward/conv_fprop_sums", None), ("forward/conv_fprop_sums_sums", None)]
 
 
 def test_sums_of_64_bits_are_the_references():
