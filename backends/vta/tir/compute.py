@@ -18,7 +18,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from sqcompile.backends.conv_geometry import Lines
-from sqcompile.backends.vta.correlation import Correlation
+from sqcompile.backends.vta.correlation import Correlation, Run
 from sqcompile.backends.vta.cuts import taps_of
 from sqcompile.backends.vta.hardware import Hardware, Memory
 
@@ -168,7 +168,7 @@ def _pad(padded: Buffer, inp: Buffer, rows: _Axis, columns: _Axis) -> None:
                 inside.append(at[number] < axis.before + axis.lines.source)
         value = inp[tuple(source)]
         if inside:
-            value = T.if_then_else(_all(inside), value, tirx.const(0, inp.dtype))
+            value = T.if_then_else(every(inside), value, tirx.const(0, inp.dtype))
         T.buffer_store(padded, value, at)
 
 
@@ -176,12 +176,10 @@ def _product(
     hardware: Hardware, of: Correlation, at: _Operands, axes: tuple[_Axis, _Axis], tables: Tables
 ) -> None:
     rows, columns = axes
-    runs = [run for segment in of.segments for run in segment.runs]
-    shifts = [
-        segment.shift if first else 0
-        for segment in of.segments
-        for first in (run is segment.runs[0] for run in segment.runs)
-    ]
+    # A segment without a run is one of no planes, before which accumulators shift all the same.
+    segments = [(segment.shift, segment.runs or (Run(0, 0, 0),)) for segment in of.segments]
+    runs = [run for _, some in segments for run in some]
+    shifts = [0 if number else shift for shift, some in segments for number in range(len(some))]
     planes = [run.planes for run in runs]
     results = (of.groups, of.images, of.outputs, *_results(rows), *_results(columns))
     summed = (len(runs), max(planes), rows.most_taps, columns.most_taps)
@@ -270,11 +268,14 @@ def _when(conditions: Sequence[Expr]) -> Iterator[None]:
     if not conditions:
         yield
         return
-    with T.If(_all(conditions)), T.Then():
+    with T.If(every(conditions)), T.Then():
         yield
 
 
-def _all(conditions: Sequence[Expr]) -> Expr:
+def every(conditions: Sequence[Expr]) -> Expr:
+    """All of the conditions, true where there is none."""
+    if not conditions:
+        return tirx.const(True, "bool")
     found, *others = conditions
     for one in others:
         found = tirx.And(found, one)
