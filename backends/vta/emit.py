@@ -1,75 +1,54 @@
-"""The instructions of a correlation under a tiling.
+"""The instructions of a correlation under a tiling: what its scheduled TIR does, written down.
 
-For every block of results: accumulators are cleared, then for every chunk of the reduction a box
-of INP and one of WGT are loaded and multiplied, then the block is stored, in as many slices as
-OUT is narrower than a result. Nothing here speaks of tokens: `Stream` places them. Two blocks or
-chunks overlap when they lie in different parts of a scratchpad, no more is needed.
+`walk.steps` gives the schedule's leaves in order. A copy into a scratchpad becomes LOADs, products
+of tiles one GEMM for every pair of phases, results STOREs, in as many slices as OUT is narrower than
+a result. Nothing here speaks of tokens: `Stream` places them. A version of a buffer is a part of a
+scratchpad: of those that take turns, the one used longest ago.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import product
 from typing import NamedTuple
 
-from sqcompile.backends.conv_geometry import Lines, Phase
 from sqcompile.backends.vta import isa
 from sqcompile.backends.vta.boxes import rectangles
-from sqcompile.backends.vta.correlation import Correlation, Run
-from sqcompile.backends.vta.cuts import (
-    Span,
-    Tiling,
-    Window,
-    clipped,
-    counted,
-    growing,
-    parts,
-    results_of,
-    shrinking,
-    sizes_of,
-    taps_of,
-    window,
-)
+from sqcompile.backends.vta.correlation import Correlation
+from sqcompile.backends.vta.cuts import Tiling, growing, parts, results_of, shrinking, sizes_of
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.isa import AluOp
 from sqcompile.backends.vta.nests import Loop, nest
 from sqcompile.backends.vta.stream import Tiles
+from sqcompile.backends.vta.tir import compute, schedule, walk
+from sqcompile.backends.vta.tir.leaves import Access, Box, Leaves, Range, box
 from sqcompile.backends.vta.writer import Slots, Writer
 
 
-class Place(NamedTuple):
-    """Which results a block has: the parts of every axis."""
-
-    group: int
-    outputs: tuple[int, int]
-    image: int
-    rows: tuple[int, int]
-    columns: tuple[int, int]
-
-    def cut(
-        self, pieces: Callable[[tuple[int, int], int], list[tuple[int, int]]], halvings: int
-    ) -> list["Place"]:
-        """In pieces of its rows, or of its columns where it has one row."""
-        if self.rows[1] - self.rows[0] > 1:
-            return [self._replace(rows=piece) for piece in pieces(self.rows, halvings)]
-        return [self._replace(columns=piece) for piece in pieces(self.columns, halvings)]
+Piece = tuple[int, int]
 
 
 class Block(NamedTuple):
-    """A block of results: where, and its accumulators."""
+    """The results of a turn: where, and their accumulators."""
 
-    group: int
-    outputs: tuple[int, int]
-    image: int
-    rows: tuple[int, int]
-    columns: tuple[int, int]
+    results: Box
+    held: Box
     base: int
-    shape: tuple[int, int, int]
 
     @property
     def tiles(self) -> Tiles:
-        """Its accumulators: (outputs, rows, columns), dense."""
-        outputs, rows, columns = self.shape
-        return Tiles(Memory.OUT, self.base, outputs * rows * columns)
+        """Its accumulators, dense."""
+        return Tiles(Memory.OUT, self.base, self.held.count)
+
+
+class Chunk(NamedTuple):
+    """What a turn multiplies at once: loops of every pair of phases, and what they read of INP and
+    WGT; `inp` and `wgt` are where that is."""
+
+    products: list[tuple[list[Range], list[Access]]]
+    read: Box
+    weights: Box
+    inp: int
+    wgt: int
 
 
 class Emitter:
@@ -85,188 +64,170 @@ class Emitter:
         self.of, self.tiling, self.at = correlation, tiling, addresses
         self.writer = Writer(hardware, addresses["uops"])
         self.count = correlation.slices(hardware.width(Memory.OUT))
-        sizes = sizes_of(correlation, tiling)
-        self.inp = Slots(sizes.inp, tiling.buffers)
-        self.wgt = Slots(sizes.wgt, tiling.buffers)
+        self.scheduled = schedule.scheduled(hardware, correlation, tiling, turns(correlation, tiling))
+        self.leaves = Leaves(self.scheduled)
+        sizes, versions = sizes_of(correlation, tiling), walk.parts(self.scheduled)
+        self.inp = Slots(sizes.inp, versions.inp)
+        self.wgt = Slots(sizes.wgt, versions.wgt)
         self.acc = Slots(sizes.acc, tiling.acc_buffers)
+        self.carried = correlation.totals.carry is not None
+        self.chunks: dict[tuple[int, int], Chunk | None] = {}
 
     def run(self) -> tuple[bytes, bytes]:
         """Instructions and micro-ops."""
-        places = self._places()
-        carried = self.of.totals.carry is not None
-        if carried:
-            used = min(len(places), self.tiling.acc_buffers)
+        if self.carried:
+            used = min(self.scheduled.count, self.tiling.acc_buffers)
             self.writer.clear(Tiles(Memory.OUT, 0, used * self.acc.size))
-        for block in map(self._block, places):
-            if not carried:
-                self.writer.clear(block.tiles)
-            covered = False
-            for segment in self.of.segments:
-                self.writer.shift([block.tiles], -segment.shift)
-                for run in segment.runs:
-                    covered |= self._reduce(block, run)
-            if not covered or self._lacking():
-                self.writer.alu([block.tiles], AluOp.ADD, 0)
-            store, waiting = partial(self._store, block), self.tiling.acc_buffers - 1
-            self.writer.end_block(block.tiles, self.count, store, waiting)
+        for step in walk.steps(self.scheduled):
+            _ON[step.leaf](self, step.turn, step.chunk)
         return self.writer.finished()
 
-    def _places(self) -> list[Place]:
-        """Of the blocks. The modules wait for the first one's loads and the last one's stores:
-        those two are cut finer."""
-        of, tiling = self.of, self.tiling
-        outer = (range(of.groups), parts(of.outputs, tiling.outputs), range(of.images))
-        rows, columns = parts(of.rows.count, tiling.rows), parts(of.columns.count, tiling.columns)
-        found = [Place(*place) for place in product(*outer, rows, columns)]
-        if len(found) > 1 and tiling.halvings:
-            found[-1:] = found[-1].cut(shrinking, tiling.halvings)
-            found[:1] = found[0].cut(growing, tiling.halvings)
-        return found
+    def _begin(self, turn: int, _: int) -> None:
+        """Accumulators for a turn's results."""
+        results, held = self.leaves.stored(turn)
+        base, _ = self.acc.take(turn)
+        self.block, self.covered = Block(results, held, base), False
+        if not self.carried:
+            self.writer.clear(self.block.tiles)
 
-    def _block(self, place: Place) -> Block:
-        shape = (
-            place.outputs[1] - place.outputs[0],
-            results_of(self.of.rows, place.rows),
-            results_of(self.of.columns, place.columns),
+    def _load_wgt(self, turn: int, chunk: int) -> None:
+        """The weights of a chunk, and where the rest of it is."""
+        products = self.leaves.products(turn, chunk)
+        self.chunks[turn, chunk] = found = self._read(turn, chunk, products)
+        if found is None:
+            return
+        where = found.weights.moved(self.leaves.wgt_source(turn, chunk))
+        base, there = self.wgt.take(where)
+        self.chunks[turn, chunk] = found._replace(wgt=base)
+        if not there:
+            for one in rectangles(self.of.wgt_shape, *where):
+                self.writer.load(Memory.WGT, base + one.done, self.at["wgt"], one)
+
+    def _read(
+        self, turn: int, chunk: int, products: list[tuple[list[Range], list[Access]]]
+    ) -> Chunk | None:
+        """What a chunk reads; None where that is nothing, or nothing but zeros."""
+        if not products:
+            return None
+        read, weights = (
+            Box.around([box(ranges, accesses[number]) for ranges, accesses in products])
+            for number in (1, 2)
         )
-        base, _ = self.acc.take(place)
-        return Block(*place, base, shape)
+        source = read.moved(self.leaves.inp_source(turn, chunk))
+        for axis, start in enumerate(source.starts):
+            if start + source.sizes[axis] <= 0 or start >= self.of.inp_shape[axis]:
+                return None
+        return Chunk(products, read, weights, 0, 0)
+
+    def _load_inp(self, turn: int, chunk: int) -> None:
+        found = self.chunks[turn, chunk]
+        if found is None:
+            return
+        where = found.read.moved(self.leaves.inp_source(turn, chunk))
+        base, there = self.inp.take(where)
+        self.chunks[turn, chunk] = found._replace(inp=base)
+        if there:
+            return
+        inside, pads = where.clipped(self.of.inp_shape)
+        if not any(pads):
+            for one in rectangles(self.of.inp_shape, *where):
+                self.writer.load(Memory.INP, base + one.done, self.at["inp"], one)
+            return
+        size = where.sizes[3] * where.sizes[4]
+        for number in range(where.sizes[2]):
+            starts = (*inside.starts[:2], inside.starts[2] + number, *inside.starts[3:])
+            (one,) = rectangles(self.of.inp_shape, starts, (1, 1, 1, *inside.sizes[3:]))
+            one = one._replace(rows=inside.sizes[3], columns=inside.sizes[4])
+            one = one._replace(stride=self.of.inp_shape[4])
+            self.writer.load(Memory.INP, base + number * size, self.at["inp"], one, pads)
+
+    def _multiply(self, turn: int, chunk: int) -> None:
+        """One GEMM for every pair of phases, after a shift where a segment begins."""
+        self.writer.shift([self.block.tiles], -self.leaves.shift(turn, chunk))
+        found = self.chunks.pop((turn, chunk))
+        if found is None:
+            return
+        self.covered = True
+        places = (
+            (self.block.held, self.block.base),
+            (found.read, found.inp),
+            (found.weights, found.wgt),
+        )
+        reads = (
+            Tiles(Memory.INP, found.inp, found.read.count),
+            Tiles(Memory.WGT, found.wgt, found.weights.count),
+        )
+        for ranges, accesses in found.products:
+            lengths = [last - first for first, last in ranges]
+            steps = [
+                [where.offset(step) for step in access.steps]
+                for (where, _), access in zip(places, accesses, strict=True)
+            ]
+            loops = [Loop(*one) for one in zip(lengths, *steps, strict=True)]
+            dst, src, wgt = (
+                base + where.place(access.starts)
+                for (where, base), access in zip(places, accesses, strict=True)
+            )
+            made = nest(loops, (dst, src, wgt))
+            self.writer.compute(isa.Gemm, made, {}, [self.block.tiles], reads)
+
+    def _end(self, turn: int, _: int) -> None:
+        """Store a turn's results; an operation comes before, for results that no tap meets."""
+        block = self.block
+        if not self.covered or self._lacking():
+            self.writer.alu([block.tiles], AluOp.ADD, 0)
+        store, waiting = partial(self._store, block), self.tiling.acc_buffers - 1
+        self.writer.end_block(block.tiles, self.count, store, waiting)
 
     def _lacking(self) -> bool:
         """Is there a result that no tap meets?"""
         axes = (self.of.rows, self.of.columns)
         return any(phase.count and not phase.taps for axis in axes for phase in axis.phases)
 
-    def _reduce(self, block: Block, run: Run) -> bool:
-        """Add the products of a run of planes; False when there is none."""
-        of, tiling = self.of, self.tiling
-        some = False
-        for planes in parts(run.planes, tiling.planes):
-            for row_taps in parts(taps_of(of.rows), tiling.row_taps):
-                rows = window(of.rows, Span(*block.rows, *row_taps))
-                for column_taps in parts(taps_of(of.columns), tiling.column_taps):
-                    columns = window(of.columns, Span(*block.columns, *column_taps))
-                    if rows is None or columns is None:
-                        continue
-                    some = True
-                    count = planes[1] - planes[0]
-                    wgt = self._load_wgt(block, run.wgt + planes[0], count, rows, columns)
-                    inp = self._load_inp(block, run.inp + planes[0], count, rows, columns)
-                    spans = (Span(*block.rows, *row_taps), Span(*block.columns, *column_taps))
-                    self._multiply(block, count, spans, (rows, columns), inp, wgt)
-        return some
-
-    def _load_inp(self, block: Block, plane: int, count: int, rows: Window, columns: Window) -> int:
-        lines, across = self.of.rows, self.of.columns
-        key = (block.group, block.image, plane, count, rows[:2], columns[:2])
-        base, there = self.inp.take(key)
-        if there:
-            return base
-        top, height, bottom = clipped(rows, lines.source)
-        left, width, right = clipped(columns, across.source)
-        pads = (top, bottom, left, right)
-        starts = (block.group, block.image, plane, rows.source + top, columns.source + left)
-        if any(pads):
-            size = rows.sources * columns.sources
-            for number in range(count):
-                where = (*starts[:2], plane + number, *starts[3:])
-                (one,) = rectangles(self.of.inp_shape, where, (1, 1, 1, height, width))
-                one = one._replace(rows=height, columns=width, stride=across.source)
-                self.writer.load(Memory.INP, base + number * size, self.at["inp"], one, pads)
-        else:
-            for one in rectangles(self.of.inp_shape, starts, (1, 1, count, height, width)):
-                self.writer.load(Memory.INP, base + one.done, self.at["inp"], one)
-        return base
-
-    def _load_wgt(self, block: Block, plane: int, count: int, rows: Window, columns: Window) -> int:
-        key = (block.group, block.outputs, plane, count, rows[2:4], columns[2:4])
-        base, there = self.wgt.take(key)
-        if not there:
-            first, last = block.outputs
-            starts = (block.group, first, plane, rows.kernel, columns.kernel)
-            sizes = (1, last - first, count, rows.kernels, columns.kernels)
-            for one in rectangles(self.of.wgt_shape, starts, sizes):
-                self.writer.load(Memory.WGT, base + one.done, self.at["wgt"], one)
-        return base
-
-    def _multiply(
-        self,
-        block: Block,
-        planes: int,
-        spans: tuple[Span, Span],
-        windows: tuple[Window, Window],
-        inp: int,
-        wgt: int,
-    ) -> None:
-        """One GEMM for every pair of phases."""
-        rows, columns = windows
-        outputs, _, width = block.shape
-        source, kernel = rows.sources * columns.sources, rows.kernels * columns.kernels
-        reads = (
-            Tiles(Memory.INP, inp, planes * source),
-            Tiles(Memory.WGT, wgt, outputs * planes * kernel),
-        )
-        for row_phase in self.of.rows.phases:
-            down = _axis(self.of.rows, row_phase, spans[0], rows)
-            for column_phase in self.of.columns.phases:
-                across = _axis(self.of.columns, column_phase, spans[1], columns)
-                if down is None or across is None:
-                    continue
-                loops = [
-                    Loop(outputs, dst=block.tiles.count // outputs, wgt=planes * kernel),
-                    Loop(planes, src=source, wgt=kernel),
-                    *down.loops(width, columns.sources, columns.kernels),
-                    *across.loops(1, 1, 1),
-                ]
-                base = (
-                    block.base + down.dst * width + across.dst,
-                    inp + down.src * columns.sources + across.src,
-                    wgt + down.wgt * columns.kernels + across.wgt,
-                )
-                self.writer.compute(isa.Gemm, nest(loops, base), {}, [block.tiles], reads)
-
     def _store(self, block: Block, number: int) -> None:
-        starts = (
-            number,
-            block.group,
-            block.image,
-            block.outputs[0],
-            block.rows[0] * self.of.rows.step,
-            block.columns[0] * self.of.columns.step,
-        )
-        grid, sizes = (self.count, *self.of.result_shape), (1, 1, 1, *block.shape)
+        grid = (self.count, *self.of.result_shape)
+        starts, sizes = (number, *block.results.starts), (1, *block.results.sizes)
         self.writer.store(block.base, self.at["out"], grid, starts, sizes)
 
 
-class _Axis(NamedTuple):
-    """A phase inside a chunk along one axis, in lines: where it begins and its loops."""
-
-    dst: int
-    src: int
-    wgt: int
-    taps: tuple[int, int, int]
-    results: tuple[int, int, int]
-
-    def loops(self, dst: int, src: int, wgt: int) -> list[Loop]:
-        """Taps and results, where a line is so many tiles of each memory."""
-        taps, spacing, step = self.taps
-        count, apart, stride = self.results
-        return [
-            Loop(taps, src=spacing * src, wgt=step * wgt),
-            Loop(count, dst=apart * dst, src=stride * src),
-        ]
+_ON: dict[str, Callable[[Emitter, int, int], None]] = {
+    schedule.CLEARED: Emitter._begin,
+    schedule.FETCHED: Emitter._load_wgt,
+    compute.PAD: Emitter._load_inp,
+    schedule.MULTIPLIED: Emitter._multiply,
+    compute.STORE: Emitter._end,
+}
+"""What writes a leaf's instructions."""
 
 
-def _axis(lines: Lines, phase: Phase, span: Span, seen: Window) -> _Axis | None:
-    count, taps = counted(phase, span)
-    if not count or not taps:
+def turns(of: Correlation, tiling: Tiling) -> list[schedule.Turn] | None:
+    """The blocks in order. The modules wait for the first one's loads and the last one's stores:
+    those two come in pieces of their rows, or of their columns where they have one row. None where
+    none is cut."""
+    outer = of.groups * len(list(parts(of.outputs, tiling.outputs))) * of.images
+    rows, columns = parts(of.rows.count, tiling.rows), parts(of.columns.count, tiling.columns)
+    blocks = list(enumerate(product(range(outer), list(rows), list(columns))))
+    if len(blocks) == 1 or not tiling.halvings:
         return None
-    source = phase.offset + span.first * lines.stride + span.begin * lines.spacing
-    kernel = phase.kernel + span.begin * lines.kernel_step
-    return _Axis(
-        phase.first,
-        source - seen.source,
-        kernel - seen.kernel,
-        (taps, lines.spacing, lines.kernel_step),
-        (count, lines.step, lines.stride),
-    )
+    cutting = {0: growing, len(blocks) - 1: shrinking}
+    return list(_turns(of, blocks, cutting, tiling.halvings))
+
+
+def _turns(
+    of: Correlation,
+    blocks: list[tuple[int, tuple[int, Piece, Piece]]],
+    cutting: dict[int, Callable[[Piece, int], list[Piece]]],
+    halvings: int,
+) -> Iterator[schedule.Turn]:
+    for number, (_, rows, columns) in blocks:
+        pieces = [(rows, columns)]
+        if number in cutting and rows[1] - rows[0] > 1:
+            pieces = [(piece, columns) for piece in cutting[number](rows, halvings)]
+        elif number in cutting:
+            pieces = [(rows, piece) for piece in cutting[number](columns, halvings)]
+        for own in pieces:
+            lines = [
+                (part[0] * axis.step, part[0] * axis.step + results_of(axis, part))
+                for axis, part in zip((of.rows, of.columns), own, strict=True)
+            ]
+            yield schedule.Turn(number, *lines)

@@ -11,7 +11,6 @@ turns then, each a block with the result lines that are its own.
 """
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import Any, NamedTuple
 
 import tvm
@@ -50,12 +49,14 @@ class Turn(NamedTuple):
 
 
 class Scheduled(NamedTuple):
-    """The function as scheduled, and with its pipeline; values of its tables."""
+    """The function as scheduled, and with its pipeline; values of its tables; how many turns there
+    are."""
 
     flat: Any
     pipelined: Any
     tables: list[int]
     turns: list[Turn] | None
+    count: int
 
 
 def scheduled(
@@ -80,7 +81,7 @@ def scheduled(
     lines = _lines(module["main"])
     flat = _turning(_through(module, _COMPACT)["main"], loops, lines, turns)
     pipelined = _through(tvm.IRModule({"main": flat}), _PIPELINED)["main"]
-    return Scheduled(flat, pipelined, tables, turns)
+    return Scheduled(flat, pipelined, tables, turns, blocks)
 
 
 _OPAQUE = (
@@ -214,11 +215,3 @@ def _realized(conditions: Sequence[Any], block: Any, body: Any) -> Any:
         block.annotations,
     )
     return s_tir.SBlockRealize([], compute.every(conditions), made)
-
-
-def number_of_blocks(of: Correlation, tiling: Tiling) -> int:
-    """Blocks of results."""
-    lengths = (of.outputs, of.rows.count, of.columns.count)
-    sizes = (tiling.outputs, tiling.rows, tiling.columns)
-    cut = prod(-(-length // size) for length, size in zip(lengths, sizes, strict=True))
-    return of.groups * of.images * cut
