@@ -209,6 +209,9 @@ def _product(
         lanes = (hardware.batch, hardware.block, hardware.block)
         with _when(has), _block("product_tile", "SSR", "bnk", lanes) as (b, n, k):
             factors = at.padded[(*source, b, k)], at.wgt[(*weight, n, k)]
+            # Said, or what indices read of the tables would count: no intrinsic has such an operand.
+            T.reads([at.acc[(*result, b, n)], *factors])
+            T.writes([at.acc[(*result, b, n)]])
             wide = [T.Cast("int32", factor) for factor in factors]
             value = at.acc[(*result, b, n)] + wide[0] * wide[1]
             T.buffer_store(at.acc, value, [*result, b, n])
