@@ -139,7 +139,7 @@ class _Operands(NamedTuple):
 
 
 @contextmanager
-def _block(
+def block(
     name: str, kinds: str, names: Sequence[str], extents: Sequence[int]
 ) -> Iterator[list[Expr]]:
     """A block in loops of its own, an axis of it for each: spatial (S) or reduced (R)."""
@@ -157,7 +157,7 @@ def _block(
 
 def _pad(padded: Buffer, inp: Buffer, rows: _Axis, columns: _Axis) -> None:
     names = ("g", "i", "p", "y", "x", "b", "k")
-    with _block(PAD, "S" * 7, names, list(map(int, padded.shape))) as at:
+    with block(PAD, "S" * 7, names, list(map(int, padded.shape))) as at:
         inside = []
         source = list(at)
         for number, axis in ((3, rows), (4, columns)):
@@ -183,7 +183,7 @@ def _product(
     planes = [run.planes for run in runs]
     results = (of.groups, of.images, of.outputs, *_results(rows), *_results(columns))
     summed = (len(runs), max(planes), rows.most_taps, columns.most_taps)
-    with _block(PRODUCT, "SSSSSSSRRRR", SPATIAL + REDUCED, results + summed) as where:
+    with block(PRODUCT, "SSSSSSSRRRR", SPATIAL + REDUCED, results + summed) as where:
         g, i, o, q, e, z, f, d, p, r, s = where
         y, x = _result(rows, q, e), _result(columns, z, f)
         there = _below(rows, y) + _below(columns, x)
@@ -207,9 +207,9 @@ def _product(
             *(_kernel(tables, *one) for one in ((rows, e, r), (columns, f, s))),
         )
         lanes = (hardware.batch, hardware.block, hardware.block)
-        with _when(has), _block("product_tile", "SSR", "bnk", lanes) as (b, n, k):
+        with _when(has), block("product_tile", "SSR", "bnk", lanes) as (b, n, k):
             factors = at.padded[(*source, b, k)], at.wgt[(*weight, n, k)]
-            # Said, or what indices read of the tables would count: no intrinsic has such an operand.
+            # Said, or what indices read of the tables would count: no intrinsic reads such.
             T.reads([at.acc[(*result, b, n)], *factors])
             T.writes([at.acc[(*result, b, n)]])
             wide = [T.Cast("int32", factor) for factor in factors]
@@ -219,7 +219,7 @@ def _product(
 
 def _store(hardware: Hardware, out: Buffer, acc: Buffer) -> None:
     names = ("n", "g", "i", "o", "y", "x", "b", "c")
-    with _block(STORE, "S" * 8, names, list(map(int, out.shape))) as (number, *at):
+    with block(STORE, "S" * 8, names, list(map(int, out.shape))) as (number, *at):
         value = acc[tuple(at)]
         width = hardware.width(Memory.OUT)
         if width < hardware.width(Memory.ACC):
@@ -263,7 +263,7 @@ def _times(value: Expr, factor: int) -> Expr:
 
 
 def _tiles(name: str, kinds: str, names: str, buffer: Buffer) -> Any:
-    return _block(name, kinds, names, list(map(int, buffer.shape[-2:])))
+    return block(name, kinds, names, list(map(int, buffer.shape[-2:])))
 
 
 @contextmanager

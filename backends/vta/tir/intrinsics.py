@@ -1,7 +1,8 @@
 """What the accelerator does with tiles, as TVM's tensor intrinsics: a schedule puts them in place
 of the loops that they are equal to, which TVM checks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -11,7 +12,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from sqcompile.backends.vta.hardware import Hardware, Memory
-from sqcompile.backends.vta.tir.compute import ACC, INP, WGT, dtype, tile
+from sqcompile.backends.vta.tir.compute import ACC, INP, WGT, block, dtype, tile
 
 GEMM, CLEAR = "vta.gemm", "vta.clear"
 """Extern functions that stand for a tile operation; they are never linked."""
@@ -30,9 +31,9 @@ def registered(hardware: Hardware) -> tuple[str, str]:
     return gemm, clear
 
 
-def loops(hardware: Hardware, found: Sequence[Any]) -> Any:
-    """Of a tile's loops, the one that an intrinsic replaces: TVM's matching takes no loop of one
-    row, the only iteration of which it has put in place already."""
+def replaced(hardware: Hardware, found: Sequence[Any]) -> Any:
+    """Of a tile's loops, the outermost that an intrinsic replaces. One row is no loop to TVM: it
+    has put its number in place, so a description has none either."""
     return found[0] if hardware.batch > 1 else found[1]
 
 
@@ -46,7 +47,7 @@ def _gemm(hardware: Hardware, described: bool) -> Any:
             T.writes([_whole(acc)])
             if described:
                 extents = (hardware.batch, hardware.block, hardware.block)
-                with _loops(extents, "SSR") as (b, n, k):
+                with _loops("SSR", extents) as (b, n, k):
                     wide = [T.Cast("int32", factor) for factor in (inp[b, k], wgt[n, k])]
                     T.buffer_store(acc, acc[b, n] + wide[0] * wide[1], [b, n])
             else:
@@ -63,33 +64,19 @@ def _clear(hardware: Hardware, described: bool) -> Any:
             T.reads([])
             T.writes([_whole(acc)])
             if described:
-                with _loops((hardware.batch, hardware.block), "SS") as (b, n):
+                with _loops("SS", (hardware.batch, hardware.block)) as (b, n):
                     T.buffer_store(acc, tirx.const(0, "int32"), [b, n])
             else:
                 _call(CLEAR, acc)
     return builder.get()
 
 
-class _loops:
-    """A block in loops; rows that there is only one of have no loop."""
-
-    def __init__(self, extents: tuple[int, ...], kinds: str) -> None:
-        self.one_row = extents[0] == 1
-        self.extents, self.kinds = extents[self.one_row :], kinds[self.one_row :]
-
-    def __enter__(self) -> list[Any]:
-        self.grid = T.grid(*self.extents)
-        found = self.grid.__enter__()
-        self.block = T.sblock("tile")
-        self.block.__enter__()
-        many = len(self.extents) > 1
-        axes = T.axis.remap(self.kinds, list(found) if many else [found])
-        axes = list(axes) if many else [axes]
-        return [0, *axes] if self.one_row else axes
-
-    def __exit__(self, *raised: Any) -> None:
-        self.block.__exit__(*raised)
-        self.grid.__exit__(*raised)
+@contextmanager
+def _loops(kinds: str, extents: tuple[int, ...]) -> Iterator[list[Any]]:
+    """A block in loops over a tile; a tile of one row has none over rows."""
+    names, there = "bnk"[: len(extents)], int(extents[0] == 1)
+    with block("tile", kinds[there:], names[there:], extents[there:]) as axes:
+        yield [*([0] * there), *axes]
 
 
 def _tile(hardware: Hardware, memory: Memory) -> Any:

@@ -22,9 +22,10 @@ from sqcompile.backends.vta.correlation import Correlation
 from sqcompile.backends.vta.cuts import Tiling
 from sqcompile.backends.vta.hardware import Hardware
 from sqcompile.backends.vta.tir import compute, intrinsics
+from sqcompile.backends.vta.tir.turns import Turn, turns
 
-TURN = "vta.turn"
-"""Call that names the turn and the chunk of the block it stands in."""
+TURN, CHUNK = "vta.turn", "vta.chunk"
+"""Attributes of a leaf: which turn it is of, and which chunk of its block."""
 
 CLEARED, MULTIPLIED = f"{compute.PRODUCT}_init", f"{compute.PRODUCT}_update"
 FETCHED = "wgt_" + compute.WGT
@@ -39,15 +40,6 @@ _OVER_BLOCKS = ((0, 0, 1, 1, 1), (0, 1, 2, 3, 4))
 and of those with a block's clearing before and its STORE after the products."""
 
 
-class Turn(NamedTuple):
-    """A block, and the first and last (exclusive) of the result lines that are computed in this
-    turn."""
-
-    block: int
-    rows: tuple[int, int]
-    columns: tuple[int, int]
-
-
 class Scheduled(NamedTuple):
     """The function as scheduled, and with its pipeline; values of its tables; how many turns there
     are."""
@@ -56,17 +48,16 @@ class Scheduled(NamedTuple):
     pipelined: Any
     tables: list[int]
     turns: list[Turn] | None
-    count: int
+    total: int
 
 
-def scheduled(
-    hardware: Hardware, of: Correlation, tiling: Tiling, turns: list[Turn] | None
-) -> Scheduled:
-    """Schedule a correlation under a tiling. `turns`: where not every block has one."""
+def scheduled(hardware: Hardware, of: Correlation, tiling: Tiling) -> Scheduled:
+    """Schedule a correlation under a tiling."""
+    order = turns(of, tiling)
     function, tables = compute.function(hardware, of)
     schedule = Schedule(function)
     block, chunk, chunks = _loops(schedule, hardware, tiling)
-    blocks = len(turns) if turns else int(schedule.get(block).extent)
+    blocks = len(order) if order else int(schedule.get(block).extent)
     pipeline: tuple[Sequence[int], Sequence[int]] | None = None
     if tiling.buffers > 1 and chunks > 1:
         pipeline, looped = _OVER_CHUNKS, chunk
@@ -79,9 +70,9 @@ def scheduled(
     loops += [schedule.get(chunk).loop_var] if chunks > 1 else []
     module = _through(schedule.mod, _OPAQUE)
     lines = _lines(module["main"])
-    flat = _turning(_through(module, _COMPACT)["main"], loops, lines, turns)
+    flat = _turning(_through(module, _COMPACT)["main"], loops, lines, order)
     pipelined = _through(tvm.IRModule({"main": flat}), _PIPELINED)["main"]
-    return Scheduled(flat, pipelined, tables, turns, blocks)
+    return Scheduled(flat, pipelined, tables, order, blocks)
 
 
 _OPAQUE = (
@@ -109,7 +100,8 @@ def _loops(schedule: Schedule, hardware: Hardware, tiling: Tiling) -> tuple[Any,
         *(tiling.planes, tiling.row_taps, tiling.column_taps),
     )
     split = [
-        schedule.split(loop, [None, size]) for loop, size in zip((o, q, z, p, r, s), sizes, strict=True)
+        schedule.split(loop, [None, size])
+        for loop, size in zip((o, q, z, p, r, s), sizes, strict=True)
     ]
     (o, oi), (q, qi), (z, zi), (p, pi), (r, ri), (s, si) = split
     # Outputs, planes, rows of taps and results, columns: so micro-ops are in order of addresses.
@@ -125,18 +117,18 @@ def _loops(schedule: Schedule, hardware: Hardware, tiling: Tiling) -> tuple[Any,
         (schedule.get_sblock("product_tile"), gemm),
         (schedule.get_child_blocks(cleared)[0], clear),
     ):
-        schedule.tensorize(intrinsics.loops(hardware, schedule.get_loops(tiles)), intrinsic)
+        schedule.tensorize(intrinsics.replaced(hardware, schedule.get_loops(tiles)), intrinsic)
     return block, chunk, chunks
 
 
 def _turning(
-    function: Any, loops: Sequence[Any], lines: dict[str, list[Any]], turns: list[Turn] | None
+    function: Any, loops: Sequence[Any], lines: dict[str, list[Any]], order: list[Turn] | None
 ) -> Any:
     """Name the loops, let the first go over turns, and say in every leaf which turn it is of;
     `lines`: row and column of a leaf's results."""
-    named = [tirx.Var(name, "int32") for name in ("turn" if turns else "block", "chunk")]
-    table = tirx.decl_buffer((len(turns), 5), "int32", name="turns") if turns else None
-    values = [table[named[0], 0] if turns else named[0], *named[1:]]
+    named = [tirx.Var(name, "int32") for name in ("turn" if order else "block", "chunk")]
+    table = tirx.decl_buffer((len(order), 5), "int32", name="turns") if order else None
+    values = [named[0] if table is None else table[named[0], 0], *named[1:]]
 
     def leaf(realize: Any) -> Any:
         found = realize.block
@@ -147,14 +139,17 @@ def _turning(
             conditions += _own(lines[found.name_hint], table, named[0])
         chunked = len(loops) > 1 and found.name_hint not in (CLEARED, compute.STORE)
         chunk = named[1] if chunked else tirx.const(0, "int32")
-        call = tirx.call_extern("int32", TURN, named[0], chunk)
-        body = tirx.SeqStmt([tirx.Evaluate(call), found.body])
+        body = found.body
+        for key, value in ((CHUNK, chunk), (TURN, named[0])):
+            body = tirx.AttrStmt(tirx.const(0, "int32"), key, value, body)
         return _realized(conditions, found, body)
 
     def loop(one: Any) -> Any:
         for var, name in zip(loops, named, strict=False):
             if one.loop_var.same_as(var):
-                extent = tirx.const(len(turns), "int32") if turns and var is loops[0] else one.extent
+                extent = (
+                    tirx.const(len(order), "int32") if order and var is loops[0] else one.extent
+                )
                 return tirx.For(
                     name, one.min, extent, one.kind, one.body, annotations=one.annotations
                 )

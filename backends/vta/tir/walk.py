@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from tvm import s_tir, tirx
 
-from sqcompile.backends.vta.tir import compute
 from sqcompile.backends.vta.tir.affine import evaluated
 from sqcompile.backends.vta.tir.leaves import turn_of
 from sqcompile.backends.vta.tir.schedule import FETCHED, LEAVES, Scheduled
@@ -22,7 +21,7 @@ class Step(NamedTuple):
     chunk: int
 
 
-class Parts(NamedTuple):
+class Versions(NamedTuple):
     """Versions of the buffers of inputs and weights: parts of their scratchpads."""
 
     inp: int
@@ -34,7 +33,7 @@ def steps(scheduled: Scheduled) -> Iterator[Step]:
     return _compiled(scheduled.pipelined.body, [])({})
 
 
-def parts(scheduled: Scheduled) -> Parts:
+def versions(scheduled: Scheduled) -> Versions:
     """How many versions of a chunk the pipeline keeps."""
     found = {
         buffer.name: list(buffer.shape)
@@ -47,7 +46,7 @@ def parts(scheduled: Scheduled) -> Parts:
         for buffer in block.alloc_buffers
     }
     names = ("padded", FETCHED)
-    return Parts(*(int(found[n][0]) if len(found[n]) > len(plain[n]) else 1 for n in names))
+    return Versions(*(int(found[n][0]) if len(found[n]) > len(plain[n]) else 1 for n in names))
 
 
 def _blocks(stmt: Any) -> Iterator[Any]:
@@ -88,7 +87,7 @@ def _leaf(stmt: Any) -> Any:
 
 
 def _step(leaf: Any, outer: Sequence[Any]) -> Run:
-    place = evaluated(turn_of(leaf.body.seq[0]), outer, {})
+    place = evaluated(turn_of(leaf)[:2], outer, {})
     return lambda at: iter((Step(leaf.name_hint, *place(*at.values())),))
 
 
@@ -101,5 +100,3 @@ def _loop(stmt: Any, outer: Sequence[Any]) -> Run:
             yield from body(at | {stmt.loop_var: value})
 
     return run
-
-
