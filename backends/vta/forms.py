@@ -19,6 +19,7 @@ from sqcompile.backends.vta.emit import Emitter
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.spec import Values
 from sqcompile.backends.vta.tiling import tiled
+from sqcompile.backends.vta.tir.schedule import scheduled
 
 Array = NDArray[Any]
 
@@ -42,6 +43,10 @@ class Form(Protocol):
 
     def write(self, addresses: Mapping[str, int], overlap: bool) -> tuple[bytes, bytes]:
         """Instructions and micro-ops."""
+
+    def script(self) -> str | None:
+        """The TIR that instructions are written from, as a program that overlaps has it; None where
+        they are written without."""
 
     def pack(self, operands: Sequence[Array]) -> list[Array]:
         """Operands -> the tiles of every grid, integers (*shape, rows, columns)."""
@@ -71,6 +76,10 @@ class ProductForm:
         """Instructions and micro-ops."""
         tiling = self.tiling(overlap)
         return Emitter(self.hardware, self.correlation, tiling, addresses).run()
+
+    def script(self) -> str:
+        """The function as scheduled, and with its pipeline."""
+        return scheduled(self.hardware, self.correlation, self.tiling()).script()
 
 
 def shifted(operand: Array, exponent: Array | None, groups: int) -> Array:

@@ -91,10 +91,13 @@ def candidates(module: tvm.IRModule) -> dict[str, KernelSpec]:
 
 
 def listings(binary: Binary) -> dict[str, str]:
-    """The assembly of the CPU's kernels, and every program as text."""
+    """The assembly of the CPU's kernels, every program as text, and the TIR of products."""
     texts = host.listings(binary)
     for name, program in programs(binary).items():
         texts[f"{name}.txt"] = assembler.listing(program.hardware, program.decoded)
+        script = program.form.script()
+        if script is not None:
+            texts[f"{name}.tir"] = script
     return texts
 
 

@@ -44,13 +44,16 @@ class Tables:
         self.values: list[int] = []
         self.buffer: Buffer = None
 
-    def of(self, index: Expr, values: Sequence[int]) -> Expr:
-        """values[index]; what is read from memory is clamped, so that its bounds are known."""
+    def of(self, index: Expr, values: Sequence[int], bounded: bool = True) -> Expr:
+        """values[index]. What is read from memory is clamped where its bounds matter: an index's
+        do, as the schedule has to know which tiles a chunk reads."""
         step = values[1] - values[0] if len(values) > 1 else 0
         if all(value == values[0] + step * i for i, value in enumerate(values)):
             return values[0] + index * step if step else tirx.const(values[0], "int32")
         first = len(self.values)
         self.values += values
+        if not bounded:
+            return self.buffer[first + index]
         low, high = (tirx.const(bound(values), "int32") for bound in (min, max))
         return tirx.min(tirx.max(self.buffer[first + index], low), high)
 
@@ -246,7 +249,11 @@ def _below(axis: _Axis, result: Expr) -> list[Expr]:
 
 def _fewer(tables: Tables, index: Expr, number: Expr, counts: list[int]) -> list[Expr]:
     """number < counts[index], where that is not always so."""
-    return [] if len(set(counts)) == 1 and counts[0] else [number < tables.of(index, counts)]
+    return (
+        []
+        if len(set(counts)) == 1 and counts[0]
+        else [number < tables.of(index, counts, bounded=False)]
+    )
 
 
 def _source(tables: Tables, axis: _Axis, q: Expr, phase: Expr, tap: Expr) -> Expr:

@@ -100,7 +100,7 @@ class Leaves:
         phases = leaf.loops[first : first + len(_PHASES)]
         loops = [*leaf.loops[:first], *leaf.loops[first + len(_PHASES) :]]
         self.phases = list(product(*(range(int(loop.extent)) for loop in phases)))
-        self.shifts = None
+        self._shifts: Nest | None = None
         for conditions, block in _inside(leaf.body):
             every = [*leaf.conditions, *conditions]
             if block.match_buffers:
@@ -111,9 +111,9 @@ class Leaves:
                 indices = [at["acc"], at["padded"], at[FETCHED]]
                 self._multiplied = self._nest(leaf, loops, every, indices, phases)
             else:
-                stored = block.body
-                amount = [stored.value.b, *stored.indices[-TILE_AXES:]]
-                self.shifts = self._nest(leaf, loops, every, [amount], phases)
+                outer = [*leaf.outer, *(loop.loop_var for loop in phases)]
+                amount = block.body.value.b
+                self._shifts = Nest(loops, outer, every, [[amount]], self.memory)
 
     def _copied(self, leaf: _Found) -> Any:
         """By axis, how far the source of a copy lies from its target, as a function of turn and
@@ -145,10 +145,10 @@ class Leaves:
 
     def shift(self, turn: int, chunk: int) -> int:
         """How far a block's accumulators shift left before the products of a chunk."""
-        if self.shifts is None:
+        if self._shifts is None:
             return 0
         for phases in self.phases:
-            found = self.shifts.at(turn, chunk, *phases)
+            found = self._shifts.at(turn, chunk, *phases)
             if found is not None:
                 return found[1][0].starts[0]
         return 0

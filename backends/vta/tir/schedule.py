@@ -50,6 +50,12 @@ class Scheduled(NamedTuple):
     turns: list[Turn] | None
     total: int
 
+    def script(self) -> str:
+        """Both as text, simplified."""
+        module = tvm.IRModule({"schedule": self.flat, "pipelined": self.pipelined})
+        found: str = s_tir.transform.StmtSimplify()(module).script()
+        return found
+
 
 def scheduled(hardware: Hardware, of: Correlation, tiling: Tiling) -> Scheduled:
     """Schedule a correlation under a tiling."""
