@@ -37,28 +37,29 @@ def versions(scheduled: Scheduled) -> Versions:
     """How many versions of a chunk the pipeline keeps."""
     found = {
         buffer.name: list(buffer.shape)
-        for block in _blocks(scheduled.pipelined.body)
+        for block in blocks(scheduled.pipelined.body)
         for buffer in block.alloc_buffers
     }
     plain = {
         buffer.name: list(buffer.shape)
-        for block in _blocks(scheduled.flat.body)
+        for block in blocks(scheduled.flat.body)
         for buffer in block.alloc_buffers
     }
     names = ("padded", FETCHED)
     return Versions(*(int(found[n][0]) if len(found[n]) > len(plain[n]) else 1 for n in names))
 
 
-def _blocks(stmt: Any) -> Iterator[Any]:
+def blocks(stmt: Any) -> Iterator[Any]:
+    """All blocks of a statement, down to the schedule's leaves."""
     if isinstance(stmt, tirx.SeqStmt):
         for one in stmt.seq:
-            yield from _blocks(one)
+            yield from blocks(one)
     elif isinstance(stmt, tirx.For):
-        yield from _blocks(stmt.body)
+        yield from blocks(stmt.body)
     elif isinstance(stmt, s_tir.SBlockRealize):
         yield stmt.block
         if stmt.block.name_hint not in LEAVES:
-            yield from _blocks(stmt.block.body)
+            yield from blocks(stmt.block.body)
 
 
 def _compiled(stmt: Any, outer: Sequence[Any]) -> Run:
