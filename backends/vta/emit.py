@@ -19,7 +19,7 @@ from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.isa import AluOp
 from sqcompile.backends.vta.nests import Loop, nest
 from sqcompile.backends.vta.stream import Tiles
-from sqcompile.backends.vta.tir import compute, schedule, walk
+from sqcompile.backends.vta.tir import names, walk
 from sqcompile.backends.vta.tir.box import Box
 from sqcompile.backends.vta.tir.leaves import Chunk, Copy, Leaves
 from sqcompile.backends.vta.tir.schedule import scheduled
@@ -175,10 +175,10 @@ class Emitter:
 
 
 _ON: dict[str, Callable[[Emitter, int, int], None]] = {
-    schedule.CLEARED: Emitter._begin,
-    schedule.FETCHED: Emitter._fetch,
-    compute.PAD: Emitter._load,
-    schedule.MULTIPLIED: Emitter._multiply,
-    compute.STORE: Emitter._end,
+    names.CLEARED: Emitter._begin,
+    names.FETCHED: Emitter._fetch,
+    names.PAD: Emitter._load,
+    names.MULTIPLIED: Emitter._multiply,
+    names.STORE: Emitter._end,
 }
 """What writes a leaf's instructions."""

@@ -21,15 +21,10 @@ from sqcompile.backends.conv_geometry import Lines
 from sqcompile.backends.vta.correlation import Correlation, Run
 from sqcompile.backends.vta.cuts import taps_of
 from sqcompile.backends.vta.hardware import Hardware, Memory
+from sqcompile.backends.vta.tir.names import ACC, INP, PAD, PADDED, PRODUCT, STORE, SUMS, TILE_AXES
 
 Expr = Any
 Buffer = Any
-
-INP, WGT, ACC = "local.inp_buffer", "local.wgt_buffer", "local.acc_buffer"
-"""Storage scopes of the scratchpads."""
-
-PAD, PRODUCT, STORE = "pad", "product", "store"
-"""Blocks of the function: of a padded input, of the sums of products, of the results."""
 
 SPATIAL = ("g", "i", "o", "q", "e", "z", "f")
 """Loops of a product over results: group, image, output, row, its phase, column, its phase."""
@@ -103,8 +98,8 @@ def function(hardware: Hardware, of: Correlation) -> tuple[Any, list[int]]:
         out = _argument("out", hardware, Memory.OUT, (slices, *of.result_shape))
         rows, columns = _axis(of.rows), _axis(of.columns)
         shape = (*of.inp_shape[:3], rows.padded, columns.padded)
-        padded = _scratch("padded", hardware, Memory.INP, shape, INP)
-        acc = _scratch("acc", hardware, Memory.ACC, of.result_shape, ACC)
+        padded = _scratch(PADDED, hardware, Memory.INP, shape, INP)
+        acc = _scratch(SUMS, hardware, Memory.ACC, of.result_shape, ACC)
         _pad(padded, inp, rows, columns)
         _product(hardware, of, _Operands(acc, padded, wgt), (rows, columns), tables)
         _store(hardware, out, acc)
@@ -270,7 +265,7 @@ def _times(value: Expr, factor: int) -> Expr:
 
 
 def _tiles(name: str, kinds: str, names: str, buffer: Buffer) -> Any:
-    return block(name, kinds, names, list(map(int, buffer.shape[-2:])))
+    return block(name, kinds, names, list(map(int, buffer.shape[-TILE_AXES:])))
 
 
 @contextmanager

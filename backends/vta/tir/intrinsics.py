@@ -12,7 +12,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from sqcompile.backends.vta.hardware import Hardware, Memory
-from sqcompile.backends.vta.tir.compute import ACC, INP, WGT, block, dtype, tile
+from sqcompile.backends.vta.tir.compute import block, dtype, tile
+from sqcompile.backends.vta.tir.names import ACC, INP, WGT
 
 GEMM, CLEAR = "vta.gemm", "vta.clear"
 """Extern functions that stand for a tile operation; they are never linked."""

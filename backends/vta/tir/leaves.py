@@ -12,18 +12,22 @@ from typing import Any, NamedTuple
 
 from tvm import s_tir, tirx
 
-from sqcompile.backends.vta.tir import compute
 from sqcompile.backends.vta.tir.affine import affine, evaluated
 from sqcompile.backends.vta.tir.box import Access, Box, around
-from sqcompile.backends.vta.tir.nest import TILE_AXES, Nest
-from sqcompile.backends.vta.tir.schedule import (
+from sqcompile.backends.vta.tir.names import (
     CHUNK,
     FETCHED,
     LEAVES,
     MULTIPLIED,
+    PAD,
+    PADDED,
+    STORE,
+    SUMS,
+    TILE_AXES,
     TURN,
-    Scheduled,
 )
+from sqcompile.backends.vta.tir.nest import Nest
+from sqcompile.backends.vta.tir.schedule import Scheduled
 
 Expr = Any
 _PHASES, _TILED = ("e", "f"), ("oi", "pi", "ri", "qi", "si", "zi")
@@ -76,9 +80,9 @@ class Leaves:
         if sorted(found) != sorted(LEAVES):
             raise RuntimeError(f"a schedule with the leaves {sorted(found)}")
         self._products(found[MULTIPLIED])
-        self._inp_source = self._copied(found[compute.PAD])
+        self._inp_source = self._copied(found[PAD])
         self._wgt_source = self._copied(found[FETCHED])
-        store = found[compute.STORE]
+        store = found[STORE]
         target, value = _moved(store.body)
         (loaded,) = _loads(value)
         self._store = self._nest(store, store.loops, store.conditions, [target[1:], loaded])
@@ -108,7 +112,7 @@ class Leaves:
                     one.source.source.name: [axis.min for axis in one.source.region]
                     for one in block.match_buffers
                 }
-                indices = [at["acc"], at["padded"], at[FETCHED]]
+                indices = [at[SUMS], at[PADDED], at[FETCHED]]
                 self._multiplied = self._nest(leaf, loops, every, indices, phases)
             else:
                 outer = [*leaf.outer, *(loop.loop_var for loop in phases)]

@@ -12,9 +12,6 @@ from sqcompile.backends.vta.tir.box import Access
 
 Expr = Any
 
-TILE_AXES = 2
-"""Axes of a buffer that lie inside a tile."""
-
 
 class Nest:
     """Loops around tiles: their ends, conditions, and indices of buffers."""

@@ -6,33 +6,22 @@ before and stored after. Where a block has several chunks, the copies of the nex
 the products of this one (`InjectSoftwarePipeline`), else those of the next block do. The buffers
 that have two versions then are the two parts of a scratchpad.
 
-The first and the last block come in pieces (`cuts.growing`): the block loop goes over a table of
-turns then, each a block with the result lines that are its own.
+The first and the last block may come in pieces: then the loop goes over turns (turning.py).
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tvm
-import tvm_ffi
-from tvm import s_tir, tirx
+from tvm import s_tir
 from tvm.s_tir import Schedule
 
 from sqcompile.backends.vta.correlation import Correlation
 from sqcompile.backends.vta.cuts import Tiling
 from sqcompile.backends.vta.hardware import Hardware
-from sqcompile.backends.vta.tir import compute, intrinsics
+from sqcompile.backends.vta.tir import compute, intrinsics, turning
+from sqcompile.backends.vta.tir.names import PAD, PRODUCT, STORE, WGT
 from sqcompile.backends.vta.tir.turns import Turn, turns
-
-TURN, CHUNK = "vta.turn", "vta.chunk"
-"""Attributes of a leaf: which turn it is of, and which chunk of its block."""
-
-CLEARED, MULTIPLIED = f"{compute.PRODUCT}_init", f"{compute.PRODUCT}_update"
-FETCHED = "wgt_" + compute.WGT
-"""Blocks that the schedule makes: of cleared accumulators, of products, of weights copied."""
-
-LEAVES = (compute.PAD, FETCHED, CLEARED, MULTIPLIED, compute.STORE)
-"""What becomes instructions."""
 
 _OVER_CHUNKS = ((0, 0, 1), (0, 1, 2))
 _OVER_BLOCKS = ((0, 0, 1, 1, 1), (0, 1, 2, 3, 4))
@@ -63,22 +52,17 @@ def scheduled(hardware: Hardware, of: Correlation, tiling: Tiling) -> Scheduled:
     function, tables = compute.function(hardware, of)
     schedule = Schedule(function)
     block, chunk, chunks = _loops(schedule, hardware, tiling)
-    blocks = len(order) if order else int(schedule.get(block).extent)
-    pipeline: tuple[Sequence[int], Sequence[int]] | None = None
+    total = len(order) if order else int(schedule.get(block).extent)
     if tiling.buffers > 1 and chunks > 1:
-        pipeline, looped = _OVER_CHUNKS, chunk
-    elif tiling.buffers > 1 and blocks > 1:
-        pipeline, looped = _OVER_BLOCKS, block
-    if pipeline:
-        schedule.annotate(looped, "software_pipeline_stage", list(pipeline[0]))
-        schedule.annotate(looped, "software_pipeline_order", list(pipeline[1]))
-    loops = [schedule.get(block).loop_var]
-    loops += [schedule.get(chunk).loop_var] if chunks > 1 else []
+        _pipeline(schedule, chunk, _OVER_CHUNKS)
+    elif tiling.buffers > 1 and total > 1:
+        _pipeline(schedule, block, _OVER_BLOCKS)
+    loops = [schedule.get(loop).loop_var for loop in (block, chunk)[: 1 + (chunks > 1)]]
     module = _through(schedule.mod, _OPAQUE)
-    lines = _lines(module["main"])
-    flat = _turning(_through(module, _COMPACT)["main"], loops, lines, order)
+    lines = turning.lines(module["main"])
+    flat = turning.turned(_through(module, _COMPACT)["main"], loops, lines, order)
     pipelined = _through(tvm.IRModule({"main": flat}), _PIPELINED)["main"]
-    return Scheduled(flat, pipelined, tables, order, blocks)
+    return Scheduled(flat, pipelined, tables, order, total)
 
 
 _OPAQUE = (
@@ -87,6 +71,11 @@ _OPAQUE = (
 )
 _COMPACT = (s_tir.transform.CompactBufferAllocation(),)
 _PIPELINED = (s_tir.transform.InjectSoftwarePipeline(),)
+
+
+def _pipeline(schedule: Schedule, loop: Any, how: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    for name, values in zip(("stage", "order"), how, strict=True):
+        schedule.annotate(loop, f"software_pipeline_{name}", list(values))
 
 
 def _through(module: Any, passes: Sequence[Callable[[Any], Any]]) -> Any:
@@ -98,8 +87,8 @@ def _through(module: Any, passes: Sequence[Callable[[Any], Any]]) -> Any:
 def _loops(schedule: Schedule, hardware: Hardware, tiling: Tiling) -> tuple[Any, Any, int]:
     """Tile and tensorize -> (the loop over blocks, that over a block's chunks, chunks)."""
     gemm, clear = intrinsics.registered(hardware)
-    product = schedule.get_sblock(compute.PRODUCT)
-    fetched = schedule.cache_read(product, "wgt", compute.WGT)
+    product = schedule.get_sblock(PRODUCT)
+    fetched = schedule.cache_read(product, "wgt", WGT)
     g, i, o, q, e, z, f, d, p, r, s = schedule.get_loops(product)
     sizes = (
         *(tiling.outputs, tiling.rows, tiling.columns),
@@ -116,8 +105,8 @@ def _loops(schedule: Schedule, hardware: Hardware, tiling: Tiling) -> tuple[Any,
     chunks = int(schedule.get(chunk).extent)
     place = chunk if chunks > 1 else block
     schedule.compute_at(fetched, place)
-    schedule.compute_at(schedule.get_sblock(compute.PAD), place)
-    schedule.reverse_compute_at(schedule.get_sblock(compute.STORE), block)
+    schedule.compute_at(schedule.get_sblock(PAD), place)
+    schedule.reverse_compute_at(schedule.get_sblock(STORE), block)
     cleared = schedule.decompose_reduction(product, chunk)
     for tiles, intrinsic in (
         (schedule.get_sblock("product_tile"), gemm),
@@ -125,94 +114,3 @@ def _loops(schedule: Schedule, hardware: Hardware, tiling: Tiling) -> tuple[Any,
     ):
         schedule.tensorize(intrinsics.replaced(hardware, schedule.get_loops(tiles)), intrinsic)
     return block, chunk, chunks
-
-
-def _turning(
-    function: Any, loops: Sequence[Any], lines: dict[str, list[Any]], order: list[Turn] | None
-) -> Any:
-    """Name the loops, let the first go over turns, and say in every leaf which turn it is of;
-    `lines`: row and column of a leaf's results."""
-    named = [tirx.Var(name, "int32") for name in ("turn" if order else "block", "chunk")]
-    table = tirx.decl_buffer((len(order), 5), "int32", name="turns") if order else None
-    values = [named[0] if table is None else table[named[0], 0], *named[1:]]
-
-    def leaf(realize: Any) -> Any:
-        found = realize.block
-        if found.name_hint not in LEAVES:
-            return realize
-        conditions = [] if _always(realize.predicate) else [realize.predicate]
-        if table is not None and found.name_hint in lines:
-            conditions += _own(lines[found.name_hint], table, named[0])
-        chunked = len(loops) > 1 and found.name_hint not in (CLEARED, compute.STORE)
-        chunk = named[1] if chunked else tirx.const(0, "int32")
-        body = found.body
-        for key, value in ((CHUNK, chunk), (TURN, named[0])):
-            body = tirx.AttrStmt(tirx.const(0, "int32"), key, value, body)
-        return _realized(conditions, found, body)
-
-    def loop(one: Any) -> Any:
-        for var, name in zip(loops, named, strict=False):
-            if one.loop_var.same_as(var):
-                extent = (
-                    tirx.const(len(order), "int32") if order and var is loops[0] else one.extent
-                )
-                return tirx.For(
-                    name, one.min, extent, one.kind, one.body, annotations=one.annotations
-                )
-        return one
-
-    def variable(var: Any) -> Any:
-        for loop, value in zip(loops, values, strict=False):
-            if var.same_as(loop):
-                return value
-        return var
-
-    body = function.body
-    for kind, change in ((s_tir.SBlockRealize, leaf), (tirx.For, loop), (tirx.Var, variable)):
-        body = tvm_ffi.structural_map(body, (kind, change))
-    params = [*function.params, table] if table is not None else list(function.params)
-    return tirx.PrimFunc(params, body, function.ret_type, function.attrs)
-
-
-def _lines(function: Any) -> dict[str, list[Any]]:
-    """Row and column of the results that a leaf clears, adds to or stores, by its name."""
-    found: dict[str, list[Any]] = {}
-
-    def seen(realize: Any) -> Any:
-        block = realize.block
-        if block.name_hint in (CLEARED, MULTIPLIED, compute.STORE):
-            regions = (*block.writes, *block.reads)
-            (region, *_) = (one.region for one in regions if one.source.name == "acc")
-            found[block.name_hint] = [region[axis].min for axis in (3, 4)]
-        return realize
-
-    tvm_ffi.structural_map(function.body, (s_tir.SBlockRealize, seen))
-    return found
-
-
-def _own(lines: Sequence[Any], table: Any, turn: Any) -> list[Any]:
-    """Conditions under which these are the turn's result lines."""
-    found = []
-    for number, line in enumerate(lines):
-        first, last = (table[turn, 1 + 2 * number + end] for end in range(2))
-        found += [first <= line, line < last]
-    return found
-
-
-def _always(predicate: Any) -> bool:
-    return isinstance(predicate, tirx.IntImm) and bool(predicate.value)
-
-
-def _realized(conditions: Sequence[Any], block: Any, body: Any) -> Any:
-    made = s_tir.SBlock(
-        block.iter_vars,
-        block.reads,
-        block.writes,
-        block.name_hint,
-        body,
-        block.init,
-        block.alloc_buffers,
-        block.match_buffers,
-        block.annotations,
-    )
-    return s_tir.SBlockRealize([], compute.every(conditions), made)

@@ -7,7 +7,8 @@ from tvm import s_tir, tirx
 
 from sqcompile.backends.vta.tir.affine import evaluated
 from sqcompile.backends.vta.tir.leaves import turn_of
-from sqcompile.backends.vta.tir.schedule import FETCHED, LEAVES, Scheduled
+from sqcompile.backends.vta.tir.names import FETCHED, LEAVES, PADDED
+from sqcompile.backends.vta.tir.schedule import Scheduled
 
 Run = Callable[[dict[Any, int]], Iterator["Step"]]
 """Runs a statement where outer loops have these values."""
@@ -45,7 +46,7 @@ def versions(scheduled: Scheduled) -> Versions:
         for block in blocks(scheduled.flat.body)
         for buffer in block.alloc_buffers
     }
-    names = ("padded", FETCHED)
+    names = (PADDED, FETCHED)
     return Versions(*(int(found[n][0]) if len(found[n]) > len(plain[n]) else 1 for n in names))
 
 

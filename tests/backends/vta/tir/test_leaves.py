@@ -9,7 +9,8 @@ import pytest
 from sqcompile.backends.vta.cuts import sizes_of, taps_of
 from sqcompile.backends.vta.program import form_of
 from sqcompile.backends.vta.tir.leaves import Leaves
-from sqcompile.backends.vta.tir.schedule import MULTIPLIED, scheduled
+from sqcompile.backends.vta.tir.names import MULTIPLIED
+from sqcompile.backends.vta.tir.schedule import scheduled
 from sqcompile.backends.vta.tir.walk import steps
 from tests.backends.vta.programs import PYNQ
 from tests.backends.vta.test_any_product import some_hardware, some_product

@@ -13,7 +13,8 @@ from sqcompile.backends.vta.cuts import sizes_of
 from sqcompile.backends.vta.program import form_of
 from sqcompile.backends.vta.spec import GemmSpec
 from sqcompile.backends.vta.tir import compute, intrinsics, walk
-from sqcompile.backends.vta.tir.schedule import CLEARED, FETCHED, MULTIPLIED, scheduled
+from sqcompile.backends.vta.tir.names import CLEARED, FETCHED, MULTIPLIED, PAD, PRODUCT, STORE, WGT
+from sqcompile.backends.vta.tir.schedule import scheduled
 from tests.backends.vta.programs import PYNQ
 from tests.backends.vta.test_conv_program import S4, U4, conv_spec
 
@@ -52,7 +53,7 @@ def test_two_versions_where_copies_run_ahead_of_products(spec, several):
     assert walk.versions(made) == (2, 2)
     ahead, most = 0, 0
     for step in walk.steps(made):
-        ahead += {compute.PAD: 1, MULTIPLIED: -1}.get(step.leaf, 0)
+        ahead += {PAD: 1, MULTIPLIED: -1}.get(step.leaf, 0)
         most = max(most, ahead)
         assert 0 <= ahead <= 2
     assert (ahead, most) == (0, 2)
@@ -62,15 +63,15 @@ def test_one_version_without_overlap():
     _, _, made = made_of(SMALL, FPROP, overlap=False)
     assert walk.versions(made) == (1, 1)
     order = [step.leaf for step in walk.steps(made)]
-    assert order[:4] == [CLEARED, FETCHED, compute.PAD, MULTIPLIED]
+    assert order[:4] == [CLEARED, FETCHED, PAD, MULTIPLIED]
 
 
 def test_every_leaf_comes_once_a_chunk_in_the_order_of_chunks():
     _, _, made = made_of(SMALL, FPROP)
     every = [(turn, chunk) for turn in range(made.total) for chunk in range(chunks_of(made))]
-    for leaf in (FETCHED, compute.PAD, MULTIPLIED):
+    for leaf in (FETCHED, PAD, MULTIPLIED):
         assert [(s.turn, s.chunk) for s in walk.steps(made) if s.leaf == leaf] == every
-    for leaf in (CLEARED, compute.STORE):
+    for leaf in (CLEARED, STORE):
         turns = [step.turn for step in walk.steps(made) if step.leaf == leaf]
         assert turns == list(range(made.total))
 
@@ -89,7 +90,7 @@ def test_an_intrinsic_replaces_nothing_but_what_it_describes():
     function, _ = compute.function(PYNQ, of)
     gemm, clear = intrinsics.registered(PYNQ)
     schedule = Schedule(function, error_render_level="none")
-    schedule.cache_read(schedule.get_sblock(compute.PRODUCT), "wgt", compute.WGT)
+    schedule.cache_read(schedule.get_sblock(PRODUCT), "wgt", WGT)
     loops = schedule.get_loops(schedule.get_sblock("product_tile"))
     with pytest.raises(ScheduleError):
         schedule.tensorize(intrinsics.replaced(PYNQ, loops), clear)
