@@ -49,13 +49,12 @@ def turned(
         return _realized(conditions, found, body)
 
     def loop(one: Any) -> Any:
-        (number, *_) = [n for n, var in enumerate(loops) if one.loop_var.same_as(var)] or [None]
-        if number is None:
-            return one
-        every_turn = order is not None and number == 0
-        extent = tirx.const(len(order or ()), "int32") if every_turn else one.extent
-        annotations = one.annotations
-        return tirx.For(named[number], one.min, extent, one.kind, one.body, annotations=annotations)
+        for number, (var, name) in enumerate(zip(loops, named, strict=False)):
+            if one.loop_var.same_as(var):
+                extent = tirx.const(len(order), "int32") if order and not number else one.extent
+                kept = one.annotations
+                return tirx.For(name, one.min, extent, one.kind, one.body, annotations=kept)
+        return one
 
     def variable(var: Any) -> Any:
         for one, value in zip(loops, values, strict=False):

@@ -1,6 +1,7 @@
 """Schedules of products: tiles, intrinsics, versions, the order of things."""
 
 from dataclasses import replace
+from itertools import product
 from math import prod
 
 import pytest
@@ -68,7 +69,7 @@ def test_one_version_without_overlap():
 
 def test_every_leaf_comes_once_a_chunk_in_the_order_of_chunks():
     _, _, made = made_of(SMALL, FPROP)
-    every = [(turn, chunk) for turn in range(made.total) for chunk in range(chunks_of(made))]
+    every = list(product(range(made.total), range(chunks_of(made))))
     for leaf in (FETCHED, PAD, MULTIPLIED):
         assert [(s.turn, s.chunk) for s in walk.steps(made) if s.leaf == leaf] == every
     for leaf in (CLEARED, STORE):
