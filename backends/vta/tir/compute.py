@@ -170,49 +170,67 @@ def _pad(padded: Buffer, inp: Buffer, rows: _Axis, columns: _Axis) -> None:
         T.buffer_store(padded, value, at)
 
 
-def _product(
-    hardware: Hardware, of: Correlation, at: _Operands, axes: tuple[_Axis, _Axis], tables: Tables
-) -> None:
-    rows, columns = axes
-    # A segment without a run is one of no planes, before which accumulators shift all the same.
+class _Runs(NamedTuple):
+    """Runs of planes in order: how far accumulators shift left before each, its planes, where they
+    begin in inp and in wgt."""
+
+    shifts: list[int]
+    planes: list[int]
+    inp: list[int]
+    wgt: list[int]
+
+
+def _runs(of: Correlation) -> _Runs:
+    """A segment without a run is one of no planes, before which accumulators shift all the same."""
     segments = [(segment.shift, segment.runs or (Run(0, 0, 0),)) for segment in of.segments]
     runs = [run for _, some in segments for run in some]
     shifts = [0 if number else shift for shift, some in segments for number in range(len(some))]
-    planes = [run.planes for run in runs]
+    inp, wgt = [run.inp for run in runs], [run.wgt for run in runs]
+    return _Runs(shifts, [run.planes for run in runs], inp, wgt)
+
+
+def _product(
+    hardware: Hardware, of: Correlation, at: _Operands, axes: tuple[_Axis, _Axis], tables: Tables
+) -> None:
+    (rows, columns), runs = axes, _runs(of)
     results = (of.groups, of.images, of.outputs, *_results(rows), *_results(columns))
-    summed = (len(runs), max(planes), rows.most_taps, columns.most_taps)
+    summed = (len(runs.planes), max(runs.planes), rows.most_taps, columns.most_taps)
     with block(PRODUCT, "SSSSSSSRRRR", SPATIAL + REDUCED, results + summed) as where:
         g, i, o, q, e, z, f, d, p, r, s = where
         y, x = _result(rows, q, e), _result(columns, z, f)
-        there = _below(rows, y) + _below(columns, x)
-        result = (g, i, o, y, x)
+        there, result = _below(rows, y) + _below(columns, x), (g, i, o, y, x)
         with T.init(), _when(there), _tiles("clear_tile", "SS", "bn", at.acc) as (b, n):
             T.buffer_store(at.acc, tirx.const(0, "int32"), [*result, b, n])
-        if any(shifts):
-            first = [tirx.EQ(v, 0) for v in (p, r, s)]
-            left = tables.of(d, shifts)
+        if any(runs.shifts):
+            first, left = [tirx.EQ(v, 0) for v in (p, r, s)], tables.of(d, runs.shifts)
             with _when([*there, *first]), _tiles("shift_tile", "SS", "bn", at.acc) as (b, n):
                 value = T.shift_left(at.acc[(*result, b, n)], left)
                 T.buffer_store(at.acc, value, [*result, b, n])
         has = [*there, *_fewer(tables, e, r, rows.taps), *_fewer(tables, f, s, columns.taps)]
-        has += _fewer(tables, d, p, planes)
-        source = (
-            *(g, i, p + tables.of(d, [run.inp for run in runs])),
-            *(_source(tables, *one) for one in ((rows, q, e, r), (columns, z, f, s))),
-        )
-        weight = (
-            *(g, o, p + tables.of(d, [run.wgt for run in runs])),
-            *(_kernel(tables, *one) for one in ((rows, e, r), (columns, f, s))),
-        )
-        lanes = (hardware.batch, hardware.block, hardware.block)
-        with _when(has), block("product_tile", "SSR", "bnk", lanes) as (b, n, k):
-            factors = at.padded[(*source, b, k)], at.wgt[(*weight, n, k)]
-            # Said, or what indices read of the tables would count: no intrinsic reads such.
-            T.reads([at.acc[(*result, b, n)], *factors])
-            T.writes([at.acc[(*result, b, n)]])
-            wide = [T.Cast("int32", factor) for factor in factors]
-            value = at.acc[(*result, b, n)] + wide[0] * wide[1]
-            T.buffer_store(at.acc, value, [*result, b, n])
+        has += _fewer(tables, d, p, runs.planes)
+        down, across = _source(tables, rows, q, e, r), _source(tables, columns, z, f, s)
+        source = (g, i, p + tables.of(d, runs.inp), down, across)
+        taps = _kernel(tables, rows, e, r), _kernel(tables, columns, f, s)
+        weight = (g, o, p + tables.of(d, runs.wgt), *taps)
+        with _when(has):
+            _product_of_tiles(hardware, at, result, source, weight)
+
+
+def _product_of_tiles(
+    hardware: Hardware,
+    at: _Operands,
+    result: Sequence[Expr],
+    source: Sequence[Expr],
+    weight: Sequence[Expr],
+) -> None:
+    lanes = (hardware.batch, hardware.block, hardware.block)
+    with block("product_tile", "SSR", "bnk", lanes) as (b, n, k):
+        factors = at.padded[(*source, b, k)], at.wgt[(*weight, n, k)]
+        # Said, or what indices read of the tables would count: no intrinsic reads such.
+        T.reads([at.acc[(*result, b, n)], *factors])
+        T.writes([at.acc[(*result, b, n)]])
+        wide = [T.Cast("int32", factor) for factor in factors]
+        T.buffer_store(at.acc, at.acc[(*result, b, n)] + wide[0] * wide[1], [*result, b, n])
 
 
 def _store(hardware: Hardware, out: Buffer, acc: Buffer) -> None:
