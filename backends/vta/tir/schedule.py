@@ -10,6 +10,7 @@ The first and the last block may come in pieces: then the loop goes over turns (
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import tvm
@@ -46,6 +47,7 @@ class Scheduled(NamedTuple):
         return found
 
 
+@lru_cache(maxsize=1 << 8)
 def scheduled(hardware: Hardware, of: Correlation, tiling: Tiling) -> Scheduled:
     """Schedule a correlation under a tiling."""
     order = turns(of, tiling)

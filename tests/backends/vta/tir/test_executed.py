@@ -110,7 +110,7 @@ def test_the_function_computes_the_product(case):
 def test_so_does_what_the_schedule_and_the_pipeline_make_of_it(case, described):
     hardware, spec = CASES[case]
     form = form_of(hardware, spec)
-    made = scheduled(hardware, form.correlation, form.tiling())
+    made = scheduled.__wrapped__(hardware, form.correlation, form.tiling())  # not kept
     module = tvm.IRModule({"correlation": made.flat})
     for one in (
         s_tir.transform.LowerMatchBuffer(),
