@@ -69,6 +69,9 @@ class ElementwiseForm:
             for number in range(len(operands))
         )
 
+    def script(self) -> None:
+        """No TIR: steps of the ALU, one after the other."""
+
     def write(self, addresses: Mapping[str, int], overlap: bool) -> tuple[bytes, bytes]:
         """Instructions and micro-ops."""
         spec, size = self.spec, self.size

@@ -1,60 +1,65 @@
-"""The instructions of a correlation under a tiling.
+"""The instructions of a correlation under a tiling: what its scheduled TIR does, written down.
 
-For every block of results: accumulators are cleared, then for every chunk of the reduction a box
-of INP and one of WGT are loaded and multiplied, then the epilogue takes its turn, and the block is
-stored, in as many slices as OUT is narrower than a result. Nothing here speaks of tokens: `Stream`
-places them. Two blocks or chunks overlap when they lie in different parts of a scratchpad, no more
-is needed.
+`walk.steps` gives the schedule's leaves in order. A copy into a scratchpad becomes LOADs, products
+of tiles one GEMM for every pair of phases, results STOREs, in as many slices as OUT is narrower
+than a result. Before a block is multiplied and before it is stored, the epilogue takes its turn
+(epilogues.py). Nothing here speaks of tokens: `Stream` places them. As many versions as a buffer
+has, so many parts of a scratchpad take turns; which one is next, and what is not copied because a
+part still holds it, is decided here (`Slots`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
-from sqcompile.backends.conv_geometry import Lines, Phase
 from sqcompile.backends.vta import isa
 from sqcompile.backends.vta.boxes import rectangles
-from sqcompile.backends.vta.correlation import Correlation, Run
-from sqcompile.backends.vta.cuts import (
-    Span,
-    Tiling,
-    Window,
-    clipped,
-    counted,
-    parts,
-    sizes_of,
-    taps_of,
-    window,
-)
+from sqcompile.backends.vta.correlation import Correlation
+from sqcompile.backends.vta.cuts import Tiling, sizes_of
 from sqcompile.backends.vta.epilogues import Setting, epilogue
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.isa import AluOp
 from sqcompile.backends.vta.nests import Loop, nest
-from sqcompile.backends.vta.places import Place, places
+from sqcompile.backends.vta.places import places
 from sqcompile.backends.vta.stream import Tiles
+from sqcompile.backends.vta.tir import names, walk
+from sqcompile.backends.vta.tir.box import Box
+from sqcompile.backends.vta.tir.leaves import Chunk, Copy, Leaves
+from sqcompile.backends.vta.tir.schedule import scheduled
 from sqcompile.backends.vta.writer import Slots, Writer
 
 
 class Block(NamedTuple):
-    """A block of results: where, and its accumulators."""
+    """The results of a turn: where, and their accumulators."""
 
-    group: int
-    outputs: tuple[int, int]
-    image: int
-    rows: tuple[int, int]
-    columns: tuple[int, int]
+    where: Copy
     base: int
-    shape: tuple[int, int, int]
 
     @property
     def tiles(self) -> Tiles:
-        """Its accumulators: (outputs, rows, columns), dense."""
-        outputs, rows, columns = self.shape
-        return Tiles(Memory.OUT, self.base, outputs * rows * columns)
+        """Its accumulators, dense."""
+        return Tiles(Memory.OUT, self.base, self.where.scratch.tiles)
+
+
+class Held(NamedTuple):
+    """A chunk, and where in INP and WGT it is."""
+
+    chunk: Chunk
+    inp: int
+    wgt: int
+
+    @property
+    def tiles(self) -> tuple[Tiles, Tiles]:
+        """What its products read."""
+        return (
+            Tiles(Memory.INP, self.inp, self.chunk.inp.scratch.tiles),
+            Tiles(Memory.WGT, self.wgt, self.chunk.wgt.scratch.tiles),
+        )
 
 
 class Emitter:
-    """Writes the program of one correlation; addresses are those of inp, wgt, out and uops."""
+    """Writes the program of one correlation; addresses are those of inp, wgt, out, sums and
+    uops."""
 
     def __init__(
         self,
@@ -66,171 +71,119 @@ class Emitter:
         self.of, self.tiling, self.at = correlation, tiling, addresses
         self.writer = Writer(hardware, addresses["uops"])
         self.count = correlation.slices(hardware.width(Memory.OUT))
-        self.sizes = sizes_of(correlation, tiling)
-        self.inp = Slots(self.sizes.inp, tiling.buffers)
-        self.wgt = Slots(self.sizes.wgt, tiling.buffers)
-        self.acc = Slots(self.sizes.acc, tiling.acc_buffers)
+        self.scheduled = scheduled(hardware, correlation, tiling)
+        self.leaves = Leaves(self.scheduled, correlation.inp_shape)
+        sizes, versions = sizes_of(correlation, tiling), walk.versions(self.scheduled)
+        self.inp = Slots(sizes.inp, versions.inp)
+        self.wgt = Slots(sizes.wgt, versions.wgt)
+        self.acc = Slots(sizes.acc, tiling.acc_buffers)
+        setting = Setting(
+            self.writer, correlation, tiling, sizes, places(correlation, tiling), addresses
+        )
+        self.around = epilogue(setting)
+        self.held: dict[tuple[int, int], Held] = {}
 
     def run(self) -> tuple[bytes, bytes]:
         """Instructions and micro-ops."""
-        of = self.of
-        blocks = places(of, self.tiling)
-        setting = Setting(self.writer, of, self.tiling, self.sizes, blocks, self.at)
-        around = epilogue(setting)
-        for number, block in enumerate(map(self._block, blocks)):
-            around.begin(number, block.tiles)
-            covered = False
-            for segment in of.segments:
-                self.writer.shift([block.tiles], -segment.shift)
-                for run in segment.runs:
-                    covered |= self._reduce(block, run)
-            if not covered or self._lacking():
-                self.writer.alu([block.tiles], AluOp.ADD, 0)
-            around.end(number, block.tiles)
-            store, waiting = partial(self._store, block), self.tiling.acc_buffers - 1
-            self.writer.end_block(block.tiles, self.count, store, waiting)
-        around.finish()
+        for step in walk.steps(self.scheduled):
+            _ON[step.leaf](self, step.turn, step.chunk)
+        self.around.finish()
         return self.writer.finished()
 
-    def _block(self, place: Place) -> Block:
-        base, _ = self.acc.take(place)
-        return Block(*place, base, place.shape(self.of))
+    def _begin(self, turn: int, _: int) -> None:
+        """Accumulators for a turn's results."""
+        base, _ = self.acc.take(turn)
+        self.block, self.covered = Block(self.leaves.stored(turn), base), False
+        self.around.begin(turn, self.block.tiles)
+
+    def _fetch(self, turn: int, chunk: int) -> None:
+        """The weights of a chunk; from here on it is held."""
+        found = self.leaves.chunk(turn, chunk)
+        if found is None:
+            return
+        base, there = self.wgt.take(found.wgt.dram)
+        self.held[turn, chunk] = Held(found, 0, base)
+        if not there:
+            for one in rectangles(self.of.wgt_shape, *found.wgt.dram):
+                self.writer.load(Memory.WGT, base + one.done, self.at["wgt"], one)
+
+    def _load(self, turn: int, chunk: int) -> None:
+        """The inputs of a chunk."""
+        held = self.held.get((turn, chunk))
+        if held is None:
+            return
+        where = held.chunk.inp.dram
+        base, there = self.inp.take(where)
+        self.held[turn, chunk] = held._replace(inp=base)
+        if there:
+            return
+        inside, pads = where.clipped(self.of.inp_shape)
+        if any(pads):
+            self._load_padded(base, where, inside, pads)
+        else:
+            for one in rectangles(self.of.inp_shape, *where):
+                self.writer.load(Memory.INP, base + one.done, self.at["inp"], one)
+
+    def _load_padded(
+        self, base: int, where: Box, inside: Box, pads: tuple[int, int, int, int]
+    ) -> None:
+        """A plane at a time: zeros are around each."""
+        group, image, plane, *lines = inside.starts
+        *_, planes, rows, columns = inside.sizes
+        size = where.tiles // planes
+        for number in range(planes):
+            starts = (group, image, plane + number, *lines)
+            (one,) = rectangles(self.of.inp_shape, starts, (1, 1, 1, rows, columns))
+            one = one._replace(rows=rows, columns=columns, stride=self.of.columns.source)
+            self.writer.load(Memory.INP, base + number * size, self.at["inp"], one, pads)
+
+    def _multiply(self, turn: int, chunk: int) -> None:
+        """One GEMM for every pair of phases, after a shift where a segment begins."""
+        self.writer.shift([self.block.tiles], -self.leaves.shift(turn, chunk))
+        held = self.held.pop((turn, chunk), None)
+        if held is None:
+            return
+        self.covered = True
+        boxes = (self.block.where.scratch, held.chunk.inp.scratch, held.chunk.wgt.scratch)
+        bases = (self.block.base, held.inp, held.wgt)
+        for lengths, *accesses in held.chunk.products:
+            steps = (
+                [where.offset(step) for step in access.steps]
+                for where, access in zip(boxes, accesses, strict=True)
+            )
+            loops = [Loop(*one) for one in zip(lengths, *steps, strict=True)]
+            dst, src, wgt = (
+                base + where.place(access.starts)
+                for where, base, access in zip(boxes, bases, accesses, strict=True)
+            )
+            made = nest(loops, (dst, src, wgt))
+            self.writer.compute(isa.Gemm, made, {}, [self.block.tiles], held.tiles)
+
+    def _end(self, turn: int, _: int) -> None:
+        """Store a turn's results; an operation comes before, for results that no tap meets."""
+        block = self.block
+        if not self.covered or self._lacking():
+            self.writer.alu([block.tiles], AluOp.ADD, 0)
+        self.around.end(turn, block.tiles)
+        store, waiting = partial(self._store, block), self.tiling.acc_buffers - 1
+        self.writer.end_block(block.tiles, self.count, store, waiting)
 
     def _lacking(self) -> bool:
         """Is there a result that no tap meets?"""
         axes = (self.of.rows, self.of.columns)
         return any(phase.count and not phase.taps for axis in axes for phase in axis.phases)
 
-    def _reduce(self, block: Block, run: Run) -> bool:
-        """Add the products of a run of planes; False when there is none."""
-        of, tiling = self.of, self.tiling
-        some = False
-        for planes in parts(run.planes, tiling.planes):
-            for row_taps in parts(taps_of(of.rows), tiling.row_taps):
-                rows = window(of.rows, Span(*block.rows, *row_taps))
-                for column_taps in parts(taps_of(of.columns), tiling.column_taps):
-                    columns = window(of.columns, Span(*block.columns, *column_taps))
-                    if rows is None or columns is None:
-                        continue
-                    some = True
-                    count = planes[1] - planes[0]
-                    wgt = self._load_wgt(block, run.wgt + planes[0], count, rows, columns)
-                    inp = self._load_inp(block, run.inp + planes[0], count, rows, columns)
-                    spans = (Span(*block.rows, *row_taps), Span(*block.columns, *column_taps))
-                    self._multiply(block, count, spans, (rows, columns), inp, wgt)
-        return some
-
-    def _load_inp(self, block: Block, plane: int, count: int, rows: Window, columns: Window) -> int:
-        lines, across = self.of.rows, self.of.columns
-        key = (block.group, block.image, plane, count, rows[:2], columns[:2])
-        base, there = self.inp.take(key)
-        if there:
-            return base
-        top, height, bottom = clipped(rows, lines.source)
-        left, width, right = clipped(columns, across.source)
-        pads = (top, bottom, left, right)
-        starts = (block.group, block.image, plane, rows.source + top, columns.source + left)
-        if any(pads):
-            size = rows.sources * columns.sources
-            for number in range(count):
-                where = (*starts[:2], plane + number, *starts[3:])
-                (one,) = rectangles(self.of.inp_shape, where, (1, 1, 1, height, width))
-                one = one._replace(rows=height, columns=width, stride=across.source)
-                self.writer.load(Memory.INP, base + number * size, self.at["inp"], one, pads)
-        else:
-            for one in rectangles(self.of.inp_shape, starts, (1, 1, count, height, width)):
-                self.writer.load(Memory.INP, base + one.done, self.at["inp"], one)
-        return base
-
-    def _load_wgt(self, block: Block, plane: int, count: int, rows: Window, columns: Window) -> int:
-        key = (block.group, block.outputs, plane, count, rows[2:4], columns[2:4])
-        base, there = self.wgt.take(key)
-        if not there:
-            first, last = block.outputs
-            starts = (block.group, first, plane, rows.kernel, columns.kernel)
-            sizes = (1, last - first, count, rows.kernels, columns.kernels)
-            for one in rectangles(self.of.wgt_shape, starts, sizes):
-                self.writer.load(Memory.WGT, base + one.done, self.at["wgt"], one)
-        return base
-
-    def _multiply(
-        self,
-        block: Block,
-        planes: int,
-        spans: tuple[Span, Span],
-        windows: tuple[Window, Window],
-        inp: int,
-        wgt: int,
-    ) -> None:
-        """One GEMM for every pair of phases."""
-        rows, columns = windows
-        outputs, _, width = block.shape
-        source, kernel = rows.sources * columns.sources, rows.kernels * columns.kernels
-        reads = (
-            Tiles(Memory.INP, inp, planes * source),
-            Tiles(Memory.WGT, wgt, outputs * planes * kernel),
-        )
-        for row_phase in self.of.rows.phases:
-            down = _axis(self.of.rows, row_phase, spans[0], rows)
-            for column_phase in self.of.columns.phases:
-                across = _axis(self.of.columns, column_phase, spans[1], columns)
-                if down is None or across is None:
-                    continue
-                loops = [
-                    Loop(outputs, dst=block.tiles.count // outputs, wgt=planes * kernel),
-                    Loop(planes, src=source, wgt=kernel),
-                    *down.loops(width, columns.sources, columns.kernels),
-                    *across.loops(1, 1, 1),
-                ]
-                base = (
-                    block.base + down.dst * width + across.dst,
-                    inp + down.src * columns.sources + across.src,
-                    wgt + down.wgt * columns.kernels + across.wgt,
-                )
-                self.writer.compute(isa.Gemm, nest(loops, base), {}, [block.tiles], reads)
-
     def _store(self, block: Block, number: int) -> None:
-        starts = (
-            number,
-            block.group,
-            block.image,
-            block.outputs[0],
-            block.rows[0] * self.of.rows.step,
-            block.columns[0] * self.of.columns.step,
-        )
-        grid, sizes = (self.count, *self.of.result_shape), (1, 1, 1, *block.shape)
+        grid = (self.count, *self.of.result_shape)
+        starts, sizes = (number, *block.where.dram.starts), (1, *block.where.dram.sizes)
         self.writer.store(block.base, self.at["out"], grid, starts, sizes)
 
 
-class _Axis(NamedTuple):
-    """A phase inside a chunk along one axis, in lines: where it begins and its loops."""
-
-    dst: int
-    src: int
-    wgt: int
-    taps: tuple[int, int, int]
-    results: tuple[int, int, int]
-
-    def loops(self, dst: int, src: int, wgt: int) -> list[Loop]:
-        """Taps and results, where a line is so many tiles of each memory."""
-        taps, spacing, step = self.taps
-        count, apart, stride = self.results
-        return [
-            Loop(taps, src=spacing * src, wgt=step * wgt),
-            Loop(count, dst=apart * dst, src=stride * src),
-        ]
-
-
-def _axis(lines: Lines, phase: Phase, span: Span, seen: Window) -> _Axis | None:
-    count, taps = counted(phase, span)
-    if not count or not taps:
-        return None
-    source = phase.offset + span.first * lines.stride + span.begin * lines.spacing
-    kernel = phase.kernel + span.begin * lines.kernel_step
-    return _Axis(
-        phase.first,
-        source - seen.source,
-        kernel - seen.kernel,
-        (taps, lines.spacing, lines.kernel_step),
-        (count, lines.step, lines.stride),
-    )
+_ON: dict[str, Callable[[Emitter, int, int], None]] = {
+    names.CLEARED: Emitter._begin,
+    names.FETCHED: Emitter._fetch,
+    names.PAD: Emitter._load,
+    names.MULTIPLIED: Emitter._multiply,
+    names.STORE: Emitter._end,
+}
+"""What writes a leaf's instructions."""

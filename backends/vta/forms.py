@@ -22,6 +22,7 @@ from sqcompile.backends.vta.places import places, sum_chunks
 from sqcompile.backends.vta.reduction import Reduction
 from sqcompile.backends.vta.spec import ConvSpec, GemmSpec
 from sqcompile.backends.vta.tiling import tiled
+from sqcompile.backends.vta.tir.schedule import scheduled
 from sqcompile.errors import UsageError
 
 Array = NDArray[Any]
@@ -51,6 +52,10 @@ class Form(Protocol):
 
     def write(self, addresses: Mapping[str, int], overlap: bool) -> tuple[bytes, bytes]:
         """Instructions and micro-ops."""
+
+    def script(self) -> str | None:
+        """The TIR that instructions are written from, as a program that overlaps has it; None where
+        they are written without."""
 
     def pack(self, operands: Sequence[Array]) -> list[Array]:
         """Operands -> the tiles of every grid, integers (*shape, rows, columns)."""
@@ -87,6 +92,10 @@ class ProductForm:
         """Instructions and micro-ops."""
         tiling = self.tiling(overlap)
         return Emitter(self.hardware, self.correlation, tiling, addresses).run()
+
+    def script(self) -> str:
+        """The function as scheduled, and with its pipeline."""
+        return scheduled(self.hardware, self.correlation, self.tiling()).script()
 
     def sum_tiles(self, overlap: bool) -> int:
         """Of all chunks, as they are tiled."""

@@ -9,13 +9,15 @@ from sqcompile.backends.vta.cuts import Tiling, growing, parts, results_of, shri
 
 
 class Place(NamedTuple):
-    """Which results a block has: the parts of every axis."""
+    """Which results are computed in a turn: the parts of every axis; `block`: the number of the
+    block that they are of, or are a piece of."""
 
     group: int
     outputs: tuple[int, int]
     image: int
     rows: tuple[int, int]
     columns: tuple[int, int]
+    block: int
 
     def cut(
         self, pieces: Callable[[tuple[int, int], int], list[tuple[int, int]]], halvings: int
@@ -33,10 +35,12 @@ class Place(NamedTuple):
 
 def places(of: Correlation, tiling: Tiling) -> list[Place]:
     """Of all blocks. The modules wait for the first one's loads and the last one's stores: those
-    two are cut finer."""
+    two come in pieces, the first one's growing and the last one's shrinking."""
     outer = (range(of.groups), parts(of.outputs, tiling.outputs), range(of.images))
     rows, columns = parts(of.rows.count, tiling.rows), parts(of.columns.count, tiling.columns)
-    found = [Place(*place) for place in product(*outer, rows, columns)]
+    found = [
+        Place(*parts_of, block) for block, parts_of in enumerate(product(*outer, rows, columns))
+    ]
     if len(found) > 1 and tiling.halvings:
         found[-1:] = found[-1].cut(shrinking, tiling.halvings)
         found[:1] = found[0].cut(growing, tiling.halvings)

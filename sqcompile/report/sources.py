@@ -101,12 +101,15 @@ def _number(folder: Path) -> int:
 
 
 def _vta(place: Path, report: Mapping[str, Any]) -> Iterator[tuple[str, Listing]]:
-    """The accelerator's programs, by the product ("forward/mm_1") that they compute."""
+    """The accelerator's programs, and the TIR that they were written from, by the product
+    ("forward/mm_1") that they compute."""
     for row in (report["accelerator"] or {}).get("programs", ()):
         for name in row["programs"]:
-            file = place / f"{name}.txt"
-            if file.is_file():
-                listing = Listing(
-                    f"VTA {name}", f"{place.name}/{file.name}", file.read_text("utf-8")
-                )
-                yield row["product"], listing
+            for suffix, title in ((".txt", "VTA"), (".tir", "TIR of")):
+                file = place / f"{name}{suffix}"
+                if file.is_file():
+                    text = file.read_text("utf-8")
+                    yield (
+                        row["product"],
+                        Listing(f"{title} {name}", f"{place.name}/{file.name}", text),
+                    )

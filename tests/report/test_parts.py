@@ -53,13 +53,17 @@ def test_listings_of_a_gpu_and_of_an_accelerator(tmp_path):
         (place / architecture / "mm.cu").write_text(architecture)
     (place / "sm_120" / "mm.sass").write_text("IMMA")
     (place / "p-1.txt").write_text("GEMM")
+    (place / "p-1.tir").write_text("vta.gemm")
     programs = [{"product": "forward/mm", "programs": ["p-1", "gone"]}]
     found = sources.listings(tmp_path, {"accelerator": {"programs": programs}})
     assert [(one.title, one.text) for one in found["mm"]] == [
         ("CUDA, sm_120", "sm_120"),
         ("SASS, sm_120", "IMMA"),
     ]
-    assert [one.file for one in found["forward/mm"]] == ["variant_0/p-1.txt"]
+    assert [(one.title, one.file) for one in found["forward/mm"]] == [
+        ("VTA p-1", "variant_0/p-1.txt"),
+        ("TIR of p-1", "variant_0/p-1.tir"),
+    ]
 
 
 def test_code_that_does_not_fit_is_named_by_its_file():

@@ -101,14 +101,17 @@ def candidates(module: tvm.IRModule) -> dict[str, KernelSpec]:
 
 
 def listings(binary: Binary) -> dict[str, str]:
-    """The assembly of the CPU's kernels, and every program as text; of those that are written in
-    the run, the one with the most planes."""
+    """The assembly of the CPU's kernels, every program as text, and the TIR of products; of those
+    that are written in the run, the one with the most planes."""
     texts, rooms = host.listings(binary), stated_rooms(binary)
     for name, program in stated(binary).items():
-        text = assembler.listing(program.hardware, program.decoded)
         room = rooms.get(name)
-        head = f"; with room for {', '.join(map(str, room))} values of each group\n" if room else ""
-        texts[f"{name}.txt"] = head + text
+        head = f" with room for {', '.join(map(str, room))} values of each group\n" if room else ""
+        text = assembler.listing(program.hardware, program.decoded)
+        texts[f"{name}.txt"] = f";{head}{text}" if room else text
+        script = program.form.script()
+        if script is not None:
+            texts[f"{name}.tir"] = f"#{head}{script}" if room else script
     return texts
 
 

@@ -205,6 +205,7 @@ def test_a_run_folder_holds_programs_as_data_and_runs(tmp_path):
     for name in index["programs"]:
         assert (tmp_path / f"run/variant_0/{name}.program").is_file()
         assert "finish" in (tmp_path / f"run/variant_0/{name}.txt").read_text()
+        assert '"vta.gemm"' in (tmp_path / f"run/variant_0/{name}.tir").read_text()
     loaded = sqcompile.load(tmp_path / "run")
     step.eval(), loaded.eval()
     step.train(), loaded.train()
