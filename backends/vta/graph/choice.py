@@ -7,7 +7,8 @@ group, which is the usual one too: channels whose largest values are within a fa
 other share it.
 
 A program that sorts computes its product alone. Where a ReLU or sums would be in the product's
-program, sorted groups are compared with that one, and cost what the sums take apart, too.
+program, sorted groups are compared with that one, and cost what the sums take apart, too. There a
+run may be slower than that program, for lengths that ask for many planes.
 """
 
 from collections.abc import Callable
@@ -43,8 +44,9 @@ class Case:
 class Choice:
     """The way, and the cycles that it was chosen by: of shifted operands, and of the program for
     all values in `one` group. Beside them the programs for `equal` lengths, and for those that ask
-    for the `most` planes, which may shift operands, too. `reason` says why there is but one way,
-    where there is."""
+    for the `most` planes, which may shift operands, too. All are with what reads the product, where
+    that is in the program of shifted operands. `reason` says why there is but one way, where there
+    is."""
 
     way: Way
     shifted: int
