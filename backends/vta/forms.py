@@ -105,6 +105,16 @@ class ProductForm:
         chunks = 1 + max(sum_chunks(of, places(of, self.tiling(overlap))))
         return prod(of.sums_shape(chunks)) * of.sum_slices(self.hardware.width(Memory.OUT))
 
+    @property
+    def most_sum_tiles(self) -> int:
+        """No tiling has more: two chunks beside each other have more results than one may have."""
+        of = self.correlation
+        if not of.most_summed:
+            return 0
+        results = of.images * of.rows.results * of.columns.results
+        chunks = 1 + 2 * ((results - 1) // of.most_summed)
+        return prod(of.sums_shape(chunks)) * of.sum_slices(self.hardware.width(Memory.OUT))
+
     def unpack_sums(self, tiles: Array, operands: Sequence[Array]) -> Array:
         """int64 (groups, padded channels): the sums of what was multiplied."""
         of = self.correlation

@@ -17,7 +17,14 @@ from typing import Any, cast
 from sqcompile.backends.vta import hardware as hardware_
 from sqcompile.backends.vta.forms import Array, ProductForm
 from sqcompile.backends.vta.hardware import Hardware, Memory
-from sqcompile.backends.vta.program import Program, form_of, product_program, regions_of, tuples
+from sqcompile.backends.vta.program import (
+    SUMS,
+    Program,
+    form_of,
+    product_program,
+    regions_of,
+    tuples,
+)
 from sqcompile.backends.vta.reduction import lengths
 from sqcompile.backends.vta.spec import ConvSpec, GemmSpec, Values
 from sqcompile.backends.vta.tiling import DRAM_LATENCY
@@ -80,6 +87,11 @@ class Written:
         room; raises TokenError, PortabilityError, UsageError."""
         return proven(self.hardware, _fastest(self.hardware, self.spec, room))
 
+    @property
+    def has_sums(self) -> bool:
+        """Do its programs have a second result?"""
+        return isinstance(self.spec, ConvSpec) and self.spec.sums
+
     @cached_property
     def sorts(self) -> bool:
         """Whether sorted groups take fewer tile operations for any lengths."""
@@ -91,22 +103,25 @@ class Written:
         behind them.
 
         A program that sorts costs less than the one that shifts does (`Reduction.cost`), which
-        bounds its planes. Its results have the most bits when all values have the largest shift.
+        bounds its planes. Its results have the most bits, and its sums the most chunks, when all
+        values have the largest shift.
         """
         shifted = self._form(None)
+        forms = [shifted]
         tiles = {grid.name: prod(grid.shape) for grid in shifted.grids}
-        out = _stored(shifted)
         for alone in (self._alone(0), self._alone(-1)):
             groups = alone.groups
             if groups is not None:
-                out = max(out, _stored(alone))
+                forms.append(alone)
                 of_plane = alone.inp.count * alone.wgt.count * alone.reduction.taps
                 planes = int((shifted.reduction.cost - 1) / of_plane)
                 for grid in alone.grids:
                     all_planes = prod(grid.shape) // sum(groups.planes) * planes
                     tiles[grid.name] = max(tiles[grid.name], all_planes)
         layout = [(grid.name, grid.memory, tiles[grid.name]) for grid in shifted.grids]
-        return regions_of(self.hardware, [*layout, ("out", Memory.OUT, out)])["out"].end
+        layout.append(("out", Memory.OUT, max(map(_stored, forms))))
+        layout.append((SUMS, Memory.OUT, max(form.most_sum_tiles for form in forms)))
+        return regions_of(self.hardware, layout)[SUMS].end
 
     def _alone(self, group: int) -> ProductForm:
         """The form for exponents of one group only."""
@@ -132,7 +147,9 @@ class Written:
             if set(found) != {"hardware", "kind", "spec"}:
                 raise UsageError("it has other keys than hardware, kind and spec")
             hardware = hardware_.checked(Hardware(**found["hardware"]))
-            return cls(hardware, _spec(found["kind"], found["spec"]))
+            made = cls(hardware, _spec(found["kind"], found["spec"]))
+            made._form(None)
+            return made
         except (SqError, ValueError, TypeError, AttributeError) as error:
             raise UsageError(f"{name} describes no product: {error}") from None
 
@@ -194,12 +211,8 @@ def _is_none(value: Any) -> bool:
     return value is None
 
 
-def _is_off(value: Any) -> bool:
-    return value is False
-
-
 _SIZE, _PAIR = _integer(1), _several(2, _integer(1))
-_SHARED: dict[str, Check] = {"groups": _integer(2, 8), "counts": _is_none, "relu": _is_off}
+_SHARED: dict[str, Check] = {"groups": _integer(2, 8), "counts": _is_none, "relu": _is_flag}
 _KINDS: dict[str, tuple[Any, dict[str, Check]]] = {
     "GemmSpec": (
         GemmSpec,
@@ -215,7 +228,7 @@ _KINDS: dict[str, tuple[Any, dict[str, Check]]] = {
         | dict.fromkeys(("stride", "dilation"), _PAIR)
         | dict.fromkeys(("first", "second"), _is_values)
         | {"kind": lambda value: value in ("fprop", "dgrad")}
-        | {"padding": _several(2, _integer(0)), "channel_groups": _SIZE, "sums": _is_off}
+        | {"padding": _several(2, _integer(0)), "channel_groups": _SIZE, "sums": _is_flag}
         | _SHARED,
     ),
 }

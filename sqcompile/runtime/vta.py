@@ -154,8 +154,7 @@ def _execute(identity: str, *tensors: Any) -> None:
 
 def _unpack(identity: str, cut: str, *tensors: Any) -> None:
     image, *given = map(_array, tensors)
-    found = _programs[identity]
-    several = isinstance(found, Program) and found.has_sums
+    several = _programs[identity].has_sums
     results = [given.pop() for _ in range(1 + several)][::-1]
     program, given = _meant(identity, given)
     dram, operands = image.tobytes(), taken(cut, given)

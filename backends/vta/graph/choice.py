@@ -5,14 +5,10 @@ the faster of the two programs for its own. So sorted groups are never slower, a
 time to write them. They are chosen where they gain enough in the case that they are best in, one
 group, which is the usual one too: channels whose largest values are within a factor of two of each
 other share it.
-
-A program that sorts computes its product alone. Where a ReLU or sums would be in the product's
-program, sorted groups are compared with that one, and cost what the sums take apart, too. There a
-run may be slower than that program, for lengths that ask for many planes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from sqcompile.backends.kernels import KernelSpec
@@ -44,9 +40,8 @@ class Case:
 class Choice:
     """The way, and the cycles that it was chosen by: of shifted operands, and of the program for
     all values in `one` group. Beside them the programs for `equal` lengths, and for those that ask
-    for the `most` planes, which may shift operands, too. All are with what reads the product, where
-    that is in the program of shifted operands. `reason` says why there is but one way, where there
-    is."""
+    for the `most` planes, which may shift operands, too. `reason` says why there is but one way,
+    where there is."""
 
     way: Way
     shifted: int
@@ -57,7 +52,8 @@ class Choice:
 
 
 def chosen(spec: KernelSpec, asked: GemmSpec | ConvSpec, hardware: Hardware) -> Choice | None:
-    """The choice for a product, None for one without groups."""
+    """The choice for a product and what `asked` has in its program besides, None for one without
+    groups."""
     if asked.groups == 1:
         return None
     written = Written(hardware, asked)
@@ -71,25 +67,8 @@ def chosen(spec: KernelSpec, asked: GemmSpec | ConvSpec, hardware: Hardware) -> 
         Case(room, written.program(room).cycles(DRAM_LATENCY).total)
         for room in map(written.rounded, lengths_of_cases(asked.reduced, asked.groups, sets))
     )
-    return Choice(_faster(one, shifted), shifted, one, equal, most)
-
-
-def with_reader(choice: Choice, together: int, apart: int) -> Choice:
-    """The choice for a product and what reads its result: a program with both in it has shifted
-    operands and takes `together` cycles; behind one that sorts the reader has a program of its own
-    of `apart` cycles, or none (0)."""
-    if choice.one is None:
-        return replace(choice, shifted=together)
-    one, equal, most = (
-        replace(case, cycles=case.cycles + apart)
-        for case in (choice.one, choice.equal, choice.most)
-        if case is not None
-    )
-    return Choice(_faster(one, together), together, one, equal, most)
-
-
-def _faster(one: Case, shifted: int) -> Way:
-    return "sorted" if one.cycles <= shifted * (1 - LEAST_GAIN) else "shifted"
+    way: Way = "sorted" if one.cycles <= shifted * (1 - LEAST_GAIN) else "shifted"
+    return Choice(way, shifted, one, equal, most)
 
 
 def lengths_of_cases(k: int, groups: int, sets: int) -> tuple[tuple[int, ...], ...]:

@@ -5,43 +5,26 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sqcompile.backends.kernels import KernelSpec
-from sqcompile.backends.vta.graph.choice import chosen, with_reader
-from sqcompile.backends.vta.graph.offload import Offload, fixed, product_spec, sums_spec
+from sqcompile.backends.vta.graph.offload import Offload, computed, product_spec
 from sqcompile.backends.vta.graph.table import PRODUCTS, RELU, SUM
 from sqcompile.backends.vta.hardware import Hardware
-from sqcompile.backends.vta.program import elementwise_program, product_program
 from sqcompile.backends.vta.spec import ConvSpec, GemmSpec
-from sqcompile.backends.vta.tiling import DRAM_LATENCY
 from sqcompile.errors import SqError, UsageError
 
 
 def fused(product: KernelSpec, reader: KernelSpec, hardware: Hardware) -> Offload | str:
     """The program of a product and of the op that reads its result, or why there is none. With sums
-    it has two results, with a ReLU one; groups are shifted in operands."""
+    it has two results, with a ReLU one."""
     if product.op not in PRODUCTS or reader.op not in _WITH:
         return "it is no product with a ReLU or with sums"
     (accumulators,) = product.outputs
     if accumulators.dtype != "int32":
         return "the product's sums need 64 bits, which the host adds"
     try:
-        asked = product_spec(product)
-        program = product_program(hardware, _WITH[reader.op](asked, reader))
-        choice = chosen(product, asked, hardware)
-        if choice is not None:
-            together = program.cycles(DRAM_LATENCY).total
-            choice = with_reader(choice, together, _alone(reader, hardware))
+        asked = _WITH[reader.op](product_spec(product), reader)
+        return computed(product, asked, f"{product.short_name}_{reader.short_name}", hardware)
     except SqError as error:
         return str(error)
-    if choice is not None and choice.way == "sorted":
-        return "sorted groups, and what reads the result apart, are faster"
-    return fixed(f"{product.short_name}_{reader.short_name}", program, choice=choice)
-
-
-def _alone(reader: KernelSpec, hardware: Hardware) -> int:
-    """Cycles of a reader's own program; a ReLU has none."""
-    if reader.op != SUM:
-        return 0
-    return elementwise_program(hardware, sums_spec(reader)).cycles(DRAM_LATENCY).total
 
 
 def _with_sums(spec: GemmSpec | ConvSpec, reader: KernelSpec) -> ConvSpec:

@@ -52,26 +52,27 @@ def offload(spec: KernelSpec, hardware: Hardware) -> list[Offload] | str:
 
 def _offload(spec: KernelSpec, hardware: Hardware) -> Offload:
     if spec.op == SUM:
-        sums = sums_spec(spec)
+        sums = _sums(spec)
         program, rows = elementwise_program(hardware, sums), (sums.rows, sums.channels)
-        return fixed(spec.short_name, program, rows=rows)
-    asked = product_spec(spec)
+        return _fixed(spec.short_name, program, rows=rows)
+    return computed(spec, product_spec(spec), spec.short_name, hardware)
+
+
+def computed(
+    spec: KernelSpec, asked: GemmSpec | ConvSpec, name: str, hardware: Hardware
+) -> Offload:
+    """What computes `asked`, the product of `spec` and what is in its program besides; `name` is
+    where its identity begins. Raises SqError where there is none."""
     choice = chosen(spec, asked, hardware)
     if choice is None or choice.way == "shifted":
-        return fixed(spec.short_name, product_program(hardware, asked), choice=choice)
+        return _fixed(name, product_program(hardware, asked), choice=choice)
     written = Written(hardware, asked)
-    data = written.to_bytes()
-    return Offload(
-        _identity(spec.short_name, data),
-        data,
-        written.dram,
-        choice=choice,
-        written_for=asked.groups,
-    )
+    data, dram = written.to_bytes(), written.dram
+    return Offload(_identity(name, data), data, dram, choice=choice, written_for=asked.groups)
 
 
-def fixed(name: str, program: Program, **more: Any) -> Offload:
-    """The same program in every run, proven, as an artifact holds it; `more`: fields of Offload."""
+def _fixed(name: str, program: Program, **more: Any) -> Offload:
+    """The same program in every run."""
     program.check()
     data, dram = program.to_bytes(), max(region.end for region in program.regions.values())
     return Offload(_identity(name, data), data, dram, **more)
@@ -87,7 +88,7 @@ def product_spec(spec: KernelSpec) -> GemmSpec | ConvSpec:
     return found
 
 
-def sums_spec(spec: KernelSpec) -> ElementwiseSpec:
+def _sums(spec: KernelSpec) -> ElementwiseSpec:
     """Sums over all axes but the last: chunks of rows whose sums 32 bits hold are added by the
     host in 64."""
     x, (out,) = spec.tensor("self"), spec.outputs

@@ -177,7 +177,7 @@ def test_the_sign_that_a_relu_takes_saves_a_slice():
 
 @pytest.mark.parametrize("chip", ["pynq-int4", "pynq-int4-out32"])
 def test_groups_that_are_sorted_have_sums_and_relus_too(chip):
-    """A graph has no such programs, but nothing is wrong about them."""
+    """With an offset, the host adds it as often as each channel counts."""
     chip, ordered = hw.get(chip), {"sums": 0, "offset": 0, "relu": 0}
     for seed in range(24):
         spec, operands, expected = some_conv(Random(seed))

@@ -178,6 +178,29 @@ def test_steps_that_write_their_programs_train_to_the_cpus_bits(tmp_path):
         assert torch.equal(ours.grad, theirs.grad)
 
 
+def test_sums_are_in_a_program_that_is_written_in_the_run(tmp_path):
+    torch.manual_seed(4)
+    layers: list[nn.Module] = []
+    for channels in ((3, 48), (48, 16)):
+        conv = nn.Conv2d(*channels, 3, bias=False)
+        layers += [conv, nn.BatchNorm2d(channels[1]), nn.ReLU()]
+    layers += [nn.Flatten(), nn.Linear(16 * 9, 4)]
+    inputs = (torch.randn(2, 3, 7, 7),)
+    target = targets.get("vta", hw="pynq-int4-out32")
+    step = sqcompile.compile(nn.Sequential(*layers), inputs, target=target)
+    rows = data.report(step)["accelerator"]["programs"]
+    ways_of_sums = {
+        one["way"] for row in rows if row["with"] == "sums" for one in row["shifts"] if one
+    }
+    assert ways_of_sums == {"sorted"}
+    step.save(str(tmp_path / "run"))
+    before = vta.written_for.total()
+    assert sqcompile.verify(step, inputs).equal
+    assert vta.written_for.total() > before
+    step.train(), (loaded := sqcompile.load(tmp_path / "run")).train()
+    assert torch.equal(step(*inputs), loaded(*inputs))
+
+
 def test_a_run_folder_says_what_is_written_in_the_run(tmp_path):
     model, x = shifting()
     target = targets.get("vta", hw="pynq-int4-out32")

@@ -21,6 +21,13 @@ S4 = Values.of(4, True)
 INT4 = PRESETS["pynq-int4"]
 CONV = conv_spec("dgrad", (2, 6, 6, 5), 40, (3, 3), ((2, 2), (1, 1), (1, 1), 1), S4, S4, 4)
 GEMM = GemmSpec(40, 20, 100, S4, S4, groups=4)
+SUMMED = replace(
+    conv_spec(
+        "fprop", (20, 9, 9, 100), 5, (3, 3), ((1, 1), (1, 1), (1, 1), 1), Values.of(8, True), S4, 4
+    ),
+    sums=True,
+)
+"""Sums of it take several chunks where all channels have the largest shift."""
 
 
 @pytest.mark.parametrize("chip", CHIPS)
@@ -32,7 +39,7 @@ def test_every_step_has_a_program_for_its_lengths(chip, make):
         product = Written(CHIPS[chip], replace(spec, counts=None))
         program = product.program(product.room(operands[2]))
         np.testing.assert_array_equal(run(program, operands, seed=seed), expected)
-        assert program.regions["out"].end <= product.dram
+        assert program.data_end <= product.dram
         assert program.cycles(32).total <= cycles_of(product.hardware, product.spec)
         sorted_ += program.form.groups is not None
     assert sorted_ >= 3
@@ -77,15 +84,15 @@ def test_no_more_programs_are_kept_than_there_is_room_for():
 
 def test_the_dram_of_a_product_holds_operands_of_any_lengths():
     rng = np.random.default_rng(1)
-    for spec in (GEMM, CONV, replace(GEMM, batch=3)):
+    for spec in (GEMM, CONV, replace(GEMM, batch=3), SUMMED, replace(GEMM, relu=True)):
         product = Written(INT4, spec)
         for _ in range(6):
             sets = rng.multinomial(spec.reduced, rng.dirichlet([0.5] * 4), size=3)
             room = product.rounded(tuple(map(int, sets.max(0))))
-            assert product.program(room).regions["out"].end <= product.dram
+            assert product.program(room).data_end <= product.dram
 
 
-@pytest.mark.parametrize("spec", [GEMM, CONV, replace(GEMM, batch=2, transpose_a=True)])
+@pytest.mark.parametrize("spec", [GEMM, CONV, SUMMED, replace(GEMM, batch=2, relu=True)])
 def test_a_product_survives_being_text(spec):
     product = Written(INT4, spec)
     assert Written.from_bytes(product.to_bytes(), "it") == product
@@ -103,6 +110,7 @@ WRONG = {
     "a float": (lambda found: _with(found, groups=4.0), "groups of its spec is 4.0"),
     "one group": (lambda found: _with(found, groups=1), "groups of its spec is 1"),
     "its lengths": (lambda found: _with(found, counts=[40]), r"counts of its spec is \[40\]"),
+    "sums of a gradient": (lambda found: _with(found, sums=True), "sums are those of an fprop"),
     "pixels": (lambda found: _with(found, kind="wgrad"), "kind of its spec is 'wgrad'"),
     "no zero": (lambda found: _with(found, first={"low": 1, "high": 7}), "first of its spec"),
     "other shapes": (lambda found: _with(found, y=[2, 4, 3, 40]), "shapes that are of no conv"),
