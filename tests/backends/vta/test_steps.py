@@ -178,7 +178,7 @@ def test_steps_that_write_their_programs_train_to_the_cpus_bits(tmp_path):
         assert torch.equal(ours.grad, theirs.grad)
 
 
-def test_sums_are_in_a_program_that_is_written_in_the_run(tmp_path):
+def test_sums_are_in_a_program_that_is_written_in_the_run():
     torch.manual_seed(4)
     layers: list[nn.Module] = []
     for channels in ((3, 48), (48, 16)):
@@ -193,12 +193,9 @@ def test_sums_are_in_a_program_that_is_written_in_the_run(tmp_path):
         one["way"] for row in rows if row["with"] == "sums" for one in row["shifts"] if one
     }
     assert ways_of_sums == {"sorted"}
-    step.save(str(tmp_path / "run"))
     before = vta.written_for.total()
     assert sqcompile.verify(step, inputs).equal
     assert vta.written_for.total() > before
-    step.train(), (loaded := sqcompile.load(tmp_path / "run")).train()
-    assert torch.equal(step(*inputs), loaded(*inputs))
 
 
 def test_a_run_folder_says_what_is_written_in_the_run(tmp_path):
