@@ -1,9 +1,9 @@
 """The loop over blocks goes over turns, and every leaf says which turn it is of.
 
-Two iterations of a fused loop that come in pieces (turns.py) are nothing that a schedule can say.
-So the loop goes over a table: by turn, a block and the first and last (exclusive) of its own result
-rows and columns, which are conditions of the leaves that clear, add or store results. Turn and
-chunk stand in every leaf as attributes: the pipeline puts the next ones there.
+Two of its iterations come in pieces (turns.py). A schedule would have a copy of the nest for each.
+So the loop goes over a table instead: by turn, a block and the first and last (exclusive) of its
+own result rows and columns, which are conditions of the leaves that clear, add or store results.
+Turn and chunk stand in every leaf as attributes: the pipeline puts the next ones there.
 """
 
 from collections.abc import Sequence
