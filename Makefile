@@ -87,7 +87,7 @@ claims: $(READY)
 
 # Every protocol's runs, two at a time; what is interrupted goes on. DATA holds what pip does not bring.
 PROTOCOLS := digits resnet8-16px charlm resnet20-cifar10 vit-cifar10
-# The 4-bit recipes of resnet8-16px under other schedules.
+# The 4-bit recipes of resnet8-16px under other schedules; docs/accuracy.md has none of these yet.
 SCHEDULES := lr=0.05 lr=0.2 decay=0.0001 decay=0.001 epochs=30
 accuracy: $(READY)
 	@test -n "$(DATA)" || { echo "make: give the folder of the data: make accuracy DATA=..." >&2; exit 1; }
