@@ -11,7 +11,7 @@ from sqcompile.backends.vta.program import elementwise_program, product_program,
 from sqcompile.backends.vta.spec import ElementwiseSpec, GemmSpec, Values, relu
 from sqcompile.errors import UsageError
 from tests.backends.vta.programs import PYNQ
-from tests.backends.vta.test_conv_program import conv_operands, conv_spec
+from tests.backends.vta.test_conv_program import conv_operands, conv_spec, some_window
 from tests.backends.vta.test_gemm_program import gemm_operands
 
 
@@ -54,15 +54,9 @@ def some_product(random):
         return spec, *gemm_operands(spec)
     channel_groups = random.choice([1, 1, 2])
     inputs, outputs = (channel_groups * random.randint(1, 12) for _ in range(2))
-    kernel, stride, padding, dilation = (
-        (random.randint(low, high), random.randint(low, high))
-        for low, high in ((1, 3), (1, 3), (0, 2), (1, 2))
-    )
-    height, width = (
-        d * (k - 1) + random.randint(1, 6) for d, k in zip(dilation, kernel, strict=True)
-    )
+    kernel, stride, padding, dilation, size = some_window(random, 3, 6)
     window = (stride, padding, dilation, channel_groups)
-    image = (random.randint(1, 4), height, width, inputs)
+    image = (random.randint(1, 4), *size, inputs)
     first = Values.of(4, signed=True) if kind == "dgrad" else first
     spec = conv_spec(kind, image, outputs, kernel, window, first, second, groups)
     return spec, *conv_operands(spec)

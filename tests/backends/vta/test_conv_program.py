@@ -22,6 +22,19 @@ def conv_spec(kind, x, outputs, kernel, window, first, second, groups=1):
     return ConvSpec(kind, x, w, y, *window, first, second, groups)
 
 
+def some_window(random, most_stride, most_more):
+    """(kernel, stride, padding, dilation, size) of both axes; an image is at least as large as the
+    dilated kernel, and less than `most_more` pixels larger."""
+    kernel, stride, padding, dilation = (
+        (random.randint(low, high), random.randint(low, high))
+        for low, high in ((1, 3), (1, most_stride), (0, 2), (1, 2))
+    )
+    size = tuple(
+        d * (k - 1) + random.randint(1, most_more) for d, k in zip(dilation, kernel, strict=True)
+    )
+    return kernel, stride, padding, dilation, size
+
+
 @lru_cache
 def conv_operands(spec, seed=0):
     """Random operands, and what the reference of the op makes of them; every hardware is given

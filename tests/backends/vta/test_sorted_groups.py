@@ -14,7 +14,7 @@ from sqcompile.backends.vta.spec import GemmSpec, Values
 from sqcompile.errors import UsageError
 from sqcompile.ops import conv
 from tests.backends.vta.programs import PYNQ
-from tests.backends.vta.test_conv_program import conv_spec
+from tests.backends.vta.test_conv_program import conv_spec, some_window
 
 S4, U4 = Values.of(4, True), Values.of(4, False)
 INT4 = hw.get("pynq-int4")
@@ -64,14 +64,8 @@ def some_conv(random):
     kind, groups = random.choice(["fprop", "dgrad"]), random.randint(2, 4)
     channel_groups = random.choice([1, 1, 2])
     inputs, outputs = (channel_groups * random.randint(8, 80) for _ in range(2))
-    kernel, stride, padding, dilation = (
-        (random.randint(low, high), random.randint(low, high))
-        for low, high in ((1, 3), (1, 2), (0, 2), (1, 2))
-    )
-    height, width = (
-        d * (k - 1) + random.randint(1, 5) for d, k in zip(dilation, kernel, strict=True)
-    )
-    image = (random.randint(1, 3), height, width, inputs)
+    kernel, stride, padding, dilation, size = some_window(random, 2, 5)
+    image = (random.randint(1, 3), *size, inputs)
     window = (stride, padding, dilation, channel_groups)
     first = S4 if kind == "dgrad" else random.choice([S4, U4])
     spec = conv_spec(kind, image, outputs, kernel, window, first, S4, groups)
