@@ -1,9 +1,10 @@
 """How busy VTA's GEMM unit is with ResNet-20's 3x3 convolutions, by the simulator's cycle model.
 
     python tools/bench_vta.py
-    python tools/bench_vta.py --hw pynq-int4 --images 64 --dram-latency 100 --json out.json
+    python tools/bench_vta.py --hw pynq-int4 --images 16 --dram-latency 100 --json out.json
 
-Every row is one product of a layer: fprop, dgrad or wgrad, in 4 bits with 4 groups of gradients.
+Every row is one product of a layer: fprop, dgrad or wgrad, in 4 bits with 4 groups of gradients,
+and a batch of the protocol resnet20-cifar10 of tools/accuracy.py: 128 images.
 Utilisation is tile operations of GEMM, resets left out, over all cycles of the program; beside it
 stands the same product without double buffering: one buffer in each scratchpad, and the tiling that
 is best then. MACs is the share of the multipliers' work that is no padding. Every program is
@@ -160,7 +161,7 @@ def relus(chip: hardware.Hardware, images: int, latency: int) -> dict[str, int]:
 
 @click.command(help=__doc__)
 @click.option("--hw", default="pynq-out32", show_default=True, metavar="NAME|FILE.json")
-@click.option("--images", default=16, show_default=True, help="Of a batch.")
+@click.option("--images", default=128, show_default=True, help="Of a batch.")
 @click.option("--dram-latency", "latency", default=32, show_default=True, help="In cycles.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
 def main(hw: str, images: int, latency: int, json_file: Path | None) -> None:
