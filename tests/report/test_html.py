@@ -107,13 +107,54 @@ def test_names_are_escaped(resnet):
     assert "<script>alert" not in html.render(hostile, {"captured": "<script>alert(2)</script>"})
 
 
-def test_a_program_for_the_accelerator_is_drawn(resnet):
+def with_accelerator(step, rows, **more):
+    """A page whose accelerator has these programs, 10 cycles in all."""
     lanes = {"cycles": 10, "lanes": {"LOAD": [0, 100]}, "marks": [{"name": "p", "start": 0}]}
-    row = {"node": "forward/mm", "product": "forward/mm", "programs": ["p"], "module": "head"}
     counts = {"macs": 8, "cycles": 10, "utilisation": 0.5, "efficiency": 0.5, "bytes": {"inp": 8}}
+    place = {"node": "forward/mm", "product": "forward/mm", "programs": ["p"], "module": "head"}
     known = {"name": "pynq", "cycles": 10, "milliseconds": 0.1, "utilisation": 0.5, "left": {}}
     known |= {"dram_latency": 3, "timeline": lanes, "longest": lanes, "host": {"aten::add": 2}}
-    known |= {"programs": [row | counts], "layers": [{"module": "head", "macs": 8, "cycles": 10}]}
-    page = html.render(report(resnet) | {"accelerator": known}, {})
+    known |= {"programs": [place | counts | row for row in rows]}
+    known |= {"layers": [{"module": "head", "macs": 8, "cycles": 10}]}
+    return html.render(report(step) | {"accelerator": known | more}, {})
+
+
+def test_a_program_for_the_accelerator_is_drawn(resnet):
+    page = with_accelerator(resnet, [{}])
     assert page.count('class="timeline"') == 2
     assert "aten::add</code> 2x" in page
+    assert "Sums of norms" not in page
+
+
+def test_how_a_program_shifts_groups_is_told_with_what_that_was_chosen_from(resnet):
+    cases = {"one": 1234567, "equal": 2000000, "most": 2345678}
+    chosen = {"way": "sorted", "shifted": 2345678, "reason": ""}
+    chosen |= {name: {"counts": [16, 0], "cycles": cycles} for name, cycles in cases.items()}
+    alone = {"way": "shifted", "shifted": 99, "reason": "pixels < taps"}
+    alone |= dict.fromkeys(cases)
+    page = with_accelerator(
+        resnet, [{"shifts": shifts} for shifts in ([chosen, None], [alone, alone], [None])]
+    )
+    table = re.search(r'aria-label="Programs".*?</table>', page, re.DOTALL)[0]
+    first, second, third = re.findall(r"<tr><td>.*?</tr>", table, re.DOTALL)
+    assert (
+        '<td>sorted <span class="soft">2,345,678 shifted, 1,234,567 one group, 2,000,000 equal, '
+        "2,345,678 most planes</span></td>" in first
+    )
+    cell = 'shifted <span class="soft">pixels &lt; taps</span>'
+    assert f"<td>{cell}; {cell}</td>" in second
+    assert "shifted" not in third and "sorted" not in third
+
+
+def test_where_the_sums_of_norms_are_taken_is_told_with_the_reason(resnet):
+    norms = {
+        "forward": {"values": {"accelerator": 3, "host": 0, "why": ""}},
+        "backward": {"gradients_times_values": {"accelerator": 0, "host": 2, "why": "x < y"}},
+    }
+    page = with_accelerator(resnet, [{}], norms=norms)
+    table = re.search(r'aria-label="Sums of norms".*?</table>', page, re.DOTALL)[0]
+    rows = [re.findall(r"<td[^>]*>([^<]*)", row) for row in table.split("<tr>")[1:]]
+    assert rows[-2:] == [
+        ["forward", "values", "3", "0", ""],
+        ["backward", "gradients times values", "0", "2", "x &lt; y"],
+    ]

@@ -10,9 +10,9 @@ from sqcompile.backends.vta.graph import split
 from sqcompile.backends.vta.graph.choice import Choice, chosen
 from sqcompile.backends.vta.graph.table import RELU, SUM
 from sqcompile.backends.vta.hardware import Hardware
-from sqcompile.backends.vta.program import Program, elementwise_program, product_program
+from sqcompile.backends.vta.program import Program, elementwise_program
 from sqcompile.backends.vta.spec import ConvSpec, ElementwiseSpec, GemmSpec, Values
-from sqcompile.backends.vta.written import Written
+from sqcompile.backends.vta.written import Written, proven
 from sqcompile.errors import SqError, UsageError
 
 
@@ -53,8 +53,9 @@ def offload(spec: KernelSpec, hardware: Hardware) -> list[Offload] | str:
 def _offload(spec: KernelSpec, hardware: Hardware) -> Offload:
     if spec.op == SUM:
         sums = _sums(spec)
-        program, rows = elementwise_program(hardware, sums), (sums.rows, sums.channels)
-        return _fixed(spec.short_name, program, rows=rows)
+        program = elementwise_program(hardware, sums)
+        program.check()
+        return _fixed(spec.short_name, program, rows=(sums.rows, sums.channels))
     return computed(spec, product_spec(spec), spec.short_name, hardware)
 
 
@@ -65,15 +66,14 @@ def computed(
     where its identity begins. Raises SqError where there is none."""
     choice = chosen(spec, asked, hardware)
     if choice is None or choice.way == "shifted":
-        return _fixed(name, product_program(hardware, asked), choice=choice)
+        return _fixed(name, proven(hardware, asked), choice=choice)
     written = Written(hardware, asked)
     data, dram = written.to_bytes(), written.dram
     return Offload(_identity(name, data), data, dram, choice=choice, written_for=asked.groups)
 
 
 def _fixed(name: str, program: Program, **more: Any) -> Offload:
-    """The same program in every run."""
-    program.check()
+    """The same program in every run; it is proven."""
     data, dram = program.to_bytes(), max(region.end for region in program.regions.values())
     return Offload(_identity(name, data), data, dram, **more)
 

@@ -6,19 +6,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sqcompile.backends.lower import KernelRecord
-from sqcompile.backends.vta.graph.table import SUM
 
 READERS = ("sums", "relu")
 """What may be in a product's program: the node that reads it, called PRODUCT_sums or PRODUCT_relu
 (`passes.plain_products`)."""
-
-_NORMS = (
-    "sq::l1_batch_norm",
-    "sq::l1_batch_norm_relu_quantize",
-    "sq::l1_batch_norm_add_relu",
-    "sq::l1_layer_norm",
-    "sq::l1_group_norm",
-)
 
 
 class Run(NamedTuple):
@@ -66,18 +57,6 @@ class Placed:
         for record in records:
             calls[record.op] += len(set(record.nodes) - self.nodes)
         return dict(sorted((+calls).items()))
-
-    def norms(self, records: Sequence[KernelRecord]) -> dict[str, dict[str, int]]:
-        """How many integer sums the forward norms of a step take where: `sums` of values, from
-        which means follow, and of `deviations` from these."""
-        summed = {node for record in records if record.op == SUM for node in record.nodes}
-        there = len(summed & self.nodes)
-        norms = [record for record in records if record.op in _NORMS]
-        means = sum(len(one.nodes) for one in norms if one.spec.get("centred", True))
-        return {
-            "sums": {"accelerator": there, "host": means - there},
-            "deviations": {"accelerator": 0, "host": sum(len(one.nodes) for one in norms)},
-        }
 
 
 def _runs(kernels: Mapping[str, list[str]], names: Mapping[str, str], product: str) -> list[Run]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqcompile.backends.lower import KernelRecord
 from sqcompile.backends.vta import isa
+from sqcompile.backends.vta.graph import norms
 from sqcompile.backends.vta.graph.placed import Placed
 from sqcompile.backends.vta.graph.timeline import lanes_of, picture
 from sqcompile.backends.vta.hardware import Hardware
@@ -71,8 +72,8 @@ def accelerator(
     of cycles in which GEMM multiplies tiles; efficiency: the share of what it could multiply in all
     cycles that the product needs, without padding and digits; shifts: how each program shifts
     groups and what that was chosen from, None where it has none; host: how often a step calls the
-    CPU's kernels, by op; norms: `Placed.norms`. The figures of programs that are written in the run
-    are those of the one with the most planes.
+    CPU's kernels, by op; norms: the sums that norms take (`norms.counted`). The figures of programs
+    that are written in the run are those of the one with the most planes.
     """
     index, found = index_of(binary), stated(binary)
     hardware = Hardware(**index["hardware"])
@@ -104,7 +105,7 @@ def accelerator(
         "programs": rows,
         "left": _left(index, records),
         "host": placed.host(records),
-        "norms": placed.norms(records),
+        "norms": norms.counted(records, placed.nodes),
         "timeline": picture(runs),
         "longest": picture(sorted(runs, key=lambda run: -run[1])[:1]),
     }

@@ -12,7 +12,7 @@ import sqcompile
 from sqcompile.backends import targets
 from sqcompile.backends.vta.hardware import PRESETS
 from sqcompile.recipe import Recipe
-from sqcompile.report import data
+from sqcompile.report import data, html
 from sqcompile.runtime import vta
 from tests.models import MODELS, Block, make
 
@@ -76,7 +76,8 @@ def test_every_bit_of_a_step_is_the_references(name, hw, tmp_path):
     assert len(programs) == len(report["products"])
     summed = [p for p in report["products"] if p["op"] == "sq.conv_fprop_sums"]
     assert len(summed) == [row["with"] for row in programs].count("sums")
-    assert report["accelerator"]["norms"]["sums"]["accelerator"] == len(summed)
+    norms = report["accelerator"]["norms"]
+    assert norms["forward"]["values"]["accelerator"] == len(summed)
     assert report["macs"]["on_target"] == report["macs"]["total"] > 0
 
 
@@ -212,6 +213,10 @@ def test_a_run_folder_says_what_is_written_in_the_run(tmp_path):
         first, *_, last = (folder / f"{name}.txt").read_text().splitlines()
         assert first == f"; with room for {', '.join(map(str, room))} values of each group"
         assert "finish" in last
+    page = html.render(data.report(step), {})
+    for one in index["shifts"].values():
+        told = f"{one['one']['cycles']:,} one group" if one["one"] else one["reason"]
+        assert f'<td>{one["way"]} <span class="soft">' in page and told in page
     binary = step.variants[0].executable.binary
     binary.images[f"{name}.product"] = b"{}"
     with pytest.raises(sqcompile.errors.UsageError, match=f"{name} describes no product"):

@@ -70,6 +70,7 @@ def test_verify_runs_the_simulator_and_the_report_tells_what_it_did(call, tmp_pa
         assert set(row["bytes"]) == {"instructions", "uop", "inp", "wgt", "out"}
     page = (tmp_path / "runs/net/report.html").read_text()
     assert page.count('<svg viewBox="0 0 900') == 2 and "backward/wgrad" in page
+    assert all(kind in page for kind in ("gradients times values", "deviations"))
 
 
 def test_an_accelerator_that_is_too_small_is_6_with_the_reasons(call, tmp_path):
