@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqcompile.runtime.variant import Variant
     from sqcompile.runtime.verify import VerifyResult
 
-FORMAT = 6
+FORMAT = 7
 REPORT = "report.json"
 NOT_EXECUTED = "nothing"
 LEAST_ON_TARGET = 0.95
