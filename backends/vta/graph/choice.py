@@ -25,7 +25,6 @@ tens of milliseconds to write a program."""
 
 TOO_NARROW = "no lengths take fewer tile operations than operands that are shifted"
 OTHER_AXES = "its exponents vary along other axes than the reduced one, or not along it"
-PIXELS = "its exponents are of pixels, and rows of those are taps and not in tiles"
 
 
 @dataclass(frozen=True)
@@ -106,10 +105,15 @@ def _channel_sets(spec: KernelSpec, asked: GemmSpec | ConvSpec) -> int | str:
     return asked.channel_groups if sorted_ else OTHER_AXES
 
 
+def _pixel_sets(spec: KernelSpec, asked: GemmSpec | ConvSpec) -> int | str:
+    assert isinstance(asked, ConvSpec)
+    return 1 if spec.tensor("exponent").shape == (*asked.y[:3], 1) else OTHER_AXES
+
+
 _SETS: dict[str, Callable[[KernelSpec, GemmSpec | ConvSpec], int | str]] = {
     "sq::shift_matmul": _matrix_sets,
     "sq::conv_fprop": _channel_sets,
     "sq::conv_dgrad": _channel_sets,
-    "sq::conv_wgrad": lambda spec, asked: PIXELS,
+    "sq::conv_wgrad": _pixel_sets,
 }
 """Whether groups of a product can be sorted, by its op."""
