@@ -100,8 +100,8 @@ class ConvSpec:
 
     @property
     def reduced(self) -> int:
-        """Values that have exponents, and lie inside tiles where they are sorted by these: a channel
-        group's channels, or a wgrad's pixels."""
+        """Values that have exponents, and lie inside tiles where they are sorted by these: channels
+        of a group, or a wgrad's pixels."""
         channels = {"fprop": self.w[1], "dgrad": self.w[0] // self.channel_groups}
         return channels.get(self.kind, prod(self.y[:3]))
 
