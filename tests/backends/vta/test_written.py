@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sqcompile.backends.vta import written
+from sqcompile.backends.vta.conv import ConvForm
 from sqcompile.backends.vta.gathered import GatheredForm
 from sqcompile.backends.vta.hardware import PRESETS
 from sqcompile.backends.vta.program import product_program, run
@@ -96,29 +97,30 @@ def test_the_dram_of_a_product_holds_operands_of_any_lengths():
 
 
 PIXELS = {
-    "rows that are short": ((1, 9, 3, 12), 8, (3, 2), ((1, 1), (1, 1), (1, 1), 1)),
-    "one pixel a tile": ((20, 1, 1, 40), 24, (1, 1), ((1, 1), (0, 0), (1, 1), 1)),
-    "channel groups": ((2, 8, 8, 12), 12, (3, 3), ((1, 2), (1, 0), (1, 2), 3)),
-    "few channels": ((4, 8, 8, 3), 5, (3, 3), ((2, 2), (1, 1), (1, 1), 1)),
+    "as usual": ((8, 8, 8, 16), 16, (3, 3), ((1, 1), (1, 1), (1, 1), 1)),
+    "rows that are short": ((3, 30, 3, 16), 8, (3, 2), ((1, 1), (1, 1), (1, 1), 1)),
+    "one pixel an image": ((500, 1, 1, 40), 24, (1, 1), ((1, 1), (0, 0), (1, 1), 1)),
+    "channel groups": ((4, 12, 12, 12), 12, (3, 3), ((1, 2), (1, 0), (1, 2), 3)),
 }
 """Wgrads whose two forms have grids and results of other sizes."""
 
 
-@pytest.mark.parametrize("chip", [INT4, PRESETS["pynq-out32"]], ids=lambda chip: chip.name)
+@pytest.mark.parametrize("chip", ["pynq-int4", "pynq-out32"])
 @pytest.mark.parametrize("name", PIXELS)
 def test_the_dram_of_a_wgrad_holds_both_of_its_forms(chip, name):
-    spec = conv_spec("wgrad", *PIXELS[name], Values.of(6, True), U4, 3)
-    product, k = Written(chip, spec), spec.reduced
+    spec = conv_spec("wgrad", *PIXELS[name], S4, U4, 4)
+    product, k = Written(PRESETS[chip], spec), spec.reduced
     rng = np.random.default_rng(2)
-    drawn = (rng.multinomial(k, rng.dirichlet([0.5] * 3)) for _ in range(8))
-    extremes = [(k, 0, 0), (0, 0, k), (k - 2, 1, 1), (1, 1, k - 2)]
+    drawn = (rng.multinomial(k, rng.dirichlet([0.5] * 4)) for _ in range(6))
+    extremes = [(k, 0, 0, 0), (0, 0, 0, k), (k - 3, 1, 1, 1)]
     forms = set()
     for counts in (*extremes, *(tuple(map(int, one)) for one in drawn)):
         program = product.program(product.rounded(counts))
         forms.add(type(program.form))
         assert program.data_end <= product.dram
-        assert program.cycles(32).total <= cycles_of(chip, spec)
-    assert (GatheredForm in forms) is product.sorts
+        assert program.cycles(32).total <= cycles_of(product.hardware, spec)
+    assert product.sorts or forms == {ConvForm}
+    assert GatheredForm in forms or chip != "pynq-int4"
 
 
 @pytest.mark.parametrize("spec", [GEMM, CONV, WGRAD, SUMMED, replace(GEMM, batch=2, relu=True)])
