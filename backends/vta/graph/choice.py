@@ -2,9 +2,10 @@
 
 How many planes sorted groups take depends on their lengths, which come with the run; the run writes
 the faster of the two programs for its own. So sorted groups are never slower, and cost the host the
-time to write them. They are chosen where they gain enough in the case that they are best in, one
-group, which is the usual one too: channels whose largest values are within a factor of two of each
-other share it.
+time to write them. They are chosen where they gain enough in the case that they are about best in,
+one group, which is the usual one too: channels whose largest values are within a factor of two of
+each other share it. Pixels of a wgrad are in several groups, but a group of theirs is many planes,
+and cycles hardly differ.
 """
 
 from collections.abc import Callable
