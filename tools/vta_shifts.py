@@ -9,8 +9,9 @@ block of examples/gpt.py, 128 features, 4 heads, 4 sequences of 64 tokens) and `
 are shifted and with sorted ones, all in one group, the way that was chosen from these, sorted ones
 in equal groups and in those that ask for the most planes, then the room for each group in the last
 step, and its cycles (on average of products that share a program). Below are cycles of all programs
-of that step, with operands that are shifted everywhere and as chosen. A simulator runs the steps;
-cycles are its model, with a DRAM that answers after 32.
+of that step, with operands that are shifted everywhere and as chosen, and how many programs were
+written in it, for lengths that no step before had. A simulator runs the steps; cycles are its
+model, with a DRAM that answers after 32.
 """
 
 import json
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 from examples import digits_resnet, gpt, resnet20
 from sqcompile.backends import targets
 from sqcompile.backends.vta.graph.report import DRAM_LATENCY
-from sqcompile.backends.vta.written import Written
+from sqcompile.backends.vta.written import Written, proven
 from sqcompile.report import data
 from sqcompile.runtime import vta
 from sqcompile.runtime.step import CompiledStep
@@ -53,8 +54,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 }
 
 
-def trained(model: str, hw: str, steps: int) -> CompiledStep:
-    """A model after some steps of SGD, whose last one alone is in `vta.written_for`."""
+def trained(model: str, hw: str, steps: int) -> tuple[CompiledStep, int]:
+    """A model after some steps of SGD, whose last one alone is in `vta.written_for`, and how many
+    programs that one wrote."""
     torch.manual_seed(0)
     make, draw = MODELS[model]
     x = draw()
@@ -62,11 +64,12 @@ def trained(model: str, hw: str, steps: int) -> CompiledStep:
     optimizer = torch.optim.SGD(step.parameters(), 0.01)
     for _ in range(steps):
         vta.written_for.clear()
+        known = proven.cache_info().misses
         optimizer.zero_grad()
         y = step(x)
         y.backward(torch.randn_like(y))
         optimizer.step()
-    return step
+    return step, proven.cache_info().misses - known
 
 
 def rows(step: CompiledStep) -> Iterator[dict[str, Any]]:
@@ -116,7 +119,8 @@ def main(models: tuple[str, ...], hw: str, steps: int, json_file: Path | None) -
     """Print a table for every model."""
     everything = {}
     for model in models:
-        found = list(rows(trained(model, hw, steps)))
+        step, written = trained(model, hw, steps)
+        found = list(rows(step))
         everything[model] = found
         columns = ("product", "shifted", "one group", "way", "equal", "most", "room", "ran")
         table = Table(*columns, title=f"{model} on {hw}, step {steps}")
@@ -126,6 +130,7 @@ def main(models: tuple[str, ...], hw: str, steps: int, json_file: Path | None) -
         Console(width=110).print(table)
         shifted, ran = (sum(row[name] for row in found) for name in ("shifted", "ran"))
         print(f"all programs: {shifted:,.0f} shifted, {ran:,.0f} as chosen ({ran / shifted:.1%})")
+        print(f"programs written in the step: {written}")
     if json_file:
         json_file.write_text(json.dumps(everything))
 

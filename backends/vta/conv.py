@@ -11,6 +11,9 @@ rows of the grid. INP holds x once for every column tap, as rows of BATCH channe
                                              @ WGT[q](oh).T
 is a correlation whose kernel is as high as g and whose result is as high as the kernel.
 
+A pixel's exponent shifts g's value as it is packed; where pixels are sorted by group, a wgrad has
+another form (gathered.py).
+
 Padding is that of LOAD, unless zero is no element (an offset) or a side is wider than a LOAD's.
 """
 
@@ -36,19 +39,16 @@ from sqcompile.backends.vta.forms import (
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.reduction import Length, Sides, factors, reduction
 from sqcompile.backends.vta.spec import ConvSpec
-from sqcompile.errors import UsageError
 
 
 class ConvForm(ProductForm):
-    """One of the three products of a convolution."""
+    """One of the three products of a convolution, but for a wgrad with sorted groups."""
 
     def __init__(self, hardware: Hardware, spec: ConvSpec) -> None:
         self.spec = spec
         batch, block = hardware.batch, hardware.block
         wgrad = spec.kind == "wgrad"
         groups, images = spec.channel_groups, spec.x[0]
-        if wgrad and spec.counts is not None:
-            raise UsageError("a wgrad has groups of pixels, which are no planes of their own")
         self.inputs, self.outputs = spec.w[1], spec.w[0] // groups
         lines = _LINES[spec.kind](spec)
         length = _length(spec, lines)
@@ -224,10 +224,12 @@ class ConvForm(ProductForm):
 
 
 def _length(spec: ConvSpec, lines: Sequence[Lines]) -> Length:
-    """wgrad's taps are rows of the gradient, the others' are the kernel's."""
+    """wgrad's taps are rows of the gradient, with images and columns in tiles; the others' are the
+    kernel's."""
     taps = spec.y[1] if spec.kind == "wgrad" else spec.w[2] * spec.w[3]
+    inner = spec.x[0] * spec.y[2] if spec.kind == "wgrad" else spec.reduced
     mean = [sum(one.count * one.taps for one in axis.phases) / axis.results for axis in lines]
-    return Length(spec.reduced, taps, mean[0] * mean[1])
+    return Length(inner, taps, mean[0] * mean[1])
 
 
 def _reduced_rows(spec: ConvSpec) -> tuple[Lines, Lines]:

@@ -84,6 +84,11 @@ class ProductForm:
         self.result_shape = correlation.result_shape
         self.result_bits, self.carry, self.signed = correlation.totals
 
+    @property
+    def operations(self) -> float:
+        """`Reduction.cost` of all results: two forms of a product compare by it."""
+        return prod(self.result_shape) * self.reduction.cost
+
     def tiling(self, overlap: bool = True) -> Tiling:
         """How it is cut."""
         return tiled(self.hardware, self.correlation, overlap)

@@ -26,9 +26,10 @@ from sqcompile.backends.vta.spec import GemmSpec
 
 class GemmForm(ProductForm):
     """INP holds a and WGT b, or the other way round where that pads less: then the result is
-    the transposed one."""
+    the transposed one. With `sort`, groups that have `counts` are sorted even where operands that
+    are shifted multiply less."""
 
-    def __init__(self, hardware: Hardware, spec: GemmSpec) -> None:
+    def __init__(self, hardware: Hardware, spec: GemmSpec, sort: bool = False) -> None:
         self.spec, self.widths = spec, (hardware.width(Memory.INP), hardware.width(Memory.WGT))
         batch, block = hardware.batch, hardware.block
 
@@ -37,7 +38,7 @@ class GemmForm(ProductForm):
 
         self.swapped = padded(spec.n, spec.m) < padded(spec.m, spec.n)
         self.rows, self.columns = (spec.n, spec.m) if self.swapped else (spec.m, spec.n)
-        found = reduction(self._operands, Length(spec.k), block, spec.groups, spec.counts)
+        found = reduction(self._operands, Length(spec.k), block, spec.groups, spec.counts, sort)
         inp, wgt = found.digits
         check_epilogue(spec, inp, wgt)
         segments = horner(found.runs)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from sqcompile.backends.vta import isa, portable, tokens
 from sqcompile.backends.vta.carry import ACC_BITS, befores, slices_of, taken_off
-from sqcompile.backends.vta.conv import ConvForm
 from sqcompile.backends.vta.elementwise import ElementwiseForm
 from sqcompile.backends.vta.forms import Array, Form
+from sqcompile.backends.vta.gathered import convolution_form
 from sqcompile.backends.vta.gemm import GemmForm
 from sqcompile.backends.vta.hardware import Hardware, Memory
 from sqcompile.backends.vta.simulator import elements, machine
@@ -178,7 +178,7 @@ class Program:
 
 _FORMS: dict[type, Any] = {
     GemmSpec: GemmForm,
-    ConvSpec: ConvForm,
+    ConvSpec: convolution_form,
     ElementwiseSpec: ElementwiseForm,
 }
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in _FORMS}

@@ -132,17 +132,18 @@ def reduction(
     block: int,
     groups: int,
     counts: Sequence[int] | None,
+    sort: bool = False,
 ) -> Reduction:
     """The way that multiplies less; sorted groups only where `counts` say for how many values of
-    each exponent there must be room. `sides` gives the operands when the first one is shifted by
-    up to so many bits."""
+    each exponent there must be room, and always there with `sort`. `sides` gives the operands when
+    the first one is shifted by up to so many bits."""
     ways = [_shifted(sides(groups - 1), length, block)]
     if counts is not None:
         if len(counts) != groups:
             raise UsageError(f"{groups} groups have {groups} lengths, and not {tuple(counts)}")
         planes = tuple(-(-count // block) for count in counts)
         ways.append(_sorted(sides(0), length, SortedGroups(planes, block)))
-    return min(ways, key=lambda way: way.cost)
+    return ways[-1] if sort else min(ways, key=lambda way: way.cost)
 
 
 def _shifted(sides: Sides, length: Length, block: int) -> Reduction:

@@ -64,7 +64,7 @@ class GemmSpec:
 
     @property
     def reduced(self) -> int:
-        """Values that lie inside tiles."""
+        """Values that have exponents, and lie inside tiles where they are sorted by these."""
         return self.k
 
 
@@ -77,8 +77,9 @@ class ConvSpec:
 
     Shapes are x (N, H, W, C), w (O, C / channel_groups, KH, KW), y (N, OH, OW, O). Operands are
     the two that are named and, from two groups on, the exponent, which broadcasts to the first.
-    `counts`, for fprop and dgrad whose exponents vary along channels only: as a GemmSpec's, in
-    every channel group. With `relu` it is max(acc, 0); an fprop with `sums` has a second result,
+    `counts` as a GemmSpec's: of a fprop and a dgrad whose exponents vary along channels only, in
+    every channel group; of a wgrad whose exponents vary along pixels only, those of all images.
+    With `relu` it is max(acc, 0); an fprop with `sums` has a second result,
     int64 (O,), the sums of acc over N, OH and OW. One of both at most.
     """
 
@@ -99,9 +100,10 @@ class ConvSpec:
 
     @property
     def reduced(self) -> int:
-        """Values that lie inside tiles: channels, or a wgrad's images and columns."""
+        """Values that have exponents, and lie inside tiles where they are sorted by these: channels
+        of a group, or a wgrad's pixels."""
         channels = {"fprop": self.w[1], "dgrad": self.w[0] // self.channel_groups}
-        return channels.get(self.kind, self.x[0] * self.y[2])
+        return channels.get(self.kind, prod(self.y[:3]))
 
     @property
     def axes(self) -> tuple[Axis, Axis]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
 from math import prod
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from sqcompile.backends.vta import hardware as hardware_
 from sqcompile.backends.vta.forms import Array, ProductForm
@@ -26,7 +26,7 @@ from sqcompile.backends.vta.program import (
     tuples,
 )
 from sqcompile.backends.vta.reduction import lengths
-from sqcompile.backends.vta.spec import ConvSpec, GemmSpec, Values
+from sqcompile.backends.vta.spec import ConvSpec, GemmSpec, Kind, Values
 from sqcompile.backends.vta.tiling import DRAM_LATENCY
 from sqcompile.errors import SqError, UsageError
 
@@ -59,9 +59,15 @@ def _fastest(
 ) -> GemmSpec | ConvSpec:
     """What to ask a program for: sorted groups that have so much room, or shifted operands."""
     sorted_ = replace(spec, counts=room)
-    if product_form(hardware, sorted_).groups is None:
+    if not _multiplies_less(product_form(hardware, sorted_), product_form(hardware, spec)):
         return spec
     return min((spec, sorted_), key=lambda one: cycles_of(hardware, one))
+
+
+def _multiplies_less(sorted_: ProductForm, shifted: ProductForm) -> bool:
+    """Does it sort groups, with fewer operations on accumulators than operands that are shifted
+    take?"""
+    return sorted_.groups is not None and sorted_.operations < shifted.operations
 
 
 @dataclass(frozen=True)
@@ -95,26 +101,27 @@ class Written:
     @cached_property
     def sorts(self) -> bool:
         """Whether sorted groups take fewer tile operations for any lengths."""
-        return self._alone(-1).groups is not None
+        return _multiplies_less(self._alone(-1), self._form(None))
 
     @cached_property
     def dram(self) -> int:
         """Bytes of DRAM in which operands and results of every program find room; micro-ops lie
         behind them.
 
-        A program that sorts costs less than the one that shifts does (`Reduction.cost`), which
-        bounds its planes. Its results have the most bits, and its sums the most chunks, when all
-        values have the largest shift.
+        A program that sorts takes fewer operations than the one that shifts does, which bounds its
+        planes. Its results have the most bits, and its sums the most chunks, when all values have
+        the largest shift.
         """
         shifted = self._form(None)
         forms = [shifted]
         tiles = {grid.name: prod(grid.shape) for grid in shifted.grids}
         for alone in (self._alone(0), self._alone(-1)):
             groups = alone.groups
-            if groups is not None:
+            if groups is not None and _multiplies_less(alone, shifted):
                 forms.append(alone)
                 of_plane = alone.inp.count * alone.wgt.count * alone.reduction.taps
-                planes = int((shifted.reduction.cost - 1) / of_plane)
+                most = shifted.operations / prod(alone.result_shape)
+                planes = int((most - 1) / of_plane)
                 for grid in alone.grids:
                     all_planes = prod(grid.shape) // sum(groups.planes) * planes
                     tiles[grid.name] = max(tiles[grid.name], all_planes)
@@ -227,7 +234,7 @@ _KINDS: dict[str, tuple[Any, dict[str, Check]]] = {
         dict.fromkeys(("x", "w", "y"), _several(4, _SIZE))
         | dict.fromkeys(("stride", "dilation"), _PAIR)
         | dict.fromkeys(("first", "second"), _is_values)
-        | {"kind": lambda value: value in ("fprop", "dgrad")}
+        | {"kind": lambda value: value in get_args(Kind)}
         | {"padding": _several(2, _integer(0)), "channel_groups": _SIZE, "sums": _is_flag}
         | _SHARED,
     ),

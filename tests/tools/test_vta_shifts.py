@@ -1,6 +1,7 @@
 """tools/vta_shifts.py: shifted operands or sorted groups, and what a step takes with both."""
 
 import json
+import re
 
 import torch
 import vta_shifts
@@ -28,3 +29,4 @@ def test_the_table_has_the_choice_and_the_cycles_of_the_step(monkeypatch, tmp_pa
     shifted, ran = (sum(row[name] for row in rows) for name in ("shifted", "ran"))
     assert ran < shifted
     assert f"all programs: {shifted:,.0f} shifted, {ran:,.0f} as chosen" in result.output
+    assert re.search(r"programs written in the step: \d+\n", result.output)

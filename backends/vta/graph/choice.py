@@ -2,9 +2,10 @@
 
 How many planes sorted groups take depends on their lengths, which come with the run; the run writes
 the faster of the two programs for its own. So sorted groups are never slower, and cost the host the
-time to write them. They are chosen where they gain enough in the case that they are best in, one
-group, which is the usual one too: channels whose largest values are within a factor of two of each
-other share it.
+time to write them. They are chosen where they gain enough in the case that they are about best in,
+one group, which is the usual one too: channels whose largest values are within a factor of two of
+each other share it. Pixels of a wgrad are in several groups, but a group of theirs is many planes,
+and cycles hardly differ.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,6 @@ tens of milliseconds to write a program."""
 
 TOO_NARROW = "no lengths take fewer tile operations than operands that are shifted"
 OTHER_AXES = "its exponents vary along other axes than the reduced one, or not along it"
-PIXELS = "its exponents are of pixels, and rows of those are taps and not in tiles"
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,15 @@ def _channel_sets(spec: KernelSpec, asked: GemmSpec | ConvSpec) -> int | str:
     return asked.channel_groups if sorted_ else OTHER_AXES
 
 
+def _pixel_sets(spec: KernelSpec, asked: GemmSpec | ConvSpec) -> int | str:
+    assert isinstance(asked, ConvSpec)
+    return 1 if spec.tensor("exponent").shape == (*asked.y[:3], 1) else OTHER_AXES
+
+
 _SETS: dict[str, Callable[[KernelSpec, GemmSpec | ConvSpec], int | str]] = {
     "sq::shift_matmul": _matrix_sets,
     "sq::conv_fprop": _channel_sets,
     "sq::conv_dgrad": _channel_sets,
-    "sq::conv_wgrad": lambda spec, asked: PIXELS,
+    "sq::conv_wgrad": _pixel_sets,
 }
 """Whether groups of a product can be sorted, by its op."""

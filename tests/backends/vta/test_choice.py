@@ -48,6 +48,7 @@ PRODUCTS = {
     "a batch": matrices((2, 64, 40), (2, 64, 40), (2, 1, 40), transpose_b=True),
     "rows": matrices((64, 40), (40, 40), (64, 1)),
     "pixels": convolution("sq::conv_wgrad", PIXELS, (64, 16, 3, 3)),
+    "images": convolution("sq::conv_wgrad", PIXELS | {"exponent": (2, 1, 1, 1)}, (64, 16, 3, 3)),
 }
 WAYS = {
     "dgrad": "sorted",
@@ -57,7 +58,8 @@ WAYS = {
     "many rows": "sorted",
     "a batch": "sorted",
     "rows": "shifted",
-    "pixels": "shifted",
+    "pixels": "sorted",
+    "images": "shifted",
 }
 """On int4 elements."""
 
@@ -83,11 +85,11 @@ def test_the_choice_follows_from_the_figures_that_it_records(name):
 
 
 def test_products_whose_groups_are_no_planes_say_why():
-    assert made("pixels", "pynq-int4").choice.reason == choice.PIXELS
-    assert made("rows", "pynq-int4").choice.reason == choice.OTHER_AXES
+    for name in ("rows", "images"):
+        assert made(name, "pynq-int4").choice.reason == choice.OTHER_AXES
 
 
-@pytest.mark.parametrize("name", ["dgrad", "many rows"])
+@pytest.mark.parametrize("name", ["dgrad", "many rows", "pixels"])
 def test_shifts_that_fit_an_element_are_in_operands(name):
     found = made(name, "pynq").choice
     assert (found.way, found.reason, found.one) == ("shifted", choice.TOO_NARROW, None)

@@ -11,9 +11,7 @@ from sqcompile.backends.vta import hardware as hw
 from sqcompile.backends.vta.program import product_program, run
 from sqcompile.backends.vta.reduction import SortedGroups, lengths
 from sqcompile.backends.vta.spec import GemmSpec, Values
-from sqcompile.errors import UsageError
 from sqcompile.ops import conv
-from tests.backends.vta.programs import PYNQ
 from tests.backends.vta.test_conv_program import conv_spec, some_window
 
 S4, U4 = Values.of(4, True), Values.of(4, False)
@@ -119,10 +117,3 @@ def test_sums_of_few_large_groups_leave_in_fewer_slices():
     low = replace(spec, counts=(0, 0, 0, 0, 5000))
     bits = [product_program(INT4, one).form.result_bits for one in (spec, low)]
     assert bits == [23, 19]
-
-
-def test_pixels_have_no_planes_of_their_own():
-    window = ((1, 1), (1, 1), (1, 1), 1)
-    spec = conv_spec("wgrad", (1, 5, 5, 4), 4, (3, 3), window, S4, S4, 2)
-    with pytest.raises(UsageError, match="groups of pixels"):
-        product_program(PYNQ, replace(spec, counts=(10, 10)))

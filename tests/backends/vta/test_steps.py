@@ -117,6 +117,19 @@ def test_sums_of_64_bits_are_the_references():
     assert [one["way"] for one in most["shifts"]] == ["sorted"] * 2  # each for lengths of its own
 
 
+def test_sums_of_64_bits_over_pixels_are_the_references():
+    layers = (nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Conv2d(3, 4, 2), nn.ReLU(), nn.Conv2d(4, 2, 1, 3))
+    inputs = (torch.randn(10, 1, 31, 31),)
+    recipe = Recipe("deep", 8, 8, 8, groups=4)
+    step = sqcompile.compile(nn.Sequential(*layers), inputs, target="vta", recipe=recipe)
+    before = vta.written_for.total()
+    assert sqcompile.verify(step, inputs).equal
+    rows = data.report(step)["accelerator"]["programs"]
+    (shifts,) = (row["shifts"] for row in rows if "wgrad" in row["node"] and any(row["shifts"]))
+    assert [one["way"] for one in shifts] == ["sorted"] * 2  # each for lengths of its own
+    assert vta.written_for.total() - before >= 2
+
+
 def test_steps_train_to_the_cpus_bits_in_every_interleaving():
     model, inputs = make("linear", models=STEPS)
     cpu = sqcompile.compile(deepcopy(model), inputs)
@@ -134,9 +147,9 @@ def test_steps_train_to_the_cpus_bits_in_every_interleaving():
 
 
 def shifting():
-    """A model of which one product sorts its groups, on int4 elements, and another shifts."""
-    layers = (nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 40, 3, stride=2), nn.ReLU())
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(160, 5)), torch.randn(4, 3, 8, 8)
+    """A model of which a dgrad and a wgrad sort groups, on int4 elements, and a fprop shifts."""
+    layers = (nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 16, 1), nn.ReLU())
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(576, 5)), torch.randn(4, 3, 8, 8)
 
 
 def ways(step):
@@ -151,7 +164,10 @@ def test_steps_that_write_their_programs_train_to_the_cpus_bits(tmp_path):
     cpu = sqcompile.compile(deepcopy(model), (x,))
     target = targets.get("vta", hw="pynq-int4-out32")
     accelerator = sqcompile.compile(model, (x,), target=target)
-    assert set(ways(accelerator).values()) == {"shifted", "sorted"}
+    found = {
+        node.rpartition("/")[2].partition("_")[0]: way for node, way in ways(accelerator).items()
+    }
+    assert found == {"fprop": "shifted", "dgrad": "sorted", "wgrad": "sorted"}
     optimizers = [torch.optim.SGD(one.parameters(), 0.1) for one in (cpu, accelerator)]
     vta.written_for.clear()
     for seed in range(6):

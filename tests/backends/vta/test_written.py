@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 from sqcompile.backends.vta import written
+from sqcompile.backends.vta.conv import ConvForm
+from sqcompile.backends.vta.gathered import GatheredForm
 from sqcompile.backends.vta.hardware import PRESETS
 from sqcompile.backends.vta.program import product_program, run
 from sqcompile.backends.vta.spec import GemmSpec, Values
 from sqcompile.backends.vta.written import Written, cycles_of, proven
 from sqcompile.errors import UsageError
 from tests.backends.vta.test_conv_program import conv_spec
+from tests.backends.vta.test_gathered import some_wgrad
 from tests.backends.vta.test_sorted_groups import CHIPS, some_conv, some_gemm
 
-S4 = Values.of(4, True)
+S4, U4 = Values.of(4, True), Values.of(4, False)
 INT4 = PRESETS["pynq-int4"]
 CONV = conv_spec("dgrad", (2, 6, 6, 5), 40, (3, 3), ((2, 2), (1, 1), (1, 1), 1), S4, S4, 4)
 GEMM = GemmSpec(40, 20, 100, S4, S4, groups=4)
@@ -28,10 +31,11 @@ SUMMED = replace(
     sums=True,
 )
 """Sums of it take several chunks where all channels have the largest shift."""
+WGRAD = conv_spec("wgrad", (3, 9, 9, 20), 24, (3, 3), ((2, 1), (1, 1), (1, 1), 1), S4, U4, 4)
 
 
 @pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize("make", [some_gemm, some_conv])
+@pytest.mark.parametrize("make", [some_gemm, some_conv, some_wgrad])
 def test_every_step_has_a_program_for_its_lengths(chip, make):
     sorted_ = 0
     for seed in range(20, 28):
@@ -92,7 +96,34 @@ def test_the_dram_of_a_product_holds_operands_of_any_lengths():
             assert product.program(room).data_end <= product.dram
 
 
-@pytest.mark.parametrize("spec", [GEMM, CONV, SUMMED, replace(GEMM, batch=2, relu=True)])
+PIXELS = {
+    "as usual": ((8, 8, 8, 16), 16, (3, 3), ((1, 1), (1, 1), (1, 1), 1)),
+    "rows that are short": ((3, 30, 3, 16), 8, (3, 2), ((1, 1), (1, 1), (1, 1), 1)),
+    "one pixel an image": ((500, 1, 1, 40), 24, (1, 1), ((1, 1), (0, 0), (1, 1), 1)),
+    "channel groups": ((4, 12, 12, 12), 12, (3, 3), ((1, 2), (1, 0), (1, 2), 3)),
+}
+"""Wgrads whose two forms have grids and results of other sizes."""
+
+
+@pytest.mark.parametrize("chip", ["pynq-int4", "pynq-out32"])
+@pytest.mark.parametrize("name", PIXELS)
+def test_the_dram_of_a_wgrad_holds_both_of_its_forms(chip, name):
+    spec = conv_spec("wgrad", *PIXELS[name], S4, U4, 4)
+    product, k = Written(PRESETS[chip], spec), spec.reduced
+    rng = np.random.default_rng(2)
+    drawn = (rng.multinomial(k, rng.dirichlet([0.5] * 4)) for _ in range(4))
+    extremes = [(k, 0, 0, 0), (0, 0, 0, k), (k - 3, 1, 1, 1)]
+    forms = set()
+    for counts in (*extremes, *(tuple(map(int, one)) for one in drawn)):
+        program = product.program(product.rounded(counts))
+        forms.add(type(program.form))
+        assert program.data_end <= product.dram
+        assert program.cycles(32).total <= cycles_of(product.hardware, spec)
+    assert product.sorts or forms == {ConvForm}
+    assert GatheredForm in forms or chip != "pynq-int4"
+
+
+@pytest.mark.parametrize("spec", [GEMM, CONV, WGRAD, SUMMED, replace(GEMM, batch=2, relu=True)])
 def test_a_product_survives_being_text(spec):
     product = Written(INT4, spec)
     assert Written.from_bytes(product.to_bytes(), "it") == product
@@ -111,7 +142,11 @@ WRONG = {
     "one group": (lambda found: _with(found, groups=1), "groups of its spec is 1"),
     "its lengths": (lambda found: _with(found, counts=[40]), r"counts of its spec is \[40\]"),
     "sums of a gradient": (lambda found: _with(found, sums=True), "sums are those of an fprop"),
-    "pixels": (lambda found: _with(found, kind="wgrad"), "kind of its spec is 'wgrad'"),
+    "no such convolution": (lambda found: _with(found, kind="grad"), "kind of its spec is 'grad'"),
+    "sums of a wgrad": (
+        lambda found: _with(found, kind="wgrad", sums=True),
+        "sums are those of an fprop",
+    ),
     "no zero": (lambda found: _with(found, first={"low": 1, "high": 7}), "first of its spec"),
     "other shapes": (lambda found: _with(found, y=[2, 4, 3, 40]), "shapes that are of no conv"),
     "no hardware": (lambda found: found | {"hardware": {"code": 1}}, "unexpected keyword"),
