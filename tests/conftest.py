@@ -4,6 +4,11 @@ import os
 import shutil
 
 import pytest
+from hypothesis import settings
+
+# The same examples on every run, and no time limit for one, which a busy machine would exceed.
+settings.register_profile("sqcompile", deadline=None, derandomize=True, database=None)
+settings.load_profile("sqcompile")
 
 REQUIRE_TOOLS = "SQCOMPILE_REQUIRE_TOOLS"
 """Environment variable: when it is 1, a missing system tool fails a test instead of skipping it."""

@@ -1,13 +1,9 @@
-"""Property tests of this folder: the same examples on every run, no time limit for one."""
+"""Threads of the tests of this folder."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import settings
-
-settings.register_profile("ops", deadline=None, derandomize=True, database=None)
-settings.load_profile("ops")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -57,7 +57,7 @@ def shuffles():
     clamp=st.sampled_from([0, 31, 15, 7, 30]),
     alike=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_shuffles(shuffles, offsets, widths, clamp, alike):
     offsets = [offsets[0]] * 32 if alike else offsets
     c = widths << 8 | clamp
