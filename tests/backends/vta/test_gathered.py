@@ -15,7 +15,7 @@ from sqcompile.backends.vta.spec import Values
 from sqcompile.errors import UsageError
 from sqcompile.ops import conv
 from tests.backends.vta.programs import PYNQ
-from tests.backends.vta.test_any_product import some_hardware
+from tests.backends.vta.test_any_product import check_on_some_hardware
 from tests.backends.vta.test_conv_program import GEOMETRIES, conv_spec, some_window
 from tests.backends.vta.test_sorted_groups import exponents
 
@@ -86,13 +86,7 @@ def test_a_program_gives_the_wgrad_of_every_geometry(geometry):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_on_any_accelerator_with_and_without_double_buffering(seed):
-    random = Random(seed)
-    spec, operands, expected = some_wgrad(random)
-    hardware = some_hardware(random)
-    for overlap in (True, False):
-        program = product_program(hardware, spec, overlap)
-        program.check()
-        np.testing.assert_array_equal(run(program, operands, seed=seed), expected)
+    check_on_some_hardware(some_wgrad, seed)
 
 
 def test_every_interleaving_gives_the_same_bits():
