@@ -87,8 +87,9 @@ claims: $(READY)
 
 # Every protocol's runs, two at a time; what is interrupted goes on. DATA holds what pip does not bring.
 PROTOCOLS := digits resnet8-16px charlm resnet20-cifar10 vit-cifar10
-# The 4-bit recipes of resnet8-16px under other schedules; docs/accuracy.md has none of these yet.
-SCHEDULES := lr=0.05 lr=0.2 decay=0.0001 decay=0.001 epochs=30
+# Other schedules: for the 4-bit recipes on resnet8-16px, and for 6 bits on charlm.
+IMAGE_SCHEDULES := lr=0.05 lr=0.2 decay=0.0001 decay=0.001 epochs=30
+TEXT_SCHEDULES := lr=0.001 lr=0.004
 accuracy: $(READY)
 	@test -n "$(DATA)" || { echo "make: give the folder of the data: make accuracy DATA=..." >&2; exit 1; }
 	@mkdir -p runs/accuracy
@@ -96,13 +97,18 @@ accuracy: $(READY)
 	  $(BIN)/python tools/accuracy.py --protocol $$name --data "$(DATA)" --jobs 2 \
 	    --json runs/accuracy/$$name.summary.json || exit 1; \
 	done
-	for change in $(SCHEDULES); do \
+	for change in $(IMAGE_SCHEDULES); do \
 	  $(BIN)/python tools/accuracy.py --protocol resnet8-16px --data "$(DATA)" --jobs 2 --seeds 5 \
 	    --recipe w4a4g4,w4a4g4-limited --$$change \
 	    --json "runs/accuracy/resnet8-16px@$$change.summary.json" || exit 1; \
 	done
+	for change in $(TEXT_SCHEDULES); do \
+	  $(BIN)/python tools/accuracy.py --protocol charlm --data "$(DATA)" --jobs 2 --seeds 3 --recipe w6a6g6 --$$change \
+	    --json "runs/accuracy/charlm@$$change.summary.json" || exit 1; \
+	done
 	$(BIN)/python tools/accuracy_page.py $(PROTOCOLS:%=runs/accuracy/%.summary.json) \
-	  $(SCHEDULES:%=runs/accuracy/resnet8-16px@%.summary.json)
+	  $(IMAGE_SCHEDULES:%=runs/accuracy/resnet8-16px@%.summary.json) \
+	  $(TEXT_SCHEDULES:%=runs/accuracy/charlm@%.summary.json)
 
 clean:
 	rm -rf build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
