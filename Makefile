@@ -77,7 +77,7 @@ claims: $(READY)
 	  --json $(CLAIMS)/kernels.json | tee $(CLAIMS)/kernels.txt
 	$(BIN)/python tools/bench_step.py --threads 1,2 --json $(CLAIMS)/steps.json | \
 	  tee $(CLAIMS)/steps.txt
-	for hw in pynq pynq-out32 pynq-int4-out32; do \
+	for hw in pynq pynq-out32 pynq-int4 pynq-int4-out32; do \
 	  $(BIN)/python tools/bench_vta.py --hw $$hw --json $(CLAIMS)/vta-$$hw.json || exit 1; \
 	done | tee $(CLAIMS)/vta.txt
 	$(BIN)/python tools/vta_steps.py --json $(CLAIMS)/vta-steps.json | tee $(CLAIMS)/vta-steps.txt
