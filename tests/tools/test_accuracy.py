@@ -27,7 +27,14 @@ def run(*arguments):
 
 def made(accuracy, saved=4):
     split = {"accuracy": accuracy, "loss": 1.0}
-    return {"validation": split, "test": split, "seconds": 2.0, "saved_bytes": saved}
+    seconds, losses = 2.0, [3.0, 2 - accuracy]
+    return {
+        "validation": split,
+        "test": split,
+        "seconds": seconds,
+        "saved_bytes": saved,
+        "losses": losses,
+    }
 
 
 def test_gaps_are_points_below_the_fp32_run_of_the_same_seed():
@@ -39,6 +46,7 @@ def test_gaps_are_points_below_the_fp32_run_of_the_same_seed():
     assert mine["gap_se"] == pytest.approx(0.5)
     assert found["fp32"]["test"]["mean"] == pytest.approx(0.97)
     assert found["fp32"]["saved_bytes"] == 8
+    assert found["mine"]["training_loss"] == pytest.approx([1.03, 1.04])
     assert "gap +0.50 +- 0.50" in list(lines(found))[1]
 
 

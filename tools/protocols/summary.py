@@ -9,14 +9,16 @@ FP32 = "fp32"
 
 
 def summarise(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """By recipe and split: every seed's accuracy and loss, their means and deviations, and the gaps
-    in percentage points below the fp32 run of the same seed, with the mean's standard error."""
+    """By recipe and split: every seed's accuracy, their mean and deviation, the mean loss, and the
+    gaps in percentage points below the fp32 run of the same seed, with the mean's standard error.
+    `training_loss` is every seed's mean loss over the last epoch."""
     summary: dict[str, Any] = {}
     for name, runs in found.items():
         summary[name] = {
             "seeds": len(runs),
             "seconds": mean(run["seconds"] for run in runs),
             "saved_bytes": runs[0]["saved_bytes"],
+            "training_loss": [run["losses"][-1] for run in runs],
         }
         for split in ("validation", "test"):
             values = [run[split]["accuracy"] for run in runs]
