@@ -248,8 +248,9 @@ def nonnegative(node: Node) -> bool:
     if is_call(node, *_NEVER_NEGATIVE):
         return True
     if is_call(node, aten.hardtanh.default, aten.clamp.default):
-        low = arguments(node)["min_val" if is_call(node, aten.hardtanh.default) else "min"]
-        return low is not None and float(low) >= 0.0
+        ends = ("min_val", "max_val") if is_call(node, aten.hardtanh.default) else ("min", "max")
+        low, high = (arguments(node)[name] for name in ends)
+        return low is not None and float(low) >= 0.0 and (high is None or float(high) >= 0.0)
     if node.target in _SAME_SIGN or (node.target is operator.getitem and node.args[1] == 0):
         return isinstance(first, Node) and nonnegative(first)
     if is_call(node, aten.add.Tensor, aten.div.Tensor, aten.mul.Tensor):

@@ -287,4 +287,5 @@ def _gradients_first(module: GraphModule) -> GraphModule:
             axes = [*range(rank - 2), rank - 1, rank - 2]
             back = editor.call(aten.permute.default, turned, axes, like=node)
         replace(node, back)
+        backward |= {turned, back}  # the next product's gradient may be this one's result
     return finish(rewrite_each(module, {aten.permute.default: _t}))

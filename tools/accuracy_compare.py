@@ -5,7 +5,7 @@
 
 A row is ENTRY:RECIPE with an entry of docs/accuracy.json. Prints what the first has more than the
 second: accuracy in percentage points, and the training loss of the last epoch in nats where both
-rows have it. Means over the seeds that both have, and their standard errors.
+rows have it and no run diverged. Means over the seeds that both have, and their standard errors.
 """
 
 import json
@@ -58,7 +58,7 @@ def main(first: str, second: str, seeds: int | None) -> None:
     for split in ("validation", "test"):
         one, other = ([100 * value for value in found[split]["accuracy"]] for found in rows)
         print(line(f"{split}, points", one[:seeds], other[:seeds], 2))
-    if all("training_loss" in found for found in rows):
+    if all(None not in found.get("training_loss", [None]) for found in rows):
         one, other = (found["training_loss"] for found in rows)
         print(line("training loss, nats", one[:seeds], other[:seeds], 4))
 

@@ -85,30 +85,38 @@ def take_backward(spec: KernelSpec) -> object:
             place = tirx.floordiv(task, parts)
             outer = tirx.floordiv(place, blocks)
             first = tirx.floormod(place, blocks) * columns
-            if inner % columns:
-                first = tirx.min(first, inner - columns)
             low = part * rows
             high = tirx.min(low + rows, size)
 
-            def clear(row: Expr) -> None:
+            def clear(row: Expr, width: int) -> None:
                 start = (outer * size + row) * inner + first
 
                 def vector(column: Expr, lanes: int) -> None:
                     with nest.lanes(count=lanes) as lane:
                         out.store(start + column + lane, nest.zero("float32"))
 
-                in_vectors(columns, vector)
+                in_vectors(width, vector)
 
-            with nest.serial(high, "row", low) as row:
-                clear(row)
-            with nest.serial(count, "at") as at:
-                row = nest.bound(_inside(nest.bound(index[at]), size))
-                inside = [row >= low, row < high]
-                if skipped >= 0:
-                    inside.append(tirx.NE(row, skipped))
-                with nest.when(tirx.all(*inside)):
-                    to, source = (outer * size + row) * inner, (outer * count + at) * inner
-                    _add(out, to + first, g, source + first, columns)
+            def block(width: int) -> None:
+                with nest.serial(high, "row", low) as row:
+                    clear(row, width)
+                with nest.serial(count, "at") as at:
+                    row = nest.bound(_inside(nest.bound(index[at]), size))
+                    inside = [row >= low, row < high]
+                    if skipped >= 0:
+                        inside.append(tirx.NE(row, skipped))
+                    with nest.when(tirx.all(*inside)):
+                        to, source = (outer * size + row) * inner, (outer * count + at) * inner
+                        _add(out, to + first, g, source + first, width)
+
+            # Blocks must not overlap: each clears its columns and adds to them.
+            if left := inner % columns:
+                with nest.when(first + columns <= inner):
+                    block(columns)
+                with nest.when(first + columns > inner):
+                    block(left)
+            else:
+                block(columns)
     return f.result
 
 

@@ -195,7 +195,8 @@ def _measured(
     machines.require_timed(step.target)
     if threads and device != "cpu":
         raise UsageError(f"{folder} runs on a GPU: --threads is for the CPU")
-    step.train()
+    if not step.training:  # train() would switch modules that were saved in eval mode
+        step.train()
     variant = next((v for v in step.variants if v.signature.gradients), None)
     if variant is None:
         raise UsageError(f"{folder} holds no training step: nothing to time")

@@ -135,7 +135,9 @@ def run_folder(given: str | None, model_file: str) -> Path:
     path = Path(given) if given else Path("runs") / Path(model_file).stem
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; give a folder with -o")
-    if path.exists() and any(path.iterdir()) and not (path / "manifest.json").exists():
+    from sqcompile.runtime.artifact import is_artifact
+
+    if path.exists() and any(path.iterdir()) and not is_artifact(path):
         raise UsageError(f"{path} holds other files and is no run folder; give another with -o")
     return path
 

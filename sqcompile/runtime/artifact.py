@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ from sqcompile.runtime.signature import CallKey, Signature
 from sqcompile.runtime.step import CompiledStep
 from sqcompile.runtime.variant import Variant
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "manifest.json"
 _PINNED = ("torch", "apache-tvm", "apache-tvm-ffi")
 
@@ -38,7 +39,7 @@ def save(step: CompiledStep, directory: str | Path, *, model_file: str | None = 
     it cannot be written.
     """
     path = Path(directory).absolute()
-    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).exists():
+    if path.exists() and any(path.iterdir()) and not is_artifact(path):
         raise UsageError(f"{directory} exists and is not an artifact; give another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -51,6 +52,16 @@ def save(step: CompiledStep, directory: str | Path, *, model_file: str | None = 
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether `save` wrote this folder, with this version or another: other programs have a
+    manifest.json too."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and {"format", "files", "variants"} <= manifest.keys()
 
 
 def _put_in_place(aside: Path, path: Path) -> None:
@@ -76,7 +87,6 @@ def _write(step: CompiledStep, folder: Path, model_file: str | None) -> None:
         "target": step.target,
         "recipe": step.recipe.to_json(),
         "training_state": step.training_state(),
-        "training": step.training,
         "model_file": _model_file(model_file),
         "module": _write_module(step, folder),
         "variants": [
@@ -121,6 +131,7 @@ def _write_module(step: CompiledStep, folder: Path) -> dict[str, Any]:
         "parameters": {name: p.requires_grad for name, p in parameters.items()},
         "buffers": {name: name in persistent for name in buffers},
         "aliases": aliases,
+        "modes": {name: m.training for name, m in step.model.named_modules(remove_duplicate=False)},
     }
 
 
@@ -173,7 +184,6 @@ def load(directory: str | Path) -> CompiledStep:
     folder = Path(directory)
     manifest = read_manifest(folder)
     module = read_module(folder, manifest)
-    module.train(manifest["training"])
     step = CompiledStep(
         module,
         None,
@@ -193,6 +203,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder} is not an artifact of sqcompile: {error}") from error
+    if not is_artifact(folder):
+        raise UsageError(f"{folder} is not an artifact of sqcompile: its {MANIFEST} is another's")
     if manifest.get("format") != FORMAT:
         raise UsageError(f"{folder}: format {manifest.get('format')}, this version reads {FORMAT}")
     for name, made_with in manifest["versions"].items():
@@ -223,6 +235,8 @@ def _read_variant(folder: Path, entry: dict[str, Any]) -> Variant:
         tuple(key["leaves"]),
         key["structure"],
         tuple(key["frozen"]),
+        tuple(key["switched"]),
+        tuple(key["shared"]),
     )
     return Variant(call, Signature.from_json(entry["signature"]), Executable(binary))
 
@@ -243,14 +257,21 @@ def read_module(folder: Path, manifest: dict[str, Any]) -> nn.Module:
         owned.setdefault(source, tensors[source])
         owner, leaf = _owner(root, name)
         owner.register_buffer(leaf, owned[source], persistent=persistent)
+    for name, training in described["modes"].items():
+        module = _module(root, name.split(".") if name else [])
+        module.training = training
     return root
 
 
 def _owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:
     *path, leaf = name.split(".")
+    return _module(root, path), leaf
+
+
+def _module(root: nn.Module, path: Sequence[str]) -> nn.Module:
     module = root
     for part in path:
         if part not in module._modules:
             module.add_module(part, nn.Module())
         module = module._modules[part]  # type: ignore[assignment]
-    return module, leaf
+    return module

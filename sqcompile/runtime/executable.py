@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import RLock
 from typing import Any
 
 import torch
@@ -113,6 +114,8 @@ class Executable:
         self.binary = binary
         self.device = machines.device_type(binary.target)
         self._machines: dict[int, Any] = {}
+        self.running = RLock()
+        """Held while a function runs: the VM has one stack of frames, and calls release the GIL."""
         if self.device == "cpu":
             self.machine()
         self._functions = {
@@ -178,7 +181,7 @@ class Function:
         if index not in self._run:
             self._run[index] = self._executable.machine(index)[self.name]
         threads.apply()
-        with machines.on_current_stream(self._device, index):
+        with self._executable.running, machines.on_current_stream(self._device, index):
             return [_torch(one) for one in self._run[index](*ready)]
 
     def _index(self, tensors: Sequence[Tensor]) -> int:

@@ -16,7 +16,9 @@ class CallKey:
 
     mode: "train" or "eval"; gradients: whether backward can follow; leaves: one text a flattened
     argument ("float32[8, 3]", with "'" where it asks for a gradient, or repr of a constant);
-    structure: the pytree of the arguments; frozen: names of parameters without a gradient.
+    structure: the pytree of the arguments; frozen: names of parameters without a gradient;
+    switched: names of modules in the other mode than the model; shared: "1 is 0" where an argument
+    is the same tensor as an earlier one or as a parameter or buffer.
     """
 
     mode: str
@@ -24,12 +26,18 @@ class CallKey:
     leaves: tuple[str, ...]
     structure: str
     frozen: tuple[str, ...]
+    switched: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """`train, inputs float32[8, 3]`: for messages."""
-        return f"{self.mode}{'' if self.gradients else ', no gradients'}, inputs " + (
-            ", ".join(self.leaves) or "none"
-        )
+        told = f"{self.mode}{'' if self.gradients else ', no gradients'}, inputs "
+        told += ", ".join(self.leaves) or "none"
+        told += "".join(f", argument {same}" for same in self.shared)
+        if self.switched:
+            other = "eval" if self.mode == "train" else "train"
+            told += f", in mode {other}: {', '.join(self.switched)}"
+        return told
 
 
 @dataclass(frozen=True)
@@ -124,10 +132,17 @@ def leaf_text(leaf: object) -> str:
 
 
 def call_key(
-    mode: str, gradients: bool, leaves: Sequence[object], spec: object, frozen: Sequence[str]
+    mode: str,
+    gradients: bool,
+    leaves: Sequence[object],
+    spec: object,
+    frozen: Sequence[str],
+    switched: Sequence[str] = (),
+    shared: Sequence[str] = (),
 ) -> CallKey:
     """The key of one call from its flattened arguments."""
     texts = tuple(leaf_text(leaf) for leaf in leaves)
     if not gradients:
         texts = tuple(text.removesuffix("'") for text in texts)
-    return CallKey(mode, gradients, texts, str(spec), tuple(frozen) if gradients else ())
+    trained = tuple(frozen) if gradients else ()
+    return CallKey(mode, gradients, texts, str(spec), trained, tuple(switched), tuple(shared))

@@ -1,6 +1,6 @@
 """The compiled training step as an nn.Module."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -23,8 +23,9 @@ class CompiledStep(nn.Module):
     """Call it like the model; `.backward()` on what it returns runs integer kernels.
 
     Its parameters, buffers and submodules are the model's own objects and its state_dict() has
-    exactly the model's keys. A call with other shapes, in another mode or with other frozen
-    parameters compiles once more and is kept. Same (seed, step, inputs, parameters): same bits.
+    exactly the model's keys. A call with other shapes, with other modules in training mode or with
+    other frozen parameters compiles once more and is kept. Same (seed, step, inputs, parameters):
+    same bits.
     """
 
     def __init__(
@@ -36,23 +37,34 @@ class CompiledStep(nn.Module):
         target: str,
         seed: int = 0,
     ) -> None:
+        mode = model.training
+        object.__setattr__(self, "_model", model)
         super().__init__()
         self._parameters = model._parameters
         self._buffers = model._buffers
         self._modules = model._modules
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
-        self.training = model.training
-        object.__setattr__(self, "_model", model)
+        self.training = mode
         self._compiler = compiler
         self._clock = Clock(seed)
         self._by_key: dict[CallKey, Variant] = {}
         self.recipe = recipe
         self.target = target
 
-    def train(self, mode: bool = True) -> "CompiledStep":
-        """Switch between training and evaluation, for the model too."""
+    @property
+    def training(self) -> bool:  # type: ignore[override]
+        """The model's own flag, so that model.eval() and step.eval() are one thing."""
+        mode: bool = self.model.training
+        return mode
+
+    @training.setter
+    def training(self, mode: bool) -> None:
         self.model.training = mode
-        return super().train(mode)
+
+    def train(self, mode: bool = True) -> "CompiledStep":
+        """Switch between training and evaluation, by the model's own train()."""
+        self.model.train(mode)
+        return self
 
     @property
     def model(self) -> nn.Module:
@@ -112,7 +124,6 @@ class CompiledStep(nn.Module):
         """A step of its own on a copy of the model (what weight averaging takes); code is shared,
         the draws continue from the same state."""
         model = deepcopy(self.model, memo)
-        model.train(self.training)
         step = CompiledStep(model, self._compiler, recipe=self.recipe, target=self.target)
         step.load_training_state(self.training_state())
         step._by_key.update(self._by_key)
@@ -135,9 +146,11 @@ class CompiledStep(nn.Module):
         for leaf in leaves:
             if isinstance(leaf, Tensor):
                 check_input(leaf, self.target)
-        gradients = torch.is_grad_enabled() or self.training
-        frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
-        return call_key("train" if self.training else "eval", gradients, leaves, spec, frozen)
+        training = self.training
+        gradients = torch.is_grad_enabled() or training
+        frozen, switched, shared = _particulars(self.model, leaves)
+        mode = "train" if training else "eval"
+        return call_key(mode, gradients, leaves, spec, frozen, switched, shared)
 
     def _add(self, key: CallKey, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Variant:
         if self._compiler is None:
@@ -158,9 +171,41 @@ class CompiledStep(nn.Module):
         return [sources[port.kind][port.name] for port in variant.signature.inputs]
 
     def _run(self, variant: Variant, values: list[Tensor], tensors: tuple[int, ...]) -> Any:
-        rng = self._clock.tick(self.parameters(), tensors) if self.training else self._clock.peek()
+        key = variant.key
+        counts = key.mode == "train" or key.switched  # dropout alone may train
+        rng = self._clock.tick(self.parameters(), tensors) if counts else self._clock.peek()
         buffers = self.named_buffers(remove_duplicate=False)
         return call(variant, values, rng, {("buffer", name): value for name, value in buffers})
+
+
+def _particulars(model: nn.Module, leaves: Sequence[Any]) -> tuple[list[str], list[str], list[str]]:
+    """`frozen`, `switched` and `shared` of a CallKey."""
+    first = {id(leaf): str(at) for at, leaf in reversed(list(enumerate(leaves)))}
+    frozen, switched = [], []
+    for path, module in _modules(model):
+        if module.training != model.training:
+            switched.append(path.removesuffix("."))
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.requires_grad:
+                frozen.append(path + name)
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if id(tensor) in first:
+                first[id(tensor)] = path + name
+    shared = [
+        f"{at} is {first[id(leaf)]}"
+        for at, leaf in enumerate(leaves)
+        if isinstance(leaf, Tensor) and first[id(leaf)] != str(at)
+    ]
+    return frozen, switched, shared
+
+
+def _modules(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """A module and all below it, with "" and "a.b." as paths; one that stands in two places comes
+    twice. Every call walks here, so it does less than named_modules()."""
+    yield path, module
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _modules(child, f"{path}{name}.")
 
 
 def check_input(tensor: Tensor, target: str = "cpu") -> None:

@@ -391,3 +391,13 @@ def test_what_is_never_negative_is_known(name):
     module = graph("x_0: f32[2, 3] -> y, z", f"y = sq.{name}(x_0)\nz = sq.log_softmax(x_0)")
     y, z = module.graph.output_node().args[0]
     assert nonnegative(y) and not nonnegative(z)
+
+
+@pytest.mark.parametrize(
+    ("ends", "known"),
+    [("0.0, 6.0", True), ("0.0", True), ("-1.0, 6.0", False), ("0.0, -1.0", False)],
+)
+def test_a_clamp_is_never_negative_when_both_of_its_ends_are_not(ends, known):
+    module = graph("x_0: f32[2, 3] -> y", f"y = aten.clamp(x_0, {ends})")
+    (y,) = module.graph.output_node().args[0]
+    assert nonnegative(y) == known

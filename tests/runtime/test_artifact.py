@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 import sqcompile
 from sqcompile.backends.cpu import build
+from sqcompile.cli.compile import run_folder
 from sqcompile.errors import InputError, SqError, UsageError
 from sqcompile.runtime import artifact
 from tests.models import make
@@ -108,6 +109,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(UsageError, match="not an artifact"):
         step.save(str(tmp_path / "run"))
     assert (tmp_path / "run" / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "run" / "manifest.json").write_text('{"name": "a web app", "icons": []}')
+    with pytest.raises(UsageError, match="not an artifact"):
+        step.save(str(tmp_path / "run"))
+    with pytest.raises(UsageError, match="no run folder"):
+        run_folder(str(tmp_path / "run"), "model.py")
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_full_disk_leaves_the_old_artifact(tmp_path, monkeypatch):
@@ -172,8 +179,11 @@ def test_other_formats_and_versions_are_refused(tmp_path, change, message):
 
 
 def test_what_is_no_artifact_is_said(tmp_path):
-    with pytest.raises(UsageError, match="not an artifact"):
-        sqcompile.load(tmp_path)
+    for other in (None, "[]", '{"format": 5}', "{"):
+        if other is not None:
+            (tmp_path / "manifest.json").write_text(other)
+        with pytest.raises(UsageError, match="not an artifact"):
+            sqcompile.load(tmp_path)
 
 
 def test_the_folder_is_for_reading(tmp_path):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -29,6 +30,21 @@ def binary() -> Binary:
     w, cpu = Writer(), targets.get("cpu")
     graph = w.module(w.call(torch.ops.aten.mul.Tensor, w.input("x", torch.ones(3, 5)), 3.0))
     return build(lower({"forward": graph}, cpu).module, cpu)
+
+
+def test_one_thread_at_a_time_runs_a_virtual_machine(binary: Binary) -> None:
+    """It has one stack of frames: two threads end the process."""
+    executable = Executable(binary)
+    found: list[torch.Tensor] = []
+    run = executable.function("forward")
+    other = Thread(target=lambda: found.extend(run(torch.ones(3, 5))))
+    with executable.running:
+        other.start()
+        other.join(0.2)
+        assert other.is_alive() and not found
+        assert run(torch.ones(3, 5))[0].sum() == 45  # the thread that holds it
+    other.join()
+    assert found[0].sum() == 45
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,11 @@ def compare(tmp_path, monkeypatch):
     figures = {
         "digits": {"runs": {"fp32": made([0.9, 0.8, 0.7], [1.0, 0.5, 0.25])}},
         "digits@lr=0.2": {
-            "runs": {"fp32": made([0.93, 0.82], [0.75, 0.5]), "mine": made([0.9])},
+            "runs": {
+                "fp32": made([0.93, 0.82], [0.75, 0.5]),
+                "mine": made([0.9]),
+                "diverged": made([0.9], [None]),
+            },
         },
     }
     path = tmp_path / "accuracy.json"
@@ -38,8 +42,9 @@ def test_differences_are_paired_by_seed(compare):
 
 
 def test_a_training_loss_that_one_row_lacks_is_left_out(compare):
-    lines = compare("digits@lr=0.2:mine", "digits:fp32").output.splitlines()
-    assert len(lines) == 3 and "+0.00 +- 0.00, 1 seeds" in lines[1]
+    for other in ("mine", "diverged"):
+        lines = compare(f"digits@lr=0.2:{other}", "digits:fp32").output.splitlines()
+        assert len(lines) == 3 and "+0.00 +- 0.00, 1 seeds" in lines[1]
 
 
 def test_fewer_seeds_are_the_first_ones(compare):
