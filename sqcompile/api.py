@@ -244,6 +244,7 @@ def _prepared(rewritten: Rewritten, target: Target, check_finite: bool) -> _Prep
         tuple(second),
         given_limits(parts.forward),
         limits(computed),
+        rewritten.captured.passed,
     )
     kept = Graphs(parts.forward, parts.backward, rewritten.stages, lowered[0].kernels)
     return _Prepared([one.module for one in lowered], signature, kept)

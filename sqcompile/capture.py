@@ -8,7 +8,7 @@ joint graph.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ class Capture:
     graph: flat joint graph; placeholders are `inputs` in order, then "rng" (int64[4]); outputs
     are `outputs` in order, None where a gradient does not exist. in_spec / out_spec: the
     structures of (args, kwargs) and of what the model returns; `constants`: the outputs that
-    are plain Python values, by position.
+    are plain Python values, by position; `passed`: those that are a parameter or an input as it
+    stands, with its kind and name.
     """
 
     graph: GraphModule
@@ -46,6 +47,7 @@ class Capture:
     in_spec: compat.TreeSpec
     out_spec: compat.TreeSpec
     constants: dict[int, Any]
+    passed: dict[int, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -257,14 +259,17 @@ def _flattened(joint: compat.JointGraph, writable: Set[str]) -> Capture:
         for port, value in zip(joint.outputs, results, strict=True)
         if port.kind == "output" and not isinstance(value, torch.fx.Node)
     }
-    ports, values = [], []
+    passed, ports, values = {}, [], []
     for port, value in zip(joint.outputs, results, strict=True):
         if isinstance(value, torch.fx.Node):
             ports.append(port)
             values.append(value)
+            source = value.meta.get("port")
+            if port.kind == "output" and source and source.kind in ("param", "input"):
+                passed[int(port.name)] = (source.kind, source.name)
     output.args = (tuple(values),)
     joint.graph.recompile()
-    return Capture(joint.graph, kept, ports, joint.in_spec, joint.out_spec, constants)
+    return Capture(joint.graph, kept, ports, joint.in_spec, joint.out_spec, constants, passed)
 
 
 def _check_ports(joint: compat.JointGraph, writable: Set[str]) -> None:

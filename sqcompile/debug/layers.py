@@ -8,7 +8,7 @@ the model has them.
 
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -89,14 +89,7 @@ def until(passes: list[Pass], last: str) -> list[Pass]:
 def prepared(captured: Capture) -> Capture:
     """A captured call with the passes that no recipe changes: the step in float, with L1 norms."""
     graph, _ = run_passes(captured.graph, until(integer_training(Recipe()), _LAST_FLOAT))
-    return Capture(
-        graph,
-        captured.inputs,
-        captured.outputs,
-        captured.in_spec,
-        captured.out_spec,
-        captured.constants,
-    )
+    return replace(captured, graph=graph)
 
 
 def quantising(recipe: Recipe) -> list[Pass]:

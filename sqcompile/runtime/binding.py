@@ -79,5 +79,9 @@ def call(
                 written[port.wrt, port.name].copy_(value)
         else:
             outputs[int(port.name)] = value
+    if passed := variant.signature.passed:  # the caller's own tensors, so that gradients reach them
+        given = zip(variant.signature.inputs, inputs, strict=True)
+        named = {(port.kind, port.name): tensor for port, tensor in given}
+        outputs |= {position: named[source] for position, source in passed.items()}
     ordered = [outputs[position] for position in sorted(outputs)]
     return compat.tree_unflatten(ordered, variant.signature.out_spec)

@@ -1,7 +1,7 @@
 """What a compiled step takes and gives, as data: all that running it needs besides the binary."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -64,7 +64,8 @@ class Signature:
     forward(*inputs, rng) -> outputs, saved values that are computed, exposed absmaxes, ranges of
     computed row numbers; backward(*saved, rng, *tangents) -> gradients, exposed absmaxes. A saved
     name "param:x" is an input that is passed on. `constants`: outputs that are plain Python
-    values, by position. `exposed_*`: descriptions of the absmaxes that check_finite looks at.
+    values, by position; `passed`: those that are a parameter or an input of the call as it stands,
+    by its kind and name. `exposed_*`: descriptions of the absmaxes that check_finite looks at.
     `index_limits`: what is looked at before every forward; `range_limits`: one for every range,
     looked at behind it.
     """
@@ -80,6 +81,7 @@ class Signature:
     exposed_backward: tuple[str, ...] = ()
     index_limits: tuple[IndexLimit, ...] = ()
     range_limits: tuple[IndexLimit, ...] = ()
+    passed: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form; raises TypeError when an output structure or constant has none."""
@@ -99,6 +101,7 @@ class Signature:
             "exposed_backward": list(self.exposed_backward),
             "index_limits": [asdict(limit) for limit in self.index_limits],
             "range_limits": [asdict(limit) for limit in self.range_limits],
+            "passed": {str(key): list(source) for key, source in self.passed.items()},
         }
 
     @staticmethod
@@ -120,6 +123,7 @@ class Signature:
             tuple(data["exposed_backward"]),
             tuple(IndexLimit(**limit) for limit in data["index_limits"]),
             tuple(IndexLimit(**limit) for limit in data["range_limits"]),
+            {int(key): (kind, name) for key, (kind, name) in data["passed"].items()},
         )
 
 

@@ -294,3 +294,27 @@ def test_a_step_is_not_pickled(tmp_path):
     step, _, _ = _compiled()
     with pytest.raises(TypeError, match=r"step\.save\(directory\)"):
         torch.save(step, tmp_path / "step.pt")
+
+
+class Passing(nn.Module):
+    """Returns a parameter and an input as they are, beside a result."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.layer(x), {"weight": self.layer.weight, "x": x}
+
+
+def test_outputs_that_are_a_parameter_or_an_input_are_the_callers_own(tmp_path):
+    model, x = Passing(), torch.randn(8, 16, requires_grad=True)
+    step = sqcompile.compile(model, (x,))
+    step.save(str(tmp_path / "run"))
+    for made in (step, sqcompile.load(tmp_path / "run")):
+        y, others = made(x)
+        weight = made.get_parameter("layer.weight")
+        assert others["weight"] is weight and others["x"] is x
+        made.zero_grad(), setattr(x, "grad", None)
+        ((others["weight"] * 2).sum() + (others["x"] * 3).sum() + y.sum() * 0).backward()
+        assert (weight.grad == 2).all() and (x.grad == 3).all()
