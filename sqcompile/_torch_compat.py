@@ -324,3 +324,10 @@ def outside_of_dynamo() -> contextlib.AbstractContextManager[Any]:
 def in_backward() -> bool:
     """Whether autograd is running a backward pass on this thread."""
     return torch._C._current_graph_task_id() != -1
+
+
+def may_be_repeated() -> bool:
+    """Whether what runs now may be run again by backward: under hooks for saved tensors, or
+    without gradients (both forms of activation checkpointing)."""
+    hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    return hooked or not torch.is_grad_enabled()

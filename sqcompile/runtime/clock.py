@@ -11,6 +11,8 @@ from sqcompile.errors import UsageError
 from sqcompile.ops.philox import fold_seed
 
 _FIELDS = ("seed", "step", "micro_step", "rank")
+_SAMPLES = 32
+"""Elements of a tensor that are compared as they stand, at least, where it has so many."""
 
 
 class Clock:
@@ -19,7 +21,8 @@ class Clock:
     `step` advances when a parameter has changed since the last training forward, which any
     optimiser's step() does; `micro_step` counts the training forwards since then (gradient
     accumulation). A forward that autograd runs again inside backward (activation checkpointing)
-    replays the draws of the forward with the same inputs.
+    replays the draws of the forward whose inputs had the same contents: they may have been made
+    again. Of several such forwards the last one is first, as backward goes.
     """
 
     def __init__(self, seed: int, rank: int = 0) -> None:
@@ -28,15 +31,21 @@ class Clock:
         self._step = 0
         self._micro_step = 0
         self._seen: dict[int, int] = {}
-        self._replays: dict[Hashable, int] = {}
+        self._replays: dict[Hashable, list[int]] = {}
 
-    def tick(self, parameters: Iterable[Tensor], call: Hashable) -> Tensor:
-        """rng int64[4] for a training forward; `call` identifies its inputs."""
-        if compat.in_backward() and call in self._replays:
-            return self._rng(self._step, self._replays[call])
+    def tick(
+        self, parameters: Iterable[Tensor], inputs: Iterable[Tensor] = (), code: Hashable = None
+    ) -> Tensor:
+        """rng int64[4] for a training forward of `code` on `inputs`."""
+        again, may_repeat = compat.in_backward(), compat.may_be_repeated()
+        call = (code, *map(_contents, inputs)) if again or may_repeat else None
+        if again and (past := self._replays.get(call)):
+            past.insert(0, past.pop())
+            return self._rng(self._step, past[0])
         self._advance(parameters)
         micro_step = self._micro_step
-        self._replays[call] = micro_step
+        if may_repeat:
+            self._replays.setdefault(call, []).append(micro_step)
         self._micro_step += 1
         return self._rng(self._step, micro_step)
 
@@ -80,3 +89,16 @@ class Clock:
 
     def _rng(self, step: int, micro_step: int) -> Tensor:
         return torch.tensor([fold_seed(self.seed), step, micro_step, self.rank])
+
+
+def _contents(tensor: Tensor) -> Hashable:
+    """What tells a tensor from others of its size: a hash of all elements, which their order does
+    not change, and some of them as they stand. On a GPU this waits for it."""
+    flat = tensor.detach().reshape(-1)
+    some = flat[:: max(1, len(flat) // _SAMPLES)].contiguous().view(torch.uint8)
+    return (
+        tensor.dtype,
+        tensor.shape,
+        int(torch.hash_tensor(flat).view(torch.int64)),
+        bytes(some.tolist()),
+    )

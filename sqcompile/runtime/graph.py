@@ -49,5 +49,5 @@ class CompiledGraph:
         if not (self.variant.signature.gradients and torch.is_grad_enabled()):
             return clock.peek()
         inputs = [args[place] for place in self._inputs]
-        tensors = [value.data_ptr() for value in inputs if isinstance(value, Tensor)]
-        return clock.tick(parameters, (id(self), *tensors))
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        return clock.tick(parameters, tensors, id(self))

@@ -87,7 +87,7 @@ class CompiledStep(nn.Module):
         variant = self._by_key.get(key := self._key(leaves, spec))
         if variant is None:
             variant = self._add(key, args, kwargs)
-        tensors = tuple(leaf.data_ptr() for leaf in leaves if isinstance(leaf, Tensor))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         return self._run(variant, self._values(variant, leaves), tensors)
 
     def prepare(self, *args: Any, **kwargs: Any) -> Variant:
@@ -170,10 +170,11 @@ class CompiledStep(nn.Module):
         }
         return [sources[port.kind][port.name] for port in variant.signature.inputs]
 
-    def _run(self, variant: Variant, values: list[Tensor], tensors: tuple[int, ...]) -> Any:
+    def _run(self, variant: Variant, values: list[Tensor], given: list[Tensor]) -> Any:
         key = variant.key
         counts = key.mode == "train" or key.switched  # dropout alone may train
-        rng = self._clock.tick(self.parameters(), tensors) if counts else self._clock.peek()
+        tick, peek = self._clock.tick, self._clock.peek
+        rng = tick(self.parameters(), given) if counts else peek()
         buffers = self.named_buffers(remove_duplicate=False)
         return call(variant, values, rng, {("buffer", name): value for name, value in buffers})
 

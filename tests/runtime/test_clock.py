@@ -14,28 +14,28 @@ def _advance(parameter):
 
 def test_step_advances_with_the_parameters_and_micro_step_without():
     parameter, clock = torch.zeros(2), Clock(5)
-    rngs = [clock.tick([parameter], call="a").tolist() for _ in range(2)]
+    rngs = [clock.tick([parameter]).tolist() for _ in range(2)]
     _advance(parameter)
-    rngs.append(clock.tick([parameter], call="a").tolist())
+    rngs.append(clock.tick([parameter]).tolist())
     assert rngs == [[5, 0, 0, 0], [5, 0, 1, 0], [5, 1, 0, 0]]
 
 
 def test_evaluation_does_not_count():
     parameter, clock = torch.zeros(2), Clock(0)
-    clock.tick([parameter], call="a")
+    clock.tick([parameter])
     clock.peek()
-    assert clock.tick([parameter], call="a")[2] == 1
+    assert clock.tick([parameter])[2] == 1
 
 
 @pytest.mark.parametrize("weights_first", [True, False])
 @pytest.mark.parametrize("pending", [True, False])
 def test_resuming_continues_whichever_is_loaded_first(weights_first, pending):
     parameter, clock = torch.zeros(2), Clock(5)
-    clock.tick([parameter], call="a")
+    clock.tick([parameter])
     if pending:
         _advance(parameter)
     state = clock.state([parameter])
-    expected = clock.tick([parameter], call="b").tolist()
+    expected = clock.tick([parameter]).tolist()
 
     resumed, restored = Clock(0), torch.zeros(2)
     if weights_first:
@@ -43,11 +43,11 @@ def test_resuming_continues_whichever_is_loaded_first(weights_first, pending):
     resumed.load(state)
     if not weights_first:
         _advance(restored)
-    assert resumed.tick([restored], call="c").tolist() == expected
+    assert resumed.tick([restored]).tolist() == expected
 
 
 def test_a_wide_seed_is_folded():
-    assert Clock(2**40 + 3).tick([], call="a")[0] == 3 ^ 2**8
+    assert Clock(2**40 + 3).tick([])[0] == 3 ^ 2**8
 
 
 @pytest.mark.parametrize(
