@@ -96,7 +96,86 @@ def loss(output, target):
     return (output - target).square().mean()
 """
     )
-    assert fit(model(), file, Settings(epochs=1)).accuracy is None
+    run = fit(model(), file, Settings(epochs=1))
+    assert run.accuracy is None
+    assert run.to_json()["unjudged"].startswith("targets are torch.float32, not torch.int64 class")
+
+
+class Echo(nn.Module):
+    """Gives back its input, moved by a parameter that is zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return x + self.shift
+
+
+def judged(write, *batches, extra=""):
+    """A training run over batches whose output is its input, with steps of no length."""
+    file = write(
+        """
+def loss(output, target):
+    return output.square().mean()
+
+def optimizer(parameters):
+    return torch.optim.SGD(parameters, lr=0.0)
+"""
+        + extra
+    )
+    file.module.data = lambda: batches
+    return fit(Echo(), file, Settings(epochs=1))
+
+
+def scores(target, axis, classes):
+    """Outputs that are largest at the target's index, on one axis."""
+    one_hot = nn.functional.one_hot(target.clamp(min=0), classes).float()
+    return one_hot.movedim(-1, axis)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "classes"),
+    [
+        ((4,), 1, 3),
+        ((4, 5), -1, 7),  # (N, T, V): a language model
+        ((4, 5), 1, 7),  # (N, V, T): what cross_entropy reads
+        ((5, 5), 1, 3),
+        ((2, 3, 4), 1, 6),  # (N, C, H, W)
+        ((), -1, 6),
+    ],
+)
+def test_classes_are_on_the_axis_that_targets_lack(write, shape, axis, classes):
+    torch.manual_seed(0)
+    target = torch.randint(classes, shape)
+    output = scores(target, axis, classes)
+    assert judged(write, (output, target)).accuracy == 1.0
+    assert judged(write, (output, (target + 1) % classes)).accuracy == 0.0
+
+
+def test_targets_below_0_are_no_classes(write):
+    target = torch.tensor([[0, 2, -100], [1, -100, -100]])
+    assert judged(write, (scores(target, -1, 4), target)).accuracy == 1.0
+
+
+@pytest.mark.parametrize(
+    ("output", "why"),
+    [
+        ((4, 5, 5), "an output [4, 5, 5] with targets [4, 5] may have classes on axis 1 or on the"),
+        ((4, 6, 7), "an output [4, 6, 7] with targets [4, 5] has no class axis"),
+        ((4, 5), "an output [4, 5] with targets [4, 5] has no class axis"),
+    ],
+)
+def test_no_accuracy_where_the_axis_of_classes_is_not_known(write, output, why):
+    batch = torch.zeros(output), torch.zeros(4, 5, dtype=torch.int64)
+    clear = torch.zeros(4, 5, 7), torch.zeros(4, 5, dtype=torch.int64)
+    for batches in ([batch], [clear, batch], [batch, clear]):
+        run = judged(write, *batches)
+        assert run.accuracy is None
+        assert run.unjudged.startswith(why)
+        assert "; define accuracy(output, target) in" in run.unjudged
+    own = judged(write, batch, extra="def accuracy(output, target): return 0.5")
+    assert (own.accuracy, own.unjudged) == (0.5, "")
 
 
 @pytest.mark.parametrize(

@@ -149,5 +149,7 @@ def _closing(runs: dict[str, Any]) -> list[str]:
         if run["accuracy"] is not None
     ]
     times = [f"{name} {duration(run['step_ms'])}" for name, run in runs.items()]
-    lines = [f"accuracy   {', '.join(accuracies)}"] if accuracies else []
+    why = next((run["unjudged"] for run in runs.values() if run["unjudged"]), "")
+    told = ", ".join(accuracies) or (f"not known: {why}" if why else "")
+    lines = [f"accuracy   {told}"] if told else []
     return [*lines, f"step       {', '.join(times)} (median, optimiser included)"]
