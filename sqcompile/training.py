@@ -2,6 +2,7 @@
 
 import math
 import random
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sqcompile.errors import CaptureError, UsageError
-from sqcompile.modelfile import ModelFile
+from sqcompile.modelfile import ModelFile, blame
+from sqcompile.runtime import binding
 
 Batch = tuple[tuple[Any, ...], Tensor]
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -81,6 +83,24 @@ def check(file: ModelFile) -> None:
         )
 
 
+def trained_parameters(model: nn.Module, file: ModelFile) -> list[nn.Parameter]:
+    """The parameters that want a gradient; raises UsageError when there are none."""
+    parameters = list(model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trained:
+        why = (
+            f"all {len(parameters)} parameters of the model are frozen (requires_grad=False)"
+            if parameters
+            else "the model has no parameters"
+        )
+        raise UsageError(
+            f"{file.path}: {why}: there is nothing to train\n"
+            "  leave requires_grad on in what shall be trained; `sqcompile compile` compiles the "
+            "model as it is."
+        )
+    return trained
+
+
 def fit(
     model: nn.Module,
     file: ModelFile,
@@ -91,7 +111,8 @@ def fit(
 
     Accuracy is measured on eval_data() when the file has it, else over the epoch's own batches.
     The same settings give the same batches in the same order, whatever the model draws. Raises
-    CaptureError when the file's functions fail or the loss is no longer finite.
+    UsageError when no parameter wants a gradient, CaptureError when the file's functions or the
+    backward of its loss fail, or the loss is no longer finite.
     """
     check(file)
     optimizer = _optimizer(model, file, settings)
@@ -112,7 +133,7 @@ def fit(
 
 
 def _optimizer(model: nn.Module, file: ModelFile, settings: Settings) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = trained_parameters(model, file)
     if not file.has("optimizer"):
         return OPTIMIZERS[settings.optimizer](parameters, settings.lr, settings.weight_decay)
     optimizer = file.call("optimizer", parameters)
@@ -137,7 +158,7 @@ def _epoch(
         optimizer.zero_grad(set_to_none=True)
         output = model(*inputs)
         loss = _scalar(file, file.call("loss", output, target))
-        loss.backward()
+        _backward(file, loss)
         optimizer.step()
         run.step_ms.append((perf_counter() - start) * 1e3)
         losses.append(float(loss.detach()))
@@ -151,6 +172,19 @@ def _epoch(
     if not losses:
         raise CaptureError(f"{file.path}: data() gave no batch in an epoch")
     return sum(losses) / len(losses), right
+
+
+def _backward(file: ModelFile, loss: Tensor) -> None:
+    """Gradients of the loss. The model file is named when that fails, unless a compiled step's
+    own backward is what failed."""
+    try:
+        loss.backward()
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if any(frame.filename == binding.__file__ for frame in frames):
+            raise
+        with blame(file.path, "the backward of loss()"):
+            raise
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import sqcompile
 from sqcompile import modelfile, training
 from sqcompile.errors import CaptureError, UsageError
 from sqcompile.training import Settings, fit
@@ -193,6 +194,67 @@ def test_what_cannot_be_trained(write, extra, message):
     with pytest.raises(CaptureError) as error:
         fit(model(), write(extra), Settings(epochs=1))
     assert message in str(error.value)
+
+
+FAILING_BACKWARD = {
+    "in the file": (
+        """
+class Failing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise ValueError("no gradient today")
+
+def loss(output, target):
+    return Failing.apply(output)
+""",
+        'net.py:25  raise ValueError("no gradient today")\n'
+        "  the backward of loss() raised ValueError: no gradient today\n",
+    ),
+    "in PyTorch": (
+        """
+def loss(output, target):
+    raised = output.exp()
+    total = raised.sum()
+    raised.detach().zero_()
+    return total
+""",
+        "net.py\n  the backward of loss() raised RuntimeError: one of the variables needed for",
+    ),
+}
+
+
+@pytest.mark.parametrize("where", FAILING_BACKWARD)
+def test_a_loss_whose_backward_fails_is_the_files(write, where):
+    extra, message = FAILING_BACKWARD[where]
+    with pytest.raises(CaptureError) as error:
+        fit(model(), write(extra), Settings(epochs=1))
+    assert message in str(error.value)
+
+
+def test_a_compiled_backward_that_fails_is_not_the_files(write, monkeypatch):
+    step = sqcompile.compile(model(), (torch.randn(5, 4),))
+
+    def failing(*given):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(type(step.variants[0]), "run_backward", failing)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        fit(step, write(), Settings(epochs=1))
+
+
+@pytest.mark.parametrize(
+    "own", ["", "def optimizer(parameters): return torch.optim.SGD(parameters)"]
+)
+def test_something_must_be_there_to_train(write, own):
+    frozen = model().requires_grad_(False)
+    with pytest.raises(UsageError, match="all 2 parameters of the model are frozen"):
+        fit(frozen, write(own), Settings(epochs=1))
+    with pytest.raises(UsageError, match="the model has no parameters: there is nothing to train"):
+        fit(nn.ReLU(), write(own), Settings(epochs=1))
 
 
 def test_data_and_loss_are_needed(write):

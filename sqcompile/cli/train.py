@@ -101,6 +101,7 @@ def command(
     file = modelfile.load(model_file)
     training.check(file)
     model, inputs = made(file, seed)
+    training.trained_parameters(model, file)
     reference = deepcopy(model)
     with output.status(f"compiling {model_file} with {chosen.name} for {target.name}"):
         step = api.compile(

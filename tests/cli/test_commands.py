@@ -275,6 +275,16 @@ def test_train_needs_data_and_loss(call, folder):
     assert "bare.py does not define data and loss, which training needs" in result.err
 
 
+def test_train_refuses_a_frozen_model_before_it_compiles(call, folder, monkeypatch):
+    monkeypatch.setattr("sqcompile.api.compile", None)
+    (folder / "frozen.py").write_text(
+        SMALL.replace("nn.Linear(8, 3))", "nn.Linear(8, 3)).requires_grad_(False)")
+    )
+    result = call("train", "frozen.py")
+    assert result.code == 2
+    assert "frozen.py: all 4 parameters of the model are frozen" in result.err
+
+
 def test_examine_names_what_is_missing(call, folder):
     called = "nn.functional.mish(self.first(x)).lgamma()"
     (folder / "bad.py").write_text(FORWARD.format(returns=called))
