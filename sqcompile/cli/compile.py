@@ -37,13 +37,7 @@ _DIFFERENCES = 20
     help="Run folder: code, weights, every graph as text, report.json, report.html.  "
     "[default: runs/MODEL]",
 )
-@click.option(
-    "--eval/--no-eval",
-    "with_eval",
-    default=True,
-    show_default=True,
-    help="Also compile the forward of evaluation, so that the loaded folder does both.",
-)
+@options.evaluation
 @click.option(
     "--verify",
     is_flag=True,

@@ -148,6 +148,14 @@ threads = click.option(
 )
 
 
+evaluation = click.option(
+    "--eval/--no-eval",
+    "with_eval",
+    default=True,
+    show_default=True,
+    help="Also compile the forward of evaluation, so that the loaded folder does both.",
+)
+
 SMALL = 2 * 10**9
 """Multiply-accumulates of a step whose reference graph runs in seconds."""
 

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Run folder for the trained step and the report.  [default: runs/MODEL]",
 )
+@options.evaluation
 @options.stats
 @options.threads
 @options.common
@@ -72,6 +73,7 @@ def command(
     lr: float,
     weight_decay: float,
     folder: str | None,
+    with_eval: bool,
     stats: bool | None,
     threads: int | None,
 ) -> None:
@@ -87,7 +89,15 @@ def command(
     """
     target = options.chosen_target(target_name, mcpu=mcpu, arch=arch, int4=int4, hw=hw)
     from sqcompile import api, modelfile, training
-    from sqcompile.cli.compile import made, measured, run_folder, statistics, tell, write_run
+    from sqcompile.cli.compile import (
+        made,
+        measured,
+        prepare_eval,
+        run_folder,
+        statistics,
+        tell,
+        write_run,
+    )
     from sqcompile.debug import sides
     from sqcompile.recipe import Recipe
     from sqcompile.report import data, saved, text
@@ -107,6 +117,8 @@ def command(
         step = api.compile(
             model, inputs, target=target, recipe=chosen, seed=seed, check_finite=check_finite
         )
+        if with_eval:
+            prepare_eval(step, inputs)
     eager_layers = saved.saved_by_layer(reference, inputs)
     for one in (step, reference):
         one.to(device)
