@@ -108,6 +108,7 @@ def command(
         )
         if with_eval:
             prepare_eval(step, inputs)
+    require_storable(step)
     results, executed_by = _verified(output, step, inputs, with_eval) if verify else ([], None)
     timing = _timed(output, file, step, inputs) if bench else None
     report = data.report(
@@ -151,6 +152,18 @@ def prepare_eval(step: "CompiledStep", inputs: tuple[Any, ...]) -> None:
     with torch.no_grad():
         step.prepare(*inputs)
     step.train()
+
+
+def require_storable(step: "CompiledStep") -> None:
+    """Raise UsageError, before anything is trained or measured, where `save` would."""
+    for variant in step.variants:
+        try:
+            variant.signature.to_json()
+        except TypeError as error:
+            raise UsageError(
+                f"the model's output cannot be stored: {error}\n"
+                "  return tensors in tuples, lists and dicts."
+            ) from error
 
 
 def _verified(

@@ -93,6 +93,7 @@ def command(
         made,
         measured,
         prepare_eval,
+        require_storable,
         run_folder,
         statistics,
         tell,
@@ -117,8 +118,9 @@ def command(
         step = api.compile(
             model, inputs, target=target, recipe=chosen, seed=seed, check_finite=check_finite
         )
-        if with_eval:
+        if with_eval or file.has("eval_data"):  # whose accuracy would compile it after an epoch
             prepare_eval(step, inputs)
+    require_storable(step)
     eager_layers = saved.saved_by_layer(reference, inputs)
     for one in (step, reference):
         one.to(device)
