@@ -2,7 +2,8 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sqcompile.errors import CaptureError, UsageError
-from sqcompile.modelfile import ModelFile
+from sqcompile.modelfile import ModelFile, blame
+from sqcompile.runtime import binding
 
 Batch = tuple[tuple[Any, ...], Tensor]
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -47,10 +49,12 @@ class Epoch:
 
 @dataclass
 class Run:
-    """A training run; step_ms holds every step's time: forward, loss, backward and optimiser."""
+    """A training run; step_ms holds every step's time: forward, loss, backward and optimiser;
+    unjudged: why no accuracy is known and what to do, "" when it is."""
 
     epochs: list[Epoch] = field(default_factory=list)
     step_ms: list[float] = field(default_factory=list)
+    unjudged: str = ""
 
     @property
     def accuracy(self) -> float | None:
@@ -62,6 +66,7 @@ class Run:
         return {
             "epochs": [vars(epoch) for epoch in self.epochs],
             "accuracy": self.accuracy,
+            "unjudged": self.unjudged,
             "steps": len(self.step_ms),
             "step_ms": median(self.step_ms),
         }
@@ -78,6 +83,24 @@ def check(file: ModelFile) -> None:
         )
 
 
+def trained_parameters(model: nn.Module, file: ModelFile) -> list[nn.Parameter]:
+    """The parameters that want a gradient; raises UsageError when there are none."""
+    parameters = list(model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trained:
+        why = (
+            f"all {len(parameters)} parameters of the model are frozen (requires_grad=False)"
+            if parameters
+            else "the model has no parameters"
+        )
+        raise UsageError(
+            f"{file.path}: {why}: there is nothing to train\n"
+            "  leave requires_grad on in what shall be trained; `sqcompile compile` compiles the "
+            "model as it is."
+        )
+    return trained
+
+
 def fit(
     model: nn.Module,
     file: ModelFile,
@@ -88,7 +111,8 @@ def fit(
 
     Accuracy is measured on eval_data() when the file has it, else over the epoch's own batches.
     The same settings give the same batches in the same order, whatever the model draws. Raises
-    CaptureError when the file's functions fail or the loss is no longer finite.
+    UsageError when no parameter wants a gradient, CaptureError when the file's functions or the
+    backward of its loss fail, or the loss is no longer finite.
     """
     check(file)
     optimizer = _optimizer(model, file, settings)
@@ -98,16 +122,18 @@ def fit(
         factor = 0.5 * (1 + math.cos(math.pi * number / settings.epochs))
         for group, lr in zip(optimizer.param_groups, first, strict=True):
             group["lr"] = lr * factor
-        epoch = _epoch(model, file, optimizer, settings.seed + number, run)
+        loss, counted = _epoch(model, file, optimizer, settings.seed + number, run)
         if file.has("eval_data"):
-            epoch = Epoch(epoch.loss, evaluate(model, file))
+            counted = evaluate(model, file)
+        run.unjudged = counted.unjudged
+        epoch = Epoch(loss, counted.share)
         run.epochs.append(epoch)
         on_epoch(number, epoch)
     return run
 
 
 def _optimizer(model: nn.Module, file: ModelFile, settings: Settings) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = trained_parameters(model, file)
     if not file.has("optimizer"):
         return OPTIMIZERS[settings.optimizer](parameters, settings.lr, settings.weight_decay)
     optimizer = file.call("optimizer", parameters)
@@ -120,7 +146,8 @@ def _optimizer(model: nn.Module, file: ModelFile, settings: Settings) -> torch.o
 
 def _epoch(
     model: nn.Module, file: ModelFile, optimizer: torch.optim.Optimizer, seed: int, run: Run
-) -> Epoch:
+) -> "tuple[float, Counted]":
+    """Mean loss of the epoch's steps, and how often they were right where no eval_data() is."""
     model.train()
     losses: list[float] = []
     right = Counted()
@@ -131,7 +158,7 @@ def _epoch(
         optimizer.zero_grad(set_to_none=True)
         output = model(*inputs)
         loss = _scalar(file, file.call("loss", output, target))
-        loss.backward()
+        _backward(file, loss)
         optimizer.step()
         run.step_ms.append((perf_counter() - start) * 1e3)
         losses.append(float(loss.detach()))
@@ -144,7 +171,20 @@ def _epoch(
             right.add(file, output.detach() if isinstance(output, Tensor) else output, target)
     if not losses:
         raise CaptureError(f"{file.path}: data() gave no batch in an epoch")
-    return Epoch(sum(losses) / len(losses), right.share)
+    return sum(losses) / len(losses), right
+
+
+def _backward(file: ModelFile, loss: Tensor) -> None:
+    """Gradients of the loss. The model file is named when that fails, unless a compiled step's
+    own backward is what failed."""
+    try:
+        loss.backward()
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if any(frame.filename == binding.__file__ for frame in frames):
+            raise
+        with blame(file.path, "the backward of loss()"):
+            raise
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -171,8 +211,8 @@ def _scalar(file: ModelFile, loss: object) -> Tensor:
     )
 
 
-def evaluate(model: nn.Module, file: ModelFile) -> float | None:
-    """Accuracy of the model in eval mode over the file's eval_data(); None when it has none."""
+def evaluate(model: nn.Module, file: ModelFile) -> "Counted":
+    """How often the model in eval mode is right over the file's eval_data()."""
     model.eval()
     right = Counted()
     with torch.no_grad():
@@ -180,42 +220,61 @@ def evaluate(model: nn.Module, file: ModelFile) -> float | None:
             inputs, target = _moved(batch, _device(model))
             right.add(file, model(*inputs), target)
     model.train()
-    return right.share
+    return right
 
 
 class Counted:
-    """Accuracy over batches: the file's accuracy(output, target), else the share of rows whose
-    largest output stands at the target's index; None where targets are no class indices."""
+    """Accuracy over batches: the file's accuracy(output, target), else the share of targets at
+    whose index the largest output stands. A target below 0 names no class and does not count.
+
+    unjudged: why one of the batches could not be judged and what to do; "" while all could.
+    """
 
     def __init__(self) -> None:
         self._right = 0.0
         self._rows = 0
+        self.unjudged = ""
 
     def add(self, file: ModelFile, output: Any, target: Any) -> None:
         """Count one batch."""
         if file.has("accuracy"):
             rows = len(target)
             self._right += float(file.call("accuracy", output, target)) * rows
-        elif _are_classes(output, target):
-            rows = target.numel()
-            self._right += int((output.argmax(1) == target).sum())
+            self._rows += rows
+        elif why := _no_classes(output, target):
+            self.unjudged = f"{why}; define accuracy(output, target) in {file.path}"
         else:
-            return
-        self._rows += rows
+            (axis,) = _class_axes(output.shape, target.shape)
+            self._right += int((output.argmax(axis) == target).sum())
+            self._rows += int((target >= 0).sum())
 
     @property
     def share(self) -> float | None:
-        """0..1."""
-        return self._right / self._rows if self._rows else None
+        """0..1; None without rows, and when some could not be judged: the rest is another set."""
+        return self._right / self._rows if self._rows and not self.unjudged else None
 
 
-def _are_classes(output: Any, target: Any) -> bool:
-    return (
-        isinstance(output, Tensor)
-        and isinstance(target, Tensor)
-        and target.dtype == torch.int64
-        and output.dim() == target.dim() + 1
-    )
+def _class_axes(output: Sequence[int], target: Sequence[int]) -> set[int]:
+    """Axes that the shape of an output has and that of its targets lacks: 1 (what cross_entropy
+    reads) or the last one. None when they fit on neither; two leave open which it is."""
+    last = len(output) - 1
+    candidates = {axis for axis in (1, last) if 0 <= axis <= last}
+    return {axis for axis in candidates if (*output[:axis], *output[axis + 1 :]) == tuple(target)}
+
+
+def _no_classes(output: Any, target: Any) -> str:
+    """Why targets are not the indices of an output's largest values; "" when they may be."""
+    if not isinstance(output, Tensor):
+        return f"the output is a {type(output).__name__}, not one tensor"
+    if not isinstance(target, Tensor):
+        return f"the target is a {type(target).__name__}, not a tensor"
+    if target.dtype != torch.int64:
+        return f"targets are {target.dtype}, not torch.int64 class indices"
+    axes = _class_axes(output.shape, target.shape)
+    if len(axes) == 1:
+        return ""
+    found = "may have classes on axis 1 or on the last one" if axes else "has no class axis"
+    return f"an output {list(output.shape)} with targets {list(target.shape)} {found}"
 
 
 def shuffled(file: ModelFile, seed: int) -> Iterator[Batch]:

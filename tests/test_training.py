@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import sqcompile
 from sqcompile import modelfile, training
 from sqcompile.errors import CaptureError, UsageError
 from sqcompile.training import Settings, fit
@@ -96,7 +97,86 @@ def loss(output, target):
     return (output - target).square().mean()
 """
     )
-    assert fit(model(), file, Settings(epochs=1)).accuracy is None
+    run = fit(model(), file, Settings(epochs=1))
+    assert run.accuracy is None
+    assert run.to_json()["unjudged"].startswith("targets are torch.float32, not torch.int64 class")
+
+
+class Echo(nn.Module):
+    """Gives back its input, moved by a parameter that is zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return x + self.shift
+
+
+def judged(write, *batches, extra=""):
+    """A training run over batches whose output is its input, with steps of no length."""
+    file = write(
+        """
+def loss(output, target):
+    return output.square().mean()
+
+def optimizer(parameters):
+    return torch.optim.SGD(parameters, lr=0.0)
+"""
+        + extra
+    )
+    file.module.data = lambda: batches
+    return fit(Echo(), file, Settings(epochs=1))
+
+
+def scores(target, axis, classes):
+    """Outputs that are largest at the target's index, on one axis."""
+    one_hot = nn.functional.one_hot(target.clamp(min=0), classes).float()
+    return one_hot.movedim(-1, axis)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "classes"),
+    [
+        ((4,), 1, 3),
+        ((4, 5), -1, 7),  # (N, T, V): a language model
+        ((4, 5), 1, 7),  # (N, V, T): what cross_entropy reads
+        ((5, 5), 1, 3),
+        ((2, 3, 4), 1, 6),  # (N, C, H, W)
+        ((), -1, 6),
+    ],
+)
+def test_classes_are_on_the_axis_that_targets_lack(write, shape, axis, classes):
+    torch.manual_seed(0)
+    target = torch.randint(classes, shape)
+    output = scores(target, axis, classes)
+    assert judged(write, (output, target)).accuracy == 1.0
+    assert judged(write, (output, (target + 1) % classes)).accuracy == 0.0
+
+
+def test_targets_below_0_are_no_classes(write):
+    target = torch.tensor([[0, 2, -100], [1, -100, -100]])
+    assert judged(write, (scores(target, -1, 4), target)).accuracy == 1.0
+
+
+@pytest.mark.parametrize(
+    ("output", "why"),
+    [
+        ((4, 5, 5), "an output [4, 5, 5] with targets [4, 5] may have classes on axis 1 or on the"),
+        ((4, 6, 7), "an output [4, 6, 7] with targets [4, 5] has no class axis"),
+        ((4, 5), "an output [4, 5] with targets [4, 5] has no class axis"),
+    ],
+)
+def test_no_accuracy_where_the_axis_of_classes_is_not_known(write, output, why):
+    batch = torch.zeros(output), torch.zeros(4, 5, dtype=torch.int64)
+    clear = torch.zeros(4, 5, 7), torch.zeros(4, 5, dtype=torch.int64)
+    for batches in ([batch], [clear, batch], [batch, clear]):
+        run = judged(write, *batches)
+        assert run.accuracy is None
+        assert run.unjudged.startswith(why)
+        assert "; define accuracy(output, target) in" in run.unjudged
+    own = judged(write, batch, extra="def accuracy(output, target): return 0.5")
+    assert (own.accuracy, own.unjudged) == (0.5, "")
 
 
 @pytest.mark.parametrize(
@@ -114,6 +194,67 @@ def test_what_cannot_be_trained(write, extra, message):
     with pytest.raises(CaptureError) as error:
         fit(model(), write(extra), Settings(epochs=1))
     assert message in str(error.value)
+
+
+FAILING_BACKWARD = {
+    "in the file": (
+        """
+class Failing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise ValueError("no gradient today")
+
+def loss(output, target):
+    return Failing.apply(output)
+""",
+        'net.py:25  raise ValueError("no gradient today")\n'
+        "  the backward of loss() raised ValueError: no gradient today\n",
+    ),
+    "in PyTorch": (
+        """
+def loss(output, target):
+    raised = output.exp()
+    total = raised.sum()
+    raised.detach().zero_()
+    return total
+""",
+        "net.py\n  the backward of loss() raised RuntimeError: one of the variables needed for",
+    ),
+}
+
+
+@pytest.mark.parametrize("where", FAILING_BACKWARD)
+def test_a_loss_whose_backward_fails_is_the_files(write, where):
+    extra, message = FAILING_BACKWARD[where]
+    with pytest.raises(CaptureError) as error:
+        fit(model(), write(extra), Settings(epochs=1))
+    assert message in str(error.value)
+
+
+def test_a_compiled_backward_that_fails_is_not_the_files(write, monkeypatch):
+    step = sqcompile.compile(model(), (torch.randn(5, 4),))
+
+    def failing(*given):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(type(step.variants[0]), "run_backward", failing)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        fit(step, write(), Settings(epochs=1))
+
+
+@pytest.mark.parametrize(
+    "own", ["", "def optimizer(parameters): return torch.optim.SGD(parameters)"]
+)
+def test_something_must_be_there_to_train(write, own):
+    frozen = model().requires_grad_(False)
+    with pytest.raises(UsageError, match="all 2 parameters of the model are frozen"):
+        fit(frozen, write(own), Settings(epochs=1))
+    with pytest.raises(UsageError, match="the model has no parameters: there is nothing to train"):
+        fit(nn.ReLU(), write(own), Settings(epochs=1))
 
 
 def test_data_and_loss_are_needed(write):

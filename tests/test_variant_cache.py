@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
@@ -181,6 +182,23 @@ def test_kernels_that_are_not_the_packages_turn_it_off(monkeypatch: pytest.Monke
     model, x = made()
     sqcompile.compile(model, (x,))
     assert len(stored) == 1, "the code, and no variant"
+
+
+Pair = namedtuple("Pair", "y z")
+
+
+def test_a_variant_whose_output_has_no_json_form_is_not_kept(own_cache: Path) -> None:
+    class Named(nn.Linear):
+        def forward(self, x: Tensor) -> Pair:
+            y = super().forward(x)
+            return Pair(y, -y)
+
+    model, x = Named(8, 4), torch.randn(16, 8)
+    step = sqcompile.compile(model, (x,))
+    assert isinstance(step(x), Pair)
+    with pytest.raises(TypeError, match="its structure has no JSON form: TreeSpec.namedtuple"):
+        step.variants[0].signature.to_json()
+    assert not list(own_cache.rglob("variant.json"))
 
 
 @pytest.mark.parametrize("found", [False, True])

@@ -37,13 +37,7 @@ _DIFFERENCES = 20
     help="Run folder: code, weights, every graph as text, report.json, report.html.  "
     "[default: runs/MODEL]",
 )
-@click.option(
-    "--eval/--no-eval",
-    "with_eval",
-    default=True,
-    show_default=True,
-    help="Also compile the forward of evaluation, so that the loaded folder does both.",
-)
+@options.evaluation
 @click.option(
     "--verify",
     is_flag=True,
@@ -114,6 +108,7 @@ def command(
         )
         if with_eval:
             prepare_eval(step, inputs)
+    require_storable(step)
     results, executed_by = _verified(output, step, inputs, with_eval) if verify else ([], None)
     timing = _timed(output, file, step, inputs) if bench else None
     report = data.report(
@@ -159,6 +154,18 @@ def prepare_eval(step: "CompiledStep", inputs: tuple[Any, ...]) -> None:
     with torch.no_grad():
         step.prepare(*inputs)
     step.train()
+
+
+def require_storable(step: "CompiledStep") -> None:
+    """Raise UsageError, before anything is trained or measured, where `save` would."""
+    for variant in step.variants:
+        try:
+            variant.signature.to_json()
+        except TypeError as error:
+            raise UsageError(
+                f"the model's output cannot be stored: {error}\n"
+                "  return tensors in tuples, lists and dicts."
+            ) from error
 
 
 def _verified(

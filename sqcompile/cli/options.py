@@ -7,6 +7,7 @@ import click
 
 from sqcompile.cli import completing
 from sqcompile.cli.output import Output
+from sqcompile.recipe import RECIPES
 
 if TYPE_CHECKING:
     from sqcompile.backends.targets import Target
@@ -112,8 +113,8 @@ def recipe(function: Command) -> Command:
             default="w4a4g4",
             show_default=True,
             shell_complete=completing.recipe,
-            help="Bits of weights, activations and gradients: w4a4g4, w6a6g6, w8a8g8, paper-4bit, "
-            "naive-4bit, or a JSON file.",
+            help=f"Bits of weights, activations and gradients: {', '.join(RECIPES)}, or a JSON "
+            "file.",
         ),
     ):
         function = option(function)
@@ -147,6 +148,14 @@ threads = click.option(
     help="Threads of the kernels and of PyTorch.  [default: all cores]",
 )
 
+
+evaluation = click.option(
+    "--eval/--no-eval",
+    "with_eval",
+    default=True,
+    show_default=True,
+    help="Also compile the forward of evaluation, so that the loaded folder does both.",
+)
 
 SMALL = 2 * 10**9
 """Multiply-accumulates of a step whose reference graph runs in seconds."""

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Run folder for the trained step and the report.  [default: runs/MODEL]",
 )
+@options.evaluation
 @options.stats
 @options.threads
 @options.common
@@ -72,6 +73,7 @@ def command(
     lr: float,
     weight_decay: float,
     folder: str | None,
+    with_eval: bool,
     stats: bool | None,
     threads: int | None,
 ) -> None:
@@ -87,7 +89,16 @@ def command(
     """
     target = options.chosen_target(target_name, mcpu=mcpu, arch=arch, int4=int4, hw=hw)
     from sqcompile import api, modelfile, training
-    from sqcompile.cli.compile import made, measured, run_folder, statistics, tell, write_run
+    from sqcompile.cli.compile import (
+        made,
+        measured,
+        prepare_eval,
+        require_storable,
+        run_folder,
+        statistics,
+        tell,
+        write_run,
+    )
     from sqcompile.debug import sides
     from sqcompile.recipe import Recipe
     from sqcompile.report import data, saved, text
@@ -101,11 +112,15 @@ def command(
     file = modelfile.load(model_file)
     training.check(file)
     model, inputs = made(file, seed)
+    training.trained_parameters(model, file)
     reference = deepcopy(model)
     with output.status(f"compiling {model_file} with {chosen.name} for {target.name}"):
         step = api.compile(
             model, inputs, target=target, recipe=chosen, seed=seed, check_finite=check_finite
         )
+        if with_eval or file.has("eval_data"):  # whose accuracy would compile it after an epoch
+            prepare_eval(step, inputs)
+    require_storable(step)
     eager_layers = saved.saved_by_layer(reference, inputs)
     for one in (step, reference):
         one.to(device)
@@ -149,5 +164,7 @@ def _closing(runs: dict[str, Any]) -> list[str]:
         if run["accuracy"] is not None
     ]
     times = [f"{name} {duration(run['step_ms'])}" for name, run in runs.items()]
-    lines = [f"accuracy   {', '.join(accuracies)}"] if accuracies else []
+    why = next((run["unjudged"] for run in runs.values() if run["unjudged"]), "")
+    told = ", ".join(accuracies) or (f"not known: {why}" if why else "")
+    lines = [f"accuracy   {told}"] if told else []
     return [*lines, f"step       {', '.join(times)} (median, optimiser included)"]

@@ -65,10 +65,7 @@ def of_folder(folder: str | Path, kind: str) -> Source:
     manifest = artifact.read_manifest(path)
     entries = [one for one in manifest["variants"] if one["key"]["mode"] == MODES[kind]]
     if not entries:
-        raise UsageError(
-            f"{folder} has no graph '{kind}': it holds no variant of mode {MODES[kind]}\n"
-            "  compile the model again (without --no-eval for evaluation)."
-        )
+        raise UsageError(_lacking(path, kind, manifest))
     graphs: dict[str, GraphModule | None] = dict(graph_file.read(path / entries[0]["folder"]))
     module = artifact.read_module(path, manifest)
     key = entries[0]["key"]
@@ -76,6 +73,22 @@ def of_folder(folder: str | Path, kind: str) -> Source:
     about = _about(kind, Recipe.from_json(manifest["recipe"]), manifest["target"], call)
     signature = Signature.from_json(entries[0]["signature"])
     return _source(kind, graphs, signature, _tensors(module), about)
+
+
+def _lacking(folder: Path, kind: str, manifest: dict[str, Any]) -> str:
+    """That a folder has no such graph, and how to get one without losing trained weights."""
+    mode = MODES[kind]
+    lines = [f"{folder} has no graph '{kind}': it holds no variant of mode {mode}"]
+    if mode == "eval":
+        lines.append("  `sqcompile compile` and `train` compile one, without --no-eval;")
+    lines.append(f"  in Python: step.{mode}(), then step.prepare(*inputs), before step.save().")
+    if manifest["training_state"]["step"]:
+        lines += [
+            "  Write another folder: the weights here are trained, and this one would lose them.",
+            f"  model.load_state_dict(sqcompile.load({str(folder)!r}).state_dict()) gives them to "
+            "the model to compile.",
+        ]
+    return "\n".join(lines)
 
 
 def _source(

@@ -92,11 +92,18 @@ class Signature:
         for value in self.constants.values():
             if not isinstance(value, (int, float, str, bool, type(None))):
                 raise TypeError(f"an output of the model is a {type(value).__name__}")
+        without_form = f"its structure has no JSON form: {' '.join(str(self.out_spec).split())}"
+        try:
+            out_spec = compat.treespec_to_json(self.out_spec)
+        except (NotImplementedError, TypeError) as error:
+            raise TypeError(without_form) from error
+        if compat.treespec_from_json(out_spec) != self.out_spec:
+            raise TypeError(without_form)  # a tuple as a key comes back as a list
         return {
             **data,
             "saved": list(self.saved),
             "constants": {str(key): value for key, value in self.constants.items()},
-            "out_spec": compat.treespec_to_json(self.out_spec),
+            "out_spec": out_spec,
             "exposed_forward": list(self.exposed_forward),
             "exposed_backward": list(self.exposed_backward),
             "index_limits": [asdict(limit) for limit in self.index_limits],

@@ -6,10 +6,12 @@ import shutil
 import tomllib
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+import sqcompile
 from sqcompile.backends.targets import TARGETS
 from sqcompile.runtime import graph_file, stages
 from tests.cli.conftest import FORWARD, ROOT, SMALL
@@ -268,11 +270,61 @@ def test_train_measures_the_trained_step(call, folder):
     assert 'id="tensors"' in (folder / "here/report.html").read_text()
 
 
+def test_a_trained_folder_evaluates_and_is_exported(call, folder):
+    """Without eval_data(), too; and compiling its evaluation changes nothing in training."""
+    with_eval = call("train", "net.py", "--epochs", "1", "-o", "both", "--no-stats", "--json")
+    assert with_eval.code == 0, with_eval.err
+    without = call(
+        "train", "net.py", "--epochs", "1", "-o", "alone", "--no-stats", "--no-eval", "--json"
+    )
+    losses, modes = [], []
+    for result in (with_eval, without):
+        report = json.loads(result.out)
+        losses.append([one["loss"] for one in report["training"]["runs"]["w4a4g4"]["epochs"]])
+        modes.append([one["mode"] for one in report["variants"]])
+    assert losses[0] == losses[1]
+    assert modes == [["train", "eval"], ["train"]]
+    weights, others = (
+        load_file(folder / name / "weights.safetensors") for name in ("both", "alone")
+    )
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+    loaded = sqcompile.load(folder / "both").eval()
+    with torch.no_grad():
+        assert loaded(torch.randn(4, 6)).shape == (4, 3)
+    assert call("inspect", "both", "--variant", "eval").code == 0
+    exported = call("export", "both", "--onnx")
+    assert exported.code == 0, exported.err
+
+
+def test_a_folder_without_evaluation_says_how_to_get_it(call, folder):
+    """Of a trained one: without the loss of its weights."""
+    assert call("train", "net.py", "--epochs", "1", "-o", "trained", "--no-eval").code == 0
+    assert call("net.py", "-o", "compiled", "--no-eval").code == 0
+    trained, compiled = (call("export", name, "--onnx") for name in ("trained", "compiled"))
+    assert trained.code == compiled.code == 2
+    assert "compiled has no graph 'eval': it holds no variant of mode eval" in compiled.err
+    assert "compile one, without --no-eval" in compiled.err
+    assert "step.eval(), then step.prepare(*inputs), before step.save()" in compiled.err
+    kept = "load_state_dict(sqcompile.load('trained').state_dict())"
+    assert kept in trained.err and "load_state_dict" not in compiled.err
+
+
 def test_train_needs_data_and_loss(call, folder):
     (folder / "bare.py").write_text(FORWARD.format(returns="self.first(x)"))
     result = call("train", "bare.py")
     assert result.code == 2
     assert "bare.py does not define data and loss, which training needs" in result.err
+
+
+def test_train_refuses_a_frozen_model_before_it_compiles(call, folder, monkeypatch):
+    monkeypatch.setattr("sqcompile.api.compile", None)
+    (folder / "frozen.py").write_text(
+        SMALL.replace("nn.Linear(8, 3))", "nn.Linear(8, 3)).requires_grad_(False)")
+    )
+    result = call("train", "frozen.py")
+    assert result.code == 2
+    assert "frozen.py: all 4 parameters of the model are frozen" in result.err
 
 
 def test_examine_names_what_is_missing(call, folder):

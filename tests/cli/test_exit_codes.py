@@ -143,3 +143,51 @@ def test_an_interrupt_is_130(call, monkeypatch):
 
     monkeypatch.setattr(modelfile, "load", interrupted)
     assert call("net.py").code == 130
+
+
+STRUCTURES = {
+    "a namedtuple": ("Pair(y, y)", "TreeSpec(namedtuple, <class 'sqcompile_model_pair"),
+    "a key that JSON changes": ("{(1, 2): y}", "TreeSpec(dict, [(1, 2)], [*])"),
+}
+OF_A_STRUCTURE = """\
+from collections import namedtuple
+import torch
+from torch import nn
+Pair = namedtuple("Pair", "first second")
+class Net(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        return {returned}
+def make_model():
+    return Net(6, 3)
+def example_inputs():
+    return (torch.randn(4, 6),)
+def data():
+    raise SystemExit("training began")
+def loss(output, target):
+    return output.sum()
+"""
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("command", ["compile", "train"])
+def test_an_output_that_cannot_be_stored_is_2_before_training(call, folder, command, structure):
+    returned, message = STRUCTURES[structure]
+    (folder / "pair.py").write_text(OF_A_STRUCTURE.replace("{returned}", returned))
+    result = call(command, "pair.py", "-o", "here")
+    assert result.code == 2, result.err
+    assert (
+        "error: the model's output cannot be stored: its structure has no JSON form: " in result.err
+    )
+    assert message in result.err
+    assert "return tensors in tuples, lists and dicts." in result.err
+    assert not (folder / "here").exists()
+
+
+def test_evaluation_that_cannot_be_stored_is_2_before_training(call, folder):
+    """Also where only eval_data() would compile it, at the end of an epoch."""
+    text = OF_A_STRUCTURE.replace("{returned}", "y if self.training else Pair(y, y)")
+    (folder / "pair.py").write_text(text + "def eval_data():\n    return data()\n")
+    result = call("train", "pair.py", "-o", "here", "--no-eval")
+    assert result.code == 2, result.err
+    assert "the model's output cannot be stored" in result.err

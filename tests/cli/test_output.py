@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 from textwrap import dedent
 
+import pytest
+
 from sqcompile import cli
 from sqcompile.cli import COMMANDS
+from sqcompile.recipe import RECIPES
 from tests.cli.conftest import ROOT, started
 
 HEAVY = {"torch", "tvm", "numpy", "jinja2", "rich", "sqcompile.api"}
@@ -37,6 +40,12 @@ def test_help_teaches(call):
     assert "run only" in result.out and "what you trust" in result.out
     assert "5 missing toolchain or device, 6 verification mismatch" in result.out
     assert all(name in result.out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["compile", "train"])
+def test_help_names_every_recipe(call, command):
+    told = " ".join(call(command, "--help").out.split())
+    assert f"gradients: {', '.join(RECIPES)}, or a JSON file." in told
 
 
 def test_a_place_in_a_message_is_never_wrapped(folder):
