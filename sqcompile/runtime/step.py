@@ -52,7 +52,7 @@ class CompiledStep(nn.Module):
         self.target = target
 
     @property
-    def training(self) -> bool:  # type: ignore[override]
+    def training(self) -> bool:
         """The model's own flag, so that model.eval() and step.eval() are one thing."""
         mode: bool = self.model.training
         return mode
