@@ -127,11 +127,11 @@ def command(
 
 def run_folder(given: str | None, model_file: str) -> Path:
     """Where the run goes; raises UsageError, before anything is compiled, when `save` would."""
+    from sqcompile.runtime.artifact import is_artifact
+
     path = Path(given) if given else Path("runs") / Path(model_file).stem
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; give a folder with -o")
-    from sqcompile.runtime.artifact import is_artifact
-
     if path.exists() and any(path.iterdir()) and not is_artifact(path):
         raise UsageError(f"{path} holds other files and is no run folder; give another with -o")
     return path
@@ -158,14 +158,10 @@ def prepare_eval(step: "CompiledStep", inputs: tuple[Any, ...]) -> None:
 
 def require_storable(step: "CompiledStep") -> None:
     """Raise UsageError, before anything is trained or measured, where `save` would."""
+    from sqcompile.runtime.artifact import storable
+
     for variant in step.variants:
-        try:
-            variant.signature.to_json()
-        except TypeError as error:
-            raise UsageError(
-                f"the model's output cannot be stored: {error}\n"
-                "  return tensors in tuples, lists and dicts."
-            ) from error
+        storable(variant.signature)
 
 
 def _verified(

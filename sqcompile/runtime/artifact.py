@@ -153,21 +153,25 @@ def _write_variant(variant: Variant, run: Path, number: int) -> dict[str, Any]:
     for position, stage in enumerate(variant.stages):
         (texts / f"{position:02d}_{stage.name}.txt").write_text(stage.text, encoding="utf-8")
     stages.write(texts, variant.stages)
+    return {
+        "folder": folder.name,
+        "key": asdict(variant.key),
+        "signature": storable(variant.signature),
+        "objects": len(binary.objects),
+        "sources": sorted(binary.sources),
+        "images": sorted(binary.images),
+    }
+
+
+def storable(signature: Signature) -> dict[str, Any]:
+    """A signature's JSON form; raises UsageError when the model's output has none."""
     try:
-        signature = variant.signature.to_json()
+        return signature.to_json()
     except TypeError as error:
         raise UsageError(
             f"the model's output cannot be stored: {error}\n"
             "  return tensors in tuples, lists and dicts."
         ) from error
-    return {
-        "folder": folder.name,
-        "key": asdict(variant.key),
-        "signature": signature,
-        "objects": len(binary.objects),
-        "sources": sorted(binary.sources),
-        "images": sorted(binary.images),
-    }
 
 
 def _listings(binary: Binary) -> dict[str, str]:
