@@ -26,6 +26,10 @@ _RAISED = re.compile(r"got (?P<type>\w+)\((?P<quote>['\"])(?P<text>.*?)(?P=quote
 _REMEDIES = {
     "Data-dependent branching": "write the branch without Python's if, e.g. with torch.where, "
     "or move it out of the compiled model",
+    "Could not guard on data-dependent": "a number that is computed from values cannot be "
+    "compiled; a batch norm needs a number as its momentum",
+    "support for RNN, GRU, and LSTM": "recurrent layers are not supported: leave them in "
+    "PyTorch, with torch.compile(backend='sqcompile') and torch.compiler.disable around them",
     "Dynamic shape operator": "a shape that depends on values cannot be compiled; use a mask",
 }
 

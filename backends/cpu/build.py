@@ -17,7 +17,7 @@ import tvm_ffi
 from tvm import tirx
 
 from sqcompile.backends import vm
-from sqcompile.backends.cpu.host import host_cpu
+from sqcompile.backends.cpu.host import host_cpu, vector_features
 from sqcompile.backends.lower import KernelRecord
 from sqcompile.backends.targets import Target
 from sqcompile.errors import UsageError
@@ -73,6 +73,7 @@ def build(module: tvm.IRModule, target: Target, images: dict[str, bytes] | None 
         {f"kernels_{part}.ll": ir for part, (_, ir) in enumerate(compiled)},
         images,
         target.name,
+        sorted(vector_features(mcpu_of(target))),
     )
 
 

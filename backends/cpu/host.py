@@ -5,12 +5,12 @@ code that used them would end the process. So the name is only taken when the op
 shows all of its vector instructions, and the generic level below it otherwise.
 """
 
-from pathlib import Path
 from typing import Any
 
 import tvm
 
-_CPUINFO = Path("/proc/cpuinfo")
+from sqcompile.runtime import cpu_flags
+
 _LEVELS = (
     ("x86-64-v4", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
     ("x86-64-v3", {"avx2", "bmi1", "bmi2", "fma", "f16c"}),
@@ -22,24 +22,14 @@ _ALSO_CALLED = {"bmi": "bmi1"}
 def host_cpu() -> str:
     """The LLVM name of a CPU whose every vector instruction this machine has."""
     name = str(tvm.target.codegen.llvm_get_system_cpu())
-    shown = _shown_flags()
-    if not shown or not (_vector_features(name) - shown):
+    shown = cpu_flags.shown()
+    if not shown or not (vector_features(name) - shown):
         return name
     return next((level for level, needed in _LEVELS if needed <= shown), "x86-64")
 
 
-def _shown_flags() -> set[str]:
-    """The flags of the first processor, without underscores; none where there is no such file or
-    the architecture lists them otherwise."""
-    try:
-        lines = _CPUINFO.read_text().splitlines()
-    except OSError:
-        return set()
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return {flag.replace("_", "") for flag in flags.partition(":")[2].split()}
-
-
-def _vector_features(name: str) -> set[str]:
+def vector_features(name: str) -> set[str]:
+    """The vector instructions of the CPU that LLVM calls `name`, as `cpu_flags` names them."""
     target: Any = tvm.target.Target({"kind": "llvm", "mcpu": name})
     features = {str(one) for one in tvm.target.codegen.llvm_get_cpu_features(target)}
     wanted = {f for f in features if f.startswith("avx") or f in ("fma", "f16c", "bmi", "bmi2")}

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sqcompile.errors import InputError
-from sqcompile.runtime import machines, threads
+from sqcompile.errors import InputError, TargetUnavailableError
+from sqcompile.runtime import cpu_flags, machines, threads
 
 _ALIGNMENT = {"cpu": 1, "cuda": 16}
 """What the address of a tensor must be a multiple of, by torch's name of the device."""
@@ -34,7 +34,8 @@ _SOURCES = (".ll", ".cu", ".log")
 class Binary:
     """A compiled module as bytes.
 
-    vm: one line of JSON with the target and what every function takes and gives, then VM bytecode;
+    vm: one line of JSON with the target, what every function takes and gives and the vector
+    instructions of the CPU that it is for, then VM bytecode;
     objects: the kernels' object files for the CPU; sources: what they were made from by file name,
     for readers; images: what another device loads, by file name.
     """
@@ -53,9 +54,10 @@ class Binary:
         sources: dict[str, str],
         images: dict[str, bytes] | None = None,
         target: str = "cpu",
+        needs: Sequence[str] = (),
     ) -> "Binary":
         """From bytecode and, for each function, its inputs and outputs."""
-        head = json.dumps({"target": target, "ports": ports}).encode()
+        head = json.dumps({"target": target, "ports": ports, "needs": needs}).encode()
         return cls(head + b"\n" + bytecode, objects, sources, images or {})
 
     def files(self) -> dict[str, bytes]:
@@ -92,6 +94,15 @@ class Binary:
     def target(self) -> str:
         """The name of the target that it runs on."""
         return str(self._head["target"])
+
+    def require_cpu(self) -> None:
+        """Raise TargetUnavailableError when this machine lacks instructions of the CPU that the
+        code is for, which would end the process."""
+        if lacking := cpu_flags.missing(self._head["needs"]):
+            raise TargetUnavailableError(
+                f"this code is for a CPU with {', '.join(lacking)}, which this machine does not "
+                "have\n  compile the model here, or with --mcpu x86-64-v3 for most machines."
+            )
 
     @cached_property
     def ports(self) -> dict[str, tuple[list[Port], list[Port]]]:
@@ -179,6 +190,7 @@ class Function:
         ]
         index = self._index(ready)
         if index not in self._run:
+            self._executable.binary.require_cpu()
             self._run[index] = self._executable.machine(index)[self.name]
         threads.apply()
         with self._executable.running, machines.on_current_stream(self._device, index):

@@ -5,6 +5,7 @@ table and of ATen.
 """
 
 import json
+import math
 import operator
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,7 @@ def write(graphs: Mapping[str, GraphModule], folder: Path) -> None:
     save_file(
         {key: value.contiguous().clone() for key, value in tensors.items()}, folder / CONSTANTS
     )
-    (folder / NODES).write_text(json.dumps(nodes))
+    (folder / NODES).write_text(json.dumps(nodes, allow_nan=False))
 
 
 def read(folder: Path) -> dict[str, GraphModule]:
@@ -92,13 +93,16 @@ def _shape(value: Any) -> list[Any]:
 
 
 def _encoded(value: Any) -> Any:
-    """An argument as JSON: what JSON has is itself, all else an object with one key."""
+    """An argument as JSON: what JSON has is itself, all else (infinities too) an object with one
+    key."""
     if isinstance(value, Node):
         return {"node": value.name}
     if isinstance(value, (tuple, list)):
         return [_encoded(one) for one in value]
     if isinstance(value, (torch.dtype, torch.memory_format, torch.layout, torch.device)):
         return {"torch": str(value).removeprefix("torch.")}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
     return value
 
 
@@ -135,6 +139,8 @@ def _decoded(value: Any, values: dict[str, Node]) -> Any:
     if set(value) == {"torch"}:
         known = value["torch"]
         return torch.device(known) if known == "cpu" else getattr(torch, known)
+    if set(value) == {"float"}:
+        return float(value["float"])
     return {key: _decoded(one, values) for key, one in value.items()}
 
 

@@ -1,7 +1,7 @@
 """What a compiled step takes and gives, as data: all that running it needs besides the binary."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,11 @@ class CallKey:
     frozen: tuple[str, ...]
     switched: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
+
+    def without_gradients(self) -> "CallKey":
+        """The same call where no backward can follow."""
+        leaves = tuple(leaf.removesuffix("'") for leaf in self.leaves)
+        return replace(self, gradients=False, leaves=leaves, frozen=())
 
     def describe(self) -> str:
         """`train, inputs float32[8, 3]`: for messages."""
@@ -153,7 +158,6 @@ def call_key(
 ) -> CallKey:
     """The key of one call from its flattened arguments."""
     texts = tuple(leaf_text(leaf) for leaf in leaves)
-    if not gradients:
-        texts = tuple(text.removesuffix("'") for text in texts)
-    trained = tuple(frozen) if gradients else ()
-    return CallKey(mode, gradients, texts, str(spec), trained, tuple(switched), tuple(shared))
+    own = (tuple(frozen), tuple(switched), tuple(shared))
+    key = CallKey(mode, gradients, texts, str(spec), *own)
+    return key if gradients else key.without_gradients()

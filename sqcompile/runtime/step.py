@@ -155,9 +155,11 @@ class CompiledStep(nn.Module):
     def _add(self, key: CallKey, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Variant:
         if self._compiler is None:
             known = "\n".join(f"  {variant.key.describe()}" for variant in self.variants)
+            remedy = "compile the model with inputs of this shape and mode and save it again."
+            if key.without_gradients() in self._by_key:
+                remedy = "call it under torch.no_grad(): it was compiled without gradients."
             raise InputError(
-                f"this artifact has no code for: {key.describe()}\nit has:\n{known}\n"
-                "compile the model with inputs of this shape and mode and save it again."
+                f"this artifact has no code for: {key.describe()}\nit has:\n{known}\n{remedy}"
             )
         self._by_key[key] = variant = self._compiler(self.model, key, args, kwargs)
         return variant

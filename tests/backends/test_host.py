@@ -4,6 +4,7 @@ import pytest
 import tvm
 
 from sqcompile.backends.cpu import host
+from sqcompile.runtime import cpu_flags
 
 _FLAGS = """
 sse4_2 popcnt avx avx2 bmi1 bmi2 fma f16c avx512f avx512dq avx512ifma avx512cd avx512bw avx512vl
@@ -26,11 +27,11 @@ def test_hidden_instructions_lower_the_level(tmp_path, monkeypatch, hidden, expe
     shown = [flag for flag in flags if not flag.startswith(hidden)] if hidden else flags
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor : 0\nflags\t\t: {' '.join(shown)}\n")
-    monkeypatch.setattr(host, "_CPUINFO", cpuinfo)
+    monkeypatch.setattr(cpu_flags, "CPUINFO", cpuinfo)
     monkeypatch.setattr(tvm.target.codegen, "llvm_get_system_cpu", lambda: "znver4")
     assert host.host_cpu() == expected
 
 
 def test_without_a_list_of_flags_llvm_is_believed(tmp_path, monkeypatch):
-    monkeypatch.setattr(host, "_CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(cpu_flags, "CPUINFO", tmp_path / "none")
     assert host.host_cpu() == str(tvm.target.codegen.llvm_get_system_cpu())

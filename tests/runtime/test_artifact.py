@@ -16,8 +16,8 @@ import torch.nn.functional as F
 import sqcompile
 from sqcompile.backends.cpu import build
 from sqcompile.cli.compile import run_folder
-from sqcompile.errors import InputError, SqError, UsageError
-from sqcompile.runtime import artifact
+from sqcompile.errors import InputError, SqError, TargetUnavailableError, UsageError
+from sqcompile.runtime import artifact, cpu_flags, graph_file
 from tests.models import make
 
 ROOT = Path(__file__).parents[2]
@@ -202,3 +202,35 @@ def test_assembly_is_generated_once(tmp_path, monkeypatch):
     step.save(str(tmp_path / "again"))
     for path in (tmp_path / "run" / "variant_0").glob("*.s"):
         assert path.read_text() == (tmp_path / "again" / "variant_0" / path.name).read_text() != ""
+
+
+def test_evaluation_with_gradients_on_says_how_it_is_called(tmp_path):
+    _, inputs = _saved(tmp_path / "run")
+    loaded = sqcompile.load(tmp_path / "run").eval()
+    with pytest.raises(InputError, match=r"call it under torch\.no_grad\(\)"):
+        loaded(*inputs)
+    with torch.no_grad():
+        assert loaded(*inputs).shape[0] == inputs[0].shape[0]
+
+
+def test_code_for_another_cpu_is_refused_before_it_runs(tmp_path, monkeypatch):
+    _, inputs = _saved(tmp_path / "run")
+    loaded = sqcompile.load(tmp_path / "run")
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags : sse4_2 popcnt\n")
+    monkeypatch.setattr(cpu_flags, "CPUINFO", cpuinfo)
+    with pytest.raises(TargetUnavailableError, match=r"for a CPU with .*avx.*--mcpu x86-64-v3"):
+        loaded(*inputs)
+
+
+def test_an_infinity_in_a_graph_is_json(tmp_path):
+    class Masked(torch.nn.Module):
+        def forward(self, x):
+            return x.masked_fill(x > 0, float("-inf")).softmax(-1)
+
+    step = sqcompile.compile(Masked(), (torch.randn(3, 8),))
+    step.save(str(tmp_path / "run"))
+    text = (tmp_path / "run" / "variant_0" / "graphs.json").read_text()
+    assert "-inf" in text and "Infinity" not in text
+    graph = graph_file.read(tmp_path / "run" / "variant_0")["forward"]
+    assert any(float("-inf") in node.args for node in graph.graph.nodes)
