@@ -76,8 +76,10 @@ class Raises(nn.Module):
         (Branch(), ["test_capture.py:", "if x.sum() > 0", "Data-dependent", "torch.where"]),
         (Raises(), ["test_capture.py:", "x @ torch.ones(77, 3)", "raises RuntimeError: a and b"]),
         (Mutates(), ["changes", "not its inputs"]),
+        (nn.GRU(4, 4), ["recurrent layers are not supported", "torch.compiler.disable"]),
+        (nn.BatchNorm1d(4, momentum=None), ["batch norm needs a number as its momentum"]),
     ],
-    ids=["branch", "raises", "mutates"],
+    ids=["branch", "raises", "mutates", "recurrent", "momentum"],
 )
 def test_errors_name_the_line_and_a_remedy(model, expected):
     with pytest.raises(CaptureError) as caught:
