@@ -89,6 +89,7 @@ claims: $(READY)
 PROTOCOLS := digits resnet8-16px charlm resnet20-cifar10 vit-cifar10
 # Other schedules: for the 4-bit recipes on resnet8-16px, and for 6 bits on charlm.
 IMAGE_SCHEDULES := lr=0.05 lr=0.2 decay=0.0001 decay=0.001 epochs=30
+DEEP_SCHEDULES := epochs=8
 TEXT_SCHEDULES := lr=0.001 lr=0.004
 accuracy: $(READY)
 	@test -n "$(DATA)" || { echo "make: give the folder of the data: make accuracy DATA=..." >&2; exit 1; }
@@ -102,12 +103,17 @@ accuracy: $(READY)
 	    --recipe w4a4g4,w4a4g4-limited --$$change \
 	    --json "runs/accuracy/resnet8-16px@$$change.summary.json" || exit 1; \
 	done
+	for change in $(DEEP_SCHEDULES); do \
+	  $(BIN)/python tools/accuracy.py --protocol resnet20-cifar10 --data "$(DATA)" --jobs 2 --$$change \
+	    --json "runs/accuracy/resnet20-cifar10@$$change.summary.json" || exit 1; \
+	done
 	for change in $(TEXT_SCHEDULES); do \
 	  $(BIN)/python tools/accuracy.py --protocol charlm --data "$(DATA)" --jobs 2 --seeds 3 --recipe w6a6g6 --$$change \
 	    --json "runs/accuracy/charlm@$$change.summary.json" || exit 1; \
 	done
 	$(BIN)/python tools/accuracy_page.py $(PROTOCOLS:%=runs/accuracy/%.summary.json) \
 	  $(IMAGE_SCHEDULES:%=runs/accuracy/resnet8-16px@%.summary.json) \
+	  $(DEEP_SCHEDULES:%=runs/accuracy/resnet20-cifar10@%.summary.json) \
 	  $(TEXT_SCHEDULES:%=runs/accuracy/charlm@%.summary.json)
 
 clean:

@@ -41,7 +41,7 @@ PROTOCOLS = {
         "ResNet-20, CIFAR-10",
         partial(_network, "resnet20", "ResNet20"),
         partial(cifar10_splits, side=32, train=45_000, validation=5_000, batch=128, shift=4),
-        Schedule(epochs=8, optimizer="sgd", lr=0.1, decay=5e-4, warmup=0.25),
+        Schedule(epochs=18, optimizer="sgd", lr=0.1, decay=5e-4, warmup=0.25),
         seeds=3,
     ),
     "vit-cifar10": Protocol(
