@@ -3,8 +3,9 @@
 import math
 import random
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
+from numbers import Real
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -159,7 +160,8 @@ def _epoch(
         output = model(*inputs)
         loss = _scalar(file, file.call("loss", output, target))
         _backward(file, loss)
-        optimizer.step()
+        with blame(file.path, "the optimiser's step"):
+            optimizer.step()
         run.step_ms.append((perf_counter() - start) * 1e3)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
@@ -204,11 +206,14 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
 def _scalar(file: ModelFile, loss: object) -> Tensor:
     if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
         return loss
-    described = f"a tensor of {loss.numel()} elements" if isinstance(loss, Tensor) else repr(loss)
     raise CaptureError(
-        f"{file.path}: loss() returned {described}\n"
+        f"{file.path}: loss() returned {_described(loss)}\n"
         "  return a scalar tensor that depends on the output."
     )
+
+
+def _described(value: object) -> str:
+    return f"a tensor of {value.numel()} elements" if isinstance(value, Tensor) else repr(value)
 
 
 def evaluate(model: nn.Module, file: ModelFile) -> "Counted":
@@ -220,6 +225,11 @@ def evaluate(model: nn.Module, file: ModelFile) -> "Counted":
             inputs, target = _moved(batch, _device(model))
             right.add(file, model(*inputs), target)
     model.train()
+    if not right.batches:
+        raise CaptureError(
+            f"{file.path}: eval_data() gave no batch\n"
+            "  it is called after every epoch: return a list, or batches made anew in every call."
+        )
     return right
 
 
@@ -233,13 +243,15 @@ class Counted:
     def __init__(self) -> None:
         self._right = 0.0
         self._rows = 0
+        self.batches = 0
         self.unjudged = ""
 
     def add(self, file: ModelFile, output: Any, target: Any) -> None:
         """Count one batch."""
+        self.batches += 1
         if file.has("accuracy"):
-            rows = len(target)
-            self._right += float(file.call("accuracy", output, target)) * rows
+            rows = _samples(target)
+            self._right += _share(file, file.call("accuracy", output, target)) * rows
             self._rows += rows
         elif why := _no_classes(output, target):
             self.unjudged = f"{why}; define accuracy(output, target) in {file.path}"
@@ -252,6 +264,24 @@ class Counted:
     def share(self) -> float | None:
         """0..1; None without rows, and when some could not be judged: the rest is another set."""
         return self._right / self._rows if self._rows and not self.unjudged else None
+
+
+def _samples(target: Any) -> int:
+    """How many samples a batch's target is of: the length of its first tensor, or its own."""
+    first = next((leaf for leaf in pytree.tree_leaves(target) if isinstance(leaf, Tensor)), None)
+    if first is not None:
+        return len(first) if first.dim() else 1
+    return len(target) if isinstance(target, Sized) else 1
+
+
+def _share(file: ModelFile, found: Any) -> float:
+    """What accuracy() returned, as a number."""
+    if isinstance(found, Real) or (isinstance(found, Tensor) and found.numel() == 1):
+        return float(found)
+    raise CaptureError(
+        f"{file.path}: accuracy() returned {_described(found)}\n"
+        "  return a number, the share of 1 of the batch that is right."
+    )
 
 
 def _class_axes(output: Sequence[int], target: Sequence[int]) -> set[int]:

@@ -87,6 +87,52 @@ def optimizer(parameters):
     assert all(torch.equal(a, b) for a, b in zip(before, trained.parameters(), strict=True))
 
 
+JUDGED = """
+def eval_data():
+    yield torch.zeros(2, 4), {target}
+
+def accuracy(output, target):
+    return {share}
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "share", "rows"),
+    [
+        ("(torch.zeros(2), torch.zeros(7))", "0.5", 2),
+        ("torch.zeros(())", "torch.tensor([0.5])", 1),
+        ("['a', 'b', 'c']", "np.float32(0.5)", 3),
+        ("None", "0.5", 1),
+    ],
+)
+def test_an_accuracy_counts_by_the_samples_of_its_batch(write, target, share, rows):
+    file = write(JUDGED.format(target=target, share=share))
+    counted = training.evaluate(model(), file)
+    assert counted.share == 0.5
+    assert counted._rows == rows
+
+
+@pytest.mark.parametrize(
+    ("share", "told"), [("torch.zeros(2)", "a tensor of 2 elements"), ("'all'", "'all'")]
+)
+def test_an_accuracy_that_is_no_number_is_told(write, share, told):
+    file = write(JUDGED.format(target="torch.zeros(2)", share=share))
+    with pytest.raises(CaptureError, match=rf"accuracy\(\) returned {told}\n  return a number"):
+        training.evaluate(model(), file)
+
+
+def test_evaluation_without_a_batch_is_told(write):
+    file = write("BATCHES = iter([])\ndef eval_data():\n    return BATCHES\n")
+    with pytest.raises(CaptureError, match=r"eval_data\(\) gave no batch\n  it is called after"):
+        fit(model(), file, Settings(epochs=1))
+
+
+def test_an_optimiser_that_needs_a_closure_is_told(write):
+    file = write("def optimizer(parameters):\n    return torch.optim.LBFGS(parameters)\n")
+    with pytest.raises(CaptureError, match=r"net.py(.|\n)*optimiser's step(.|\n)*closure"):
+        fit(model(), file, Settings(epochs=1))
+
+
 def test_targets_that_are_no_classes_give_no_accuracy(write):
     file = write(
         """

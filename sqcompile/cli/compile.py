@@ -242,12 +242,15 @@ def leaves_of(inputs: tuple[Any, ...]) -> list[Any]:
 def write_run(
     step: "CompiledStep", file: "ModelFile", report: dict[str, Any], folder: Path
 ) -> None:
-    """Save the artifact and put report.json and report.html beside it."""
+    """Write the artifact with report.json and report.html, all of them or none."""
     from sqcompile.report import data, html
+    from sqcompile.runtime.artifact import save
 
-    step.save(str(folder), model_file=str(file.path))
-    data.write(report, folder)
-    html.write(report, {stage.name: stage.text for stage in step.variants[0].stages}, folder)
+    def add(aside: Path) -> None:
+        data.write(report, aside)
+        html.write(report, {stage.name: stage.text for stage in step.variants[0].stages}, aside)
+
+    save(step, folder, model_file=str(file.path), add=add)
 
 
 def tell(output: Output, report: dict[str, Any], folder: Path) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -31,12 +31,18 @@ MANIFEST = "manifest.json"
 _PINNED = ("torch", "apache-tvm", "apache-tvm-ffi")
 
 
-def save(step: CompiledStep, directory: str | Path, *, model_file: str | None = None) -> None:
+def save(
+    step: CompiledStep,
+    directory: str | Path,
+    *,
+    model_file: str | None = None,
+    add: Callable[[Path], object] = lambda folder: None,
+) -> None:
     """Write `step` with all its variants to `directory`, replacing an artifact that is there.
 
     Everything is written beside it and renamed at the end, so that a full disk or a kill leaves
-    what was there. Raises UsageError when the folder exists and is not an artifact, SqError when
-    it cannot be written.
+    what was there; `add` writes what else belongs into the folder before that. Raises UsageError
+    when the folder exists and is not an artifact, SqError when it cannot be written.
     """
     path = Path(directory).absolute()
     if path.exists() and any(path.iterdir()) and not is_artifact(path):
@@ -45,6 +51,7 @@ def save(step: CompiledStep, directory: str | Path, *, model_file: str | None = 
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         _write(step, aside, model_file)
+        add(aside)
         _put_in_place(aside, path)
     except OSError as error:
         raise SqError(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ import torch.nn.functional as F
 
 import sqcompile
 from sqcompile.backends.cpu import build
-from sqcompile.cli.compile import run_folder
+from sqcompile.cli.compile import run_folder, write_run
 from sqcompile.errors import InputError, SqError, TargetUnavailableError, UsageError
+from sqcompile.report import data
 from sqcompile.runtime import artifact, cpu_flags, graph_file
 from tests.models import make
 
@@ -129,6 +131,22 @@ def test_a_full_disk_leaves_the_old_artifact(tmp_path, monkeypatch):
         step.save(str(tmp_path / "run"))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert torch.equal(sqcompile.load(tmp_path / "run")(*inputs), before)
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_run(tmp_path, monkeypatch):
+    step, _ = _saved(tmp_path / "run")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(data, "write_text", full)
+    file = SimpleNamespace(path=Path(__file__))
+    with pytest.raises(SqError, match=r"No space left(.|\n)*unchanged"):
+        write_run(step, file, {}, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    assert after == before
 
 
 def test_a_kill_while_saving_leaves_the_old_artifact(tmp_path):
