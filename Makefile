@@ -87,7 +87,7 @@ claims: $(READY)
 
 # Every protocol's runs, two at a time; what is interrupted goes on. DATA holds what pip does not bring.
 PROTOCOLS := digits resnet8-16px charlm resnet20-cifar10 vit-cifar10
-# Other schedules: for the 4-bit recipes on resnet8-16px, and for 6 bits on charlm.
+# Other schedules: for the 4-bit recipes on resnet8-16px, for all of them on resnet20-cifar10, and for 6 bits on charlm.
 IMAGE_SCHEDULES := lr=0.05 lr=0.2 decay=0.0001 decay=0.001 epochs=30
 DEEP_SCHEDULES := epochs=8
 TEXT_SCHEDULES := lr=0.001 lr=0.004
