@@ -11,9 +11,11 @@ which the driver translates.
 
 import ctypes
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
@@ -150,7 +152,35 @@ def _device_module(code: bytes, form: str, functions: Any, place: str) -> Any:
     return create(code + b"\0" if form == "ptx" else code, form, known, {"cuda": place})
 
 
-def torch_stream(index: int) -> Any:
-    """A context in which TVM launches on torch's current stream of GPU number `index`."""
-    stream = torch.cuda.current_stream(index).cuda_stream
-    return tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", index), stream)
+class _Calls:
+    """The calls on one GPU, one after the other, and the stream of the last one."""
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self.last: torch.cuda.Stream | None = None
+
+    def on(self, stream: torch.cuda.Stream) -> None:
+        """The next call is on `stream`, behind all that the last one's stream was given."""
+        if self.last is not None and self.last != stream:
+            stream.wait_stream(self.last)
+        self.last = stream
+
+
+_calls: dict[int, _Calls] = {}
+"""By number of the GPU."""
+
+
+@contextmanager
+def torch_stream(index: int) -> Iterator[None]:
+    """A context in which TVM launches on torch's current stream of GPU number `index`.
+
+    TVM gives freed memory to whoever asks next, on any stream: that is in order on one stream. A
+    call on another stream than the one before it waits, on the GPU, for what that stream was given.
+    TVM leaves the GPU of its last call the current one of the thread; torch's is put back.
+    """
+    calls = _calls.setdefault(index, _Calls())
+    with calls.lock, torch.cuda.device(index):
+        stream = torch.cuda.current_stream(index)
+        calls.on(stream)
+        with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", index), stream.cuda_stream):
+            yield
