@@ -36,6 +36,10 @@ _PLUGIN = "libtvm_runtime_cuda.so"
 _NO_DRIVER = """there is no NVIDIA driver here ({error})
   run on a machine with an NVIDIA GPU and its driver (580 or newer); compiling needs neither, and
   `sqcompile MODEL.PY --target cuda --verify` runs the kernels without one."""
+_OLDEST_DRIVER = 13
+"""CUDA's major version that the driver must know: the runtime library's."""
+_OLD_DRIVER = """the NVIDIA driver here is for CUDA {major}.{minor}, older than 13.0
+  install driver 580 or newer; nvidia-smi shows which there is."""
 _NO_LIBRARY = """CUDA's runtime library cannot be loaded ({error})
   install it with `pip install sqcompile[cuda]`."""
 
@@ -70,19 +74,29 @@ def chosen(architectures: Iterable[str], capability: int) -> Image:
 def load_runtime() -> None:
     """Load TVM's CUDA runtime into this process, if it is not there yet.
 
-    Raises TargetUnavailableError, with what to do, when a library is missing.
+    Raises TargetUnavailableError, with what to do, when a library is missing or the driver too old.
     """
     if tvm_ffi.get_global_func(_CREATE, allow_missing=True) is not None:
         return
     try:
-        ctypes.CDLL(_DRIVER, ctypes.RTLD_GLOBAL)
+        driver = ctypes.CDLL(_DRIVER, ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise TargetUnavailableError(_NO_DRIVER.format(error=error)) from error
+    _require_recent(driver)
     try:
         _load_library()
         ctypes.CDLL(str(Path(tvm.__file__).parent / "lib" / _PLUGIN))
     except OSError as error:
         raise TargetUnavailableError(_NO_LIBRARY.format(error=error)) from error
+
+
+def _require_recent(driver: ctypes.CDLL) -> None:
+    """Raise TargetUnavailableError for a driver that shows no GPU to the runtime library."""
+    version = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    major, rest = divmod(version.value, 1000)
+    if major < _OLDEST_DRIVER:
+        raise TargetUnavailableError(_OLD_DRIVER.format(major=major, minor=rest // 10))
 
 
 def _load_library() -> None:
