@@ -146,10 +146,13 @@ class Kernel:
 
 
 class KernelTable:
-    """The kernels of one target, by op name ("sq::quantize", "aten::relu.default")."""
+    """The kernels of one target, by op name ("sq::quantize", "aten::relu.default").
 
-    def __init__(self, target: str) -> None:
-        self.target = target
+    `limit` tells why a spec has no kernel here, whatever its op and views too, or nothing.
+    """
+
+    def __init__(self, target: str, limit: Limit = no_limit) -> None:
+        self.target, self.limit = target, limit
         self._kernels: MutableMapping[str, Kernel] = {}
         self._joins: dict[str, Callable[[KernelSpec], bool]] = {}
         self._ends: dict[str, Callable[[KernelSpec], bool]] = {}

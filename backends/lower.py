@@ -88,6 +88,8 @@ def _refusal(node: fx.Node, target: Target) -> str:
     if name not in target.kernels and name not in views.ALWAYS | views.SOMETIMES:
         return f"no kernel for target '{target.name}'"
     spec, _ = spec_of(node)
+    if why := target.kernels.limit(spec):
+        return why
     if views.is_view(spec):
         return ""
     if name not in target.kernels:

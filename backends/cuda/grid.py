@@ -6,6 +6,7 @@ a launch has a thread for every item of a flat index space (`each`), or a team o
 threads (`teams`) which reduce by shuffles. Neighbouring threads take neighbouring items, so that
 a warp reads whole lines of memory.
 
+Items and elements are counted in int32, so a tensor or a workspace has MOST_ELEMENTS at most.
 Threads beyond the last item do nothing, but for those of a team: a shuffle wants its whole warp, so
 they do what the last team does and store nothing. Values are kept in `slots` of a thread's own:
 an expression is evaluated wherever it stands, and TVM's simplifier is not IEEE arithmetic but does
@@ -41,9 +42,11 @@ from sqcompile.backends.builder import (
 )
 from sqcompile.backends.exact import fence, literal
 from sqcompile.backends.kernels import TensorSpec
+from sqcompile.errors import UnsupportedOpError
 from sqcompile.walks import Walk
 
 __all__ = [
+    "MOST_ELEMENTS",
     "THREADS",
     "VECTOR",
     "WARP",
@@ -75,6 +78,7 @@ __all__ = [
     "slots",
     "store",
     "teams",
+    "too_large",
     "unravel",
     "unrolled",
     "viewed",
@@ -91,6 +95,8 @@ TEAM_THREADS = 128
 """Threads of a block of teams."""
 VECTOR = 4
 """Elements of a vector load or store: 16 bytes of float32. Tensors begin at multiples of that."""
+MOST_ELEMENTS = 2**31 - 2**20
+"""Elements of a tensor: int32 counts them, and the threads of a block beyond the last one."""
 _EVERY_LANE = 0xFFFFFFFF
 
 
@@ -250,8 +256,19 @@ def barrier() -> None:
     T.evaluate(tirx.call_intrin("void", "tirx.tvm_storage_sync", "shared"))
 
 
+def too_large(what: str, size: int) -> str:
+    """What is told of a tensor or a workspace that has more than MOST_ELEMENTS."""
+    return (
+        f"{what} has {size} elements; kernels for a GPU count to {MOST_ELEMENTS}: "
+        "take a smaller batch"
+    )
+
+
 def workspace(size: int, dtype: str) -> Array:
-    """Uninitialised memory of the device between the launches of one kernel."""
+    """Uninitialised memory of the device between the launches of one kernel. Raises
+    UnsupportedOpError for more than MOST_ELEMENTS."""
+    if size > MOST_ELEMENTS:
+        raise UnsupportedOpError(too_large(f"a kernel's workspace of {dtype}", size))
     return Array(T.alloc_buffer((max(size, 1),), dtype), TensorSpec((size,), dtype))
 
 

@@ -11,9 +11,11 @@ which the driver translates.
 
 import ctypes
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +36,10 @@ _PLUGIN = "libtvm_runtime_cuda.so"
 _NO_DRIVER = """there is no NVIDIA driver here ({error})
   run on a machine with an NVIDIA GPU and its driver (580 or newer); compiling needs neither, and
   `sqcompile MODEL.PY --target cuda --verify` runs the kernels without one."""
+_OLDEST_DRIVER = 13
+"""CUDA's major version that the driver must know: the runtime library's."""
+_OLD_DRIVER = """the NVIDIA driver here is for CUDA {major}.{minor}, older than 13.0
+  install driver 580 or newer; nvidia-smi shows which there is."""
 _NO_LIBRARY = """CUDA's runtime library cannot be loaded ({error})
   install it with `pip install sqcompile[cuda]`."""
 
@@ -68,19 +74,29 @@ def chosen(architectures: Iterable[str], capability: int) -> Image:
 def load_runtime() -> None:
     """Load TVM's CUDA runtime into this process, if it is not there yet.
 
-    Raises TargetUnavailableError, with what to do, when a library is missing.
+    Raises TargetUnavailableError, with what to do, when a library is missing or the driver too old.
     """
     if tvm_ffi.get_global_func(_CREATE, allow_missing=True) is not None:
         return
     try:
-        ctypes.CDLL(_DRIVER, ctypes.RTLD_GLOBAL)
+        driver = ctypes.CDLL(_DRIVER, ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise TargetUnavailableError(_NO_DRIVER.format(error=error)) from error
+    _require_recent(driver)
     try:
         _load_library()
         ctypes.CDLL(str(Path(tvm.__file__).parent / "lib" / _PLUGIN))
     except OSError as error:
         raise TargetUnavailableError(_NO_LIBRARY.format(error=error)) from error
+
+
+def _require_recent(driver: ctypes.CDLL) -> None:
+    """Raise TargetUnavailableError for a driver that shows no GPU to the runtime library."""
+    version = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    major, rest = divmod(version.value, 1000)
+    if major < _OLDEST_DRIVER:
+        raise TargetUnavailableError(_OLD_DRIVER.format(major=major, minor=rest // 10))
 
 
 def _load_library() -> None:
@@ -150,7 +166,35 @@ def _device_module(code: bytes, form: str, functions: Any, place: str) -> Any:
     return create(code + b"\0" if form == "ptx" else code, form, known, {"cuda": place})
 
 
-def torch_stream(index: int) -> Any:
-    """A context in which TVM launches on torch's current stream of GPU number `index`."""
-    stream = torch.cuda.current_stream(index).cuda_stream
-    return tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", index), stream)
+class _Calls:
+    """The calls on one GPU, one after the other, and the stream of the last one."""
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self.last: torch.cuda.Stream | None = None
+
+    def on(self, stream: torch.cuda.Stream) -> None:
+        """The next call is on `stream`, behind all that the last one's stream was given."""
+        if self.last is not None and self.last != stream:
+            stream.wait_stream(self.last)
+        self.last = stream
+
+
+_calls: dict[int, _Calls] = {}
+"""By number of the GPU."""
+
+
+@contextmanager
+def torch_stream(index: int) -> Iterator[None]:
+    """A context in which TVM launches on torch's current stream of GPU number `index`.
+
+    TVM gives freed memory to whoever asks next, on any stream: that is in order on one stream. A
+    call on another stream than the one before it waits, on the GPU, for what that stream was given.
+    TVM leaves the GPU of its last call the current one of the thread; torch's is put back.
+    """
+    calls = _calls.setdefault(index, _Calls())
+    with calls.lock, torch.cuda.device(index):
+        stream = torch.cuda.current_stream(index)
+        calls.on(stream)
+        with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", index), stream.cuda_stream):
+            yield

@@ -189,11 +189,11 @@ class Function:
             for index, (tensor, expected) in enumerate(zip(tensors, self._expected, strict=True))
         ]
         index = self._index(ready)
-        if index not in self._run:
-            self._executable.binary.require_cpu()
-            self._run[index] = self._executable.machine(index)[self.name]
         threads.apply()
         with self._executable.running, machines.on_current_stream(self._device, index):
+            if index not in self._run:  # what loading copies to a GPU goes to the stream, too
+                self._executable.binary.require_cpu()
+                self._run[index] = self._executable.machine(index)[self.name]
             return [_torch(one) for one in self._run[index](*ready)]
 
     def _index(self, tensors: Sequence[Tensor]) -> int:

@@ -182,6 +182,9 @@ def main(stub_folder: str, binary_folder: str) -> dict[str, Any]:
     binary = Binary.from_files(files)
     found: dict[str, Any] = {"no driver": _refusal(lambda: Executable(binary).machine())}
     stub = Stub(stub_folder)
+    os.environ["STUB_DRIVER"] = "12080"
+    found["old driver"] = _refusal(lambda: Executable(binary).machine())
+    del os.environ["STUB_DRIVER"]
     os.environ["STUB_DEVICES"] = "0"
     found["no device"] = _refusal(lambda: Executable(binary).machine())
     os.environ["STUB_DEVICES"] = "1"

@@ -56,6 +56,31 @@ def test_kernels_wait_for_what_torchs_current_stream_did_before(forward: Executa
         assert value.numpy().tobytes() == wanted.tobytes()
 
 
+def test_calls_on_two_streams_keep_their_memory_apart(forward: Executable) -> None:
+    """The second call begins while the first one's stream is asleep, and gets its workspace."""
+    inputs, expected = two_floats_values()
+    first = [torch.from_numpy(one).cuda() for one in inputs]
+    second = [one * 0 for one in first]
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(100_000_000)
+        results = forward.function("forward")(*first)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        forward.function("forward")(*second)
+    torch.cuda.synchronize()
+    for result, wanted in zip(results, expected, strict=True):
+        assert result.cpu().numpy().tobytes() == wanted.tobytes()
+
+
+def test_the_current_gpu_stays_the_current_one(forward: Executable) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    inputs, _ = two_floats_values()
+    results = forward.function("forward")(*(torch.from_numpy(one).to("cuda:1") for one in inputs))
+    assert {result.device.index for result in results} == {1}
+    assert torch.cuda.current_device() == 0
+
+
 def test_a_tensor_on_the_cpu_is_refused(forward: Executable) -> None:
     inputs, _ = two_floats_values()
     with pytest.raises(InputError, match="argument 0 is on cpu"):

@@ -41,6 +41,10 @@ def test_without_a_driver_the_error_says_what_to_do(ran: dict[str, Any]) -> None
     assert "no NVIDIA driver" in ran["no driver"] and "--verify" in ran["no driver"]
 
 
+def test_an_old_driver_is_told_not_taken_for_no_device(ran: dict[str, Any]) -> None:
+    assert "for CUDA 12.8, older than 13.0" in ran["old driver"] and "580" in ran["old driver"]
+
+
 def test_without_a_device_the_error_says_what_to_do(ran: dict[str, Any]) -> None:
     assert "no GPU number 0" in ran["no device"] and "CUDA_VISIBLE_DEVICES" in ran["no device"]
 

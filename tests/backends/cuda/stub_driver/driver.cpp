@@ -111,6 +111,7 @@ int stub_copy(void* to, const void* from, size_t size, int kind) {  // cudaMemcp
 }
 
 // The driver's interface.
+int cuDriverGetVersion(int* version) { *version = number("STUB_DRIVER", 13000); return kOk; }
 int cuGetErrorName(int, const char** text) { *text = "STUB_ERROR"; return kOk; }
 int cuGetErrorString(int, const char** text) { *text = "an error of the stub driver"; return kOk; }
 
