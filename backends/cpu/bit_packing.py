@@ -34,8 +34,8 @@ def mask_bytes(mask: Expr) -> Expr:
 
 
 def mask_bits(packed: Array, index: Expr, lanes: int) -> Expr:
-    """Elements index ... index + lanes - 1 of a mask of `pack_mask`, as truth values; a vector
-    begins at a multiple of `lanes`, which is a power of two up to 16."""
+    """Elements index ... index + lanes - 1 of a mask of `pack_mask`, as truth values; `lanes` is a
+    power of two up to 16. A vector begins with a byte, or in one at a multiple of `lanes`."""
     byte = tirx.floordiv(index, 8)
     word = nest.cast(packed[byte], "int32")
     if lanes > 8:

@@ -86,9 +86,10 @@ def sums_of(
 
 
 def _largest(spec: KernelSpec) -> int:
-    """The largest magnitude of a convolution's accumulators, at least 1."""
+    """The largest magnitude of a convolution's accumulators, shifts included, at least 1."""
     x, w = (max(-low, high) for low, high in spec.ranges("x", "w"))
-    return max(1, x * w * prod(spec.tensor("w").shape[1:]))
+    shift = 0 if spec.tensor("exponent") is None else spec["shift_groups"] - 1
+    return max(1, (x << shift) * w * prod(spec.tensor("w").shape[1:]))
 
 
 def _sum(values: Sequence[Expr]) -> Expr:

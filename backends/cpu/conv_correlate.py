@@ -340,18 +340,19 @@ class _Tile:
                 self._step(sums, base, tap, run, k * unroll + u)
 
     def _chunked(self, sums: list[list[Array]], base: list[Expr]) -> None:
-        """int32 sums of as many steps as fit, int64 sums of those in place of `sums`."""
+        """int32 sums of as many steps as fit, int64 sums of those and of what `sums` start with, in
+        place of `sums`."""
         panels, dot = self.panels, self.dot
         limit = panels.stored.terms // dot.depth
         wide = [[nest.scratch(dot.lanes, "int64") for _ in row] for row in sums]
-        zero = {kind: nest.splat(nest.zero(kind), dot.lanes) for kind in ("int32", "int64")}
-        for one in chain(*wide):
-            one.store(self.lanes, zero["int64"])
+        zero = nest.splat(nest.zero("int32"), dot.lanes)
+        for one, total in zip(chain(*sums), chain(*wide), strict=True):
+            total.store(self.lanes, nest.cast(one[self.lanes], "int64", dot.lanes))
         taps, runs, steps = self.sizes
         chunks = tirx.floordiv(steps + limit - 1, limit)
         with nest.loops([taps, runs, chunks], "k") as (tap, run, chunk):
             for one in chain(*sums):
-                one.store(self.lanes, zero["int32"])
+                one.store(self.lanes, zero)
             length = tirx.min(limit, steps - chunk * limit)
             with nest.serial(length, "step") as step:
                 self._step(sums, base, tap, run, chunk * limit + step)
@@ -381,14 +382,13 @@ class _Tile:
         panels, epilogue = self.panels, self.block.epilogue
         lanes, kind = self.dot.lanes, epilogue.out.dtype
         value = self._result(total)
-        first = self.group * panels.outputs
-        if panels.outputs >= lanes:
-            first = first + panels.first(self.channels, vector)
+        first = self.group * panels.outputs + panels.first(self.channels, vector)
+        if panels.outputs >= lanes and epilogue.in_vectors(panels.outputs, lanes):
             epilogue.vector(value, [*place, first], lanes)
         else:
             row = nest.scratch(lanes, kind if kind != "float32" else total.dtype)
             row.store(self.lanes, value)
-            epilogue.row(row, 0, [*place, first], panels.outputs)
+            epilogue.row(row, 0, [*place, first], min(panels.outputs, lanes))
 
     def _result(self, total: Array) -> Expr:
         """A vector of accumulators in the dtype of the result, if that is one of integers."""

@@ -99,6 +99,11 @@ class Epilogue:
             return nest.linear(at, contiguous(self.shape))
         return self.placement.at(at)
 
+    def in_vectors(self, size: int, lanes: int) -> bool:
+        """Whether runs of `size` results, one behind the other, can be written in vectors of which
+        the last one overlaps: `mask_bits` reads those that begin with a byte, or a half."""
+        return self.mask is None or size % min(lanes, 8) == 0
+
     def value(self, acc: Expr, scales: Sequence[Expr], bias: Expr | None, lanes: int = 1) -> Expr:
         """One result, or a vector of `lanes`."""
         y = nest.cast(acc, self.out.dtype, lanes)

@@ -26,8 +26,8 @@ from sqcompile.backends.cpu.table import KERNELS
 from sqcompile.backends.kernels import KernelSpec
 
 LONGEST = 1 << 14
-"""Vectors that a lane sums in int32: 2^14 times 4 products of int8 stay below 2^31."""
-
+"""Vectors that a lane sums in int32: 2^14 times 4 products of int8 stay below 2^31. All lanes
+together may not."""
 
 BLOCK = 2048
 """Elements of a block of rows."""
@@ -55,8 +55,9 @@ def row_sums(
         with nest.serial(vectors, "v") as v:
             vector(slots, (first + v) * size)
         for total, slot in zip(totals, slots, strict=True):
-            added = tirx.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", slot[lanes])
-            total.store(0, total[0] + nest.cast(added, "int64"))
+            wide = nest.cast(slot[lanes], "int64", dot.lanes)
+            added = tirx.call_llvm_pure_intrin("int64", "llvm.vector.reduce.add", wide)
+            total.store(0, total[0] + added)
 
     if whole // LONGEST:
         with nest.serial(whole // LONGEST, "part") as index:

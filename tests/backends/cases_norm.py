@@ -196,6 +196,13 @@ def layer_norms() -> Made:
             if features % 2 == 0 or make is affine_backward:
                 yield f"{op}_packed_backward", label, packed(make, 2)
 
+    def long_row(s: Source) -> list[Any]:
+        h, xhat = (s.integers(120, 127, 1, 200_000) for _ in range(2))
+        xhat[:, ::10] = -1
+        return [h, s.uniform(1, 1), xhat, s.uniform(1, 1), 0.05]
+
+    yield "l1_layer_norm_backward", "long", long_row  # one sum is more than int32 holds
+
 
 def rms_norms() -> Made:
     """The forms of a layer norm that subtract no mean."""

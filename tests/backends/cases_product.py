@@ -348,6 +348,10 @@ TAILED = [
     Convolution((2, 6, 7, 64), 20, (1, 1), (2, 2)),
     Convolution((2, 5, 7, 3), 5, **SAME),
     Convolution((2, 6, 5, 32), 32, **SAME, groups=32),
+    # Groups of channels that begin within a byte of the mask, on one CPU or another.
+    Convolution((2, 5, 6, 80), 40, **SAME, groups=4),
+    Convolution((1, 3, 3, 48), 8, (1, 1), groups=4),
+    Convolution((1, 3, 3, 48), 16, (1, 1), groups=8),
 ]
 GROUPED = [
     # Group exponents of x: shifts in weights and images, per channel; both; in the weights alone.
@@ -367,6 +371,8 @@ LONG = {
     "conv_wgrad": Convolution((1, 270, 300, 2), 3, (2, 2), k_chunk=9, signed=True),
 }
 """Reductions that one int32 accumulator does not hold at 8 bits."""
+PADDED = Convolution((1, 3, 3, 7367), 2, (3, 3), signed=True)
+"""A reduction that it does hold, but not with the zeros behind each row of the kernel."""
 
 
 def convolutions() -> Made:
@@ -415,6 +421,14 @@ def convolutions() -> Made:
     yield "conv_fprop_dequantize", f"{c}-bias-relu", biased
     for op, long in LONG.items():
         yield op, f"long-{long}", getattr(long, op.removeprefix("conv_"))
+    yield "conv_fprop", f"padded-{PADDED}", Ranged(PADDED.fprop, ((8, True), (8, True)))
+
+    def largest(s: Source) -> list[Any]:
+        x, w = s.integers(250, 255, 1, 4, 4, 3000, dtype=U8), s.integers(120, 127, 16, 3000, 1, 1)
+        shifts = s.integers(0, 0, 1, 1, 1, 3000)
+        return [x, w, [1, 1], [0, 0], [1, 1], 1, 0, shifts, 4]
+
+    yield "conv_fprop_sums", "largest", largest  # two results are more than int32 holds
 
 
 def _grouped_convolutions() -> Made:
