@@ -1,5 +1,6 @@
 """Readers of ops with weights, which become torch's layers, and of pooling."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,13 +67,32 @@ def _strides(node: OnnxNode, rank: int) -> list[int]:
 
 
 def _padded(
-    importer: Importer, x: Read, before: list[int], after: list[int], value: float = 0.0
+    importer: Importer, x: Read, before: list[int], after: list[int]
 ) -> tuple[Read, list[int]]:
     """(x padded where both sides differ, what is left to pad on both)."""
     if before == after:
         return x, before
+    return _surrounded(importer, x, before, after), [0] * len(before)
+
+
+def _surrounded(
+    importer: Importer, x: Read, before: list[int], after: list[int], value: float = 0.0
+) -> Read:
     both = [count for pair in zip(before[::-1], after[::-1], strict=True) for count in pair]
-    return importer.call(F.pad, x, tuple(both), value=value), [0] * len(before)
+    return importer.call(F.pad, x, tuple(both), value=value)
+
+
+def _ends(
+    size: list[int], before: list[int], after: list[int], reach: list[int], stride: Sequence[int]
+) -> list[int]:
+    """What to pad behind an image so that windows are as many as with ceil_mode: the last one may
+    reach beyond the padding, and begins before it."""
+    ends = []
+    for s, b, a, r, step in zip(size, before, after, reach, stride, strict=True):
+        last = -(-(s + b + a - r) // step) * step
+        last -= step if last >= s + b else 0
+        ends.append(last + r - s - b)
+    return ends
 
 
 @reads("Conv")
@@ -144,9 +164,11 @@ def _(importer: Importer, node: OnnxNode) -> Any:
     """By a weight matrix: a linear layer, with the bias that an Add behind it adds."""
     own = weights(importer, node, 1)
     x = importer.value(node.inputs[0])
-    if own is None or own[0] is None or own[0].dim() != 2 or not isinstance(x, Node):
+    weight = own[0] if own is not None else None
+    plain = weight is not None and weight.dim() == 2 and weight.is_floating_point()
+    if not plain or not isinstance(x, Node):
         return importer.call(torch.matmul, *importer.inputs(node))
-    weight = own[0].t()
+    weight = weight.t()
     bias, behind = _bias_behind(importer, node, weight.shape[0])
     result = _linear(importer, node, weight, bias, x)
     if behind is not None:
@@ -238,17 +260,20 @@ def _(importer: Importer, node: OnnxNode) -> Any:
     kernel = list(node["kernel_shape"])
     if len(kernel) != 2:
         raise node.refuse(f"pooling over {len(kernel)} axes")
-    if len(node.outputs) > 1 and importer.read(node.outputs[1]):
-        raise node.refuse("its indices are read")
     before, after = _pads(node, shape_of(x)[2:], kernel)
     ceil, stride = bool(node.get("ceil_mode", 0)), tuple(_strides(node, 2))
     if node.op == "MaxPool":
-        x, padding = _padded(importer, x, before, after, float("-inf"))
         dilation = tuple(node.get("dilations", [1, 1]))
-        return importer.call(F.max_pool2d, x, tuple(kernel), stride, tuple(padding), dilation, ceil)
+        reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+        if before != after or any(2 * b > r for b, r in zip(before, reach, strict=True)):
+            after = _ends(shape_of(x)[2:], before, after, reach, stride) if ceil else after
+            x, before, ceil = _surrounded(importer, x, before, after, float("-inf")), [0, 0], False
+        return importer.call(F.max_pool2d, x, tuple(kernel), stride, tuple(before), dilation, ceil)
     counted = bool(node.get("count_include_pad", 0))
     if before != after:
         raise node.refuse("padding that differs by side")
+    if any(2 * b > k for b, k in zip(before, kernel, strict=True)):
+        raise node.refuse("padding of more than half a window")
     if any(one != 1 for one in node.get("dilations", [1, 1])):
         raise node.refuse("dilation")
     return importer.call(F.avg_pool2d, x, tuple(kernel), stride, tuple(before), ceil, counted)
@@ -264,7 +289,10 @@ def _(importer: Importer, node: OnnxNode) -> Any:
 @reads("GlobalMaxPool")
 def _(importer: Importer, node: OnnxNode) -> Any:
     x = importer.value(node.inputs[0])
-    return importer.call(F.max_pool2d, x, tuple(shape_of(x)[2:]))
+    window = shape_of(x)[2:]
+    if len(window) == 2:
+        return importer.call(F.max_pool2d, x, tuple(window))
+    return importer.call(torch.amax, x, dim=tuple(range(2, 2 + len(window))), keepdim=True)
 
 
 _MODES = {"nearest": "nearest", "linear": "bilinear"}
@@ -285,10 +313,29 @@ def _(importer: Importer, node: OnnxNode) -> Any:
     if not known.get(mode, where in ("half_pixel", "pytorch_half_pixel", "align_corners")):
         raise node.refuse(f"{mode} with {where}, {rounding}")
     corners = None if mode == "nearest" else where == "align_corners"
-    if sizes is not None:
-        size = tuple(int(one) for one in sizes.tolist()[-2:])
-        return importer.call(F.interpolate, x, size=size, mode=mode, align_corners=corners)
-    if scales is None:
+    if node.get("antialias", 0):
+        raise node.refuse("antialias")
+    if sizes is not None and node.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise node.refuse(f"keep_aspect_ratio_policy {node.get('keep_aspect_ratio_policy')}")
+    if sizes is None and scales is None:
         raise node.refuse("sizes that depend on the input's values")
-    factor = tuple(float(one) for one in scales.tolist()[-2:])
-    return importer.call(F.interpolate, x, scale_factor=factor, mode=mode, align_corners=corners)
+    how: dict[str, Any] = {"mode": mode, "align_corners": corners}
+    if sizes is not None:
+        size = how["size"] = _of_images(node, sizes, shape)
+    else:
+        factor = how["scale_factor"] = _of_images(node, scales, [1.0] * 4)
+        size = tuple(int(old * new) for old, new in zip(shape[2:], factor, strict=True))
+    if where == "pytorch_half_pixel" and 1 in size and size != tuple(shape[2:]):
+        raise node.refuse("pytorch_half_pixel to one row or column")
+    return importer.call(F.interpolate, x, **how)
+
+
+def _of_images(node: OnnxNode, given: Any, kept: Sequence[float]) -> tuple[Any, ...]:
+    """Sizes or scales of the last two axes; those of the others must be as `kept` has them."""
+    every, rank = list(kept), len(kept)
+    axes = [axis % rank for axis in node.get("axes", range(rank))]
+    for axis, number in zip(axes, given.tolist(), strict=True):
+        every[axis] = number
+    if every[:2] != list(kept[:2]):
+        raise node.refuse("other axes than the last two")
+    return tuple(every[2:])

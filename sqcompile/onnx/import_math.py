@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from onnx import TensorProto
 from torch import Tensor
 from torch.fx import Node
 
@@ -22,6 +23,8 @@ _TWO: dict[str, Callable[..., Any]] = {
     "LessOrEqual": operator.le,
     "Greater": operator.gt,
     "GreaterOrEqual": operator.ge,
+}
+_LOGIC: dict[str, Callable[..., Any]] = {
     "And": torch.logical_and,
     "Or": torch.logical_or,
     "Xor": torch.logical_xor,
@@ -59,11 +62,22 @@ _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "ReduceMax": torch.amax,
     "ReduceMin": torch.amin,
 }
-_MOST = 2.0**31
+_NARROWED = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+"""Floats that are float32 here, as weights are."""
 
 
 def _two(function: Callable[..., Any], importer: Importer, node: OnnxNode) -> Any:
     return importer.call(function, *_numbers(importer.inputs(node)))
+
+
+def _logic(function: Callable[..., Any], importer: Importer, node: OnnxNode) -> Any:
+    return importer.call(function, *_tensors(importer, importer.inputs(node)))
+
+
+def _tensors(importer: Importer, values: list[Read]) -> list[Read]:
+    """Values for a function that takes no numbers: constants beside a node are nodes, too."""
+    computed = any(isinstance(value, Node) for value in values)
+    return [importer.node(value) for value in values] if computed else values
 
 
 def _numbers(values: list[Read]) -> list[Any]:
@@ -85,6 +99,8 @@ def _one(function: Callable[..., Any], importer: Importer, node: OnnxNode) -> An
 
 for _op, _function in _TWO.items():
     reads(_op)(partial(_two, _function))
+for _op, _function in _LOGIC.items():
+    reads(_op)(partial(_logic, _function))
 for _op, _function in _ONE.items():
     reads(_op)(partial(_one, _function))
 
@@ -99,6 +115,8 @@ def _(importer: Importer, node: OnnxNode) -> Any:
 def _(importer: Importer, node: OnnxNode) -> Any:
     if abs(node.get("alpha", 1.67326) - 1.67326) > 1e-5:
         raise node.refuse("alpha other than SELU's")
+    if abs(node.get("gamma", 1.0507) - 1.0507) > 1e-5:
+        raise node.refuse("gamma other than SELU's")
     return importer.call(F.selu, importer.value(node.inputs[0]))
 
 
@@ -137,30 +155,41 @@ def _dtype(value: Read) -> torch.dtype:
     return value.meta["val"].dtype if isinstance(value, Node) else value.dtype
 
 
+def _cast(importer: Importer, value: Read, dtype: torch.dtype) -> Any:
+    return value if _dtype(value) == dtype else importer.method("to", value, dtype)
+
+
 @reads("Pow")
 def _(importer: Importer, node: OnnxNode) -> Any:
-    """With a constant exponent: 2, 3 and 1/2 are what norms and GELU are made of."""
+    """With a constant exponent: 2, 3 and 1/2 are what norms and GELU are made of. Of the base's
+    dtype, whatever the exponent's."""
     x, exponent = importer.inputs(node)
-    if isinstance(x, Node) and (not isinstance(exponent, Tensor) or exponent.numel() != 1):
+    dtype = _dtype(x)
+    if isinstance(x, Tensor):
+        return _cast(importer, importer.call(operator.pow, x, exponent), dtype)
+    if not isinstance(exponent, Tensor) or exponent.numel() != 1:
         raise node.refuse("an exponent that is no constant number")
-    power = exponent.item() if isinstance(exponent, Tensor) and exponent.numel() == 1 else exponent
+    if exponent.dim() > _rank(x):
+        x = importer.method("reshape", x, torch.broadcast_shapes(_shape(x), exponent.shape))
+    power = exponent.item()
     whole = int(power) if isinstance(power, float) and power.is_integer() else power
     if whole == 0.5:
-        return importer.call(torch.sqrt, x)
-    return importer.call(operator.pow, x, whole)
+        return _cast(importer, importer.call(torch.sqrt, x), dtype)
+    return _cast(importer, importer.call(operator.pow, x, whole), dtype)
 
 
 @reads("Min", "Max")
 def _(importer: Importer, node: OnnxNode) -> Any:
-    function = torch.minimum if node.op == "Min" else torch.maximum
+    """A constant number is an end of a clamp, on whichever side it stands."""
+    function, end = (torch.minimum, "max") if node.op == "Min" else (torch.maximum, "min")
     total, *rest = importer.inputs(node)
     for value in rest:
-        bound = value.item() if isinstance(value, Tensor) and value.numel() == 1 else None
-        if isinstance(total, Node) and bound is not None:
-            ends = {"Min": "max", "Max": "min"}
-            total = importer.call(torch.clamp, total, **{ends[node.op]: bound})
+        one, other = (value, total) if isinstance(total, Tensor) else (total, value)
+        number = isinstance(other, Tensor) and other.numel() == 1
+        if isinstance(one, Node) and number and _rank(other) <= _rank(one):
+            total = importer.call(torch.clamp, one, **{end: other.item()})
         else:
-            total = importer.call(function, total, value)
+            total = importer.call(function, *_tensors(importer, [one, other]))
     return total
 
 
@@ -178,22 +207,27 @@ def _(importer: Importer, node: OnnxNode) -> Any:
 
 @reads("Where")
 def _(importer: Importer, node: OnnxNode) -> Any:
-    return importer.call(torch.where, *importer.inputs(node))
+    """Of the dtype of its branches, which two numbers would lose."""
+    condition, *branches = importer.inputs(node)
+    if isinstance(condition, Tensor) and any(isinstance(one, Node) for one in branches):
+        condition = importer.node(condition)
+    return _cast(importer, importer.call(torch.where, condition, *branches), _dtype(branches[0]))
 
 
 @reads("Cast")
 def _(importer: Importer, node: OnnxNode) -> Any:
     """Half and double floats are float32 here, as weights are."""
-    dtype = TORCH_TYPES.get(node["to"], torch.float32)
-    dtype = torch.float32 if dtype == torch.float64 else dtype
-    x = importer.value(node.inputs[0])
-    return x if _dtype(x) == dtype else importer.method("to", x, dtype)
+    to = node["to"]
+    dtype = torch.float32 if to in _NARROWED else TORCH_TYPES.get(to)
+    if dtype is None:
+        raise node.refuse(f"to {TensorProto.DataType.Name(to)}")
+    return _cast(importer, importer.value(node.inputs[0]), dtype)
 
 
 @reads("CastLike")
 def _(importer: Importer, node: OnnxNode) -> Any:
     x, like = importer.inputs(node)
-    return x if _dtype(x) == _dtype(like) else importer.method("to", x, _dtype(like))
+    return _cast(importer, x, _dtype(like))
 
 
 @reads("Softmax", "LogSoftmax")
@@ -212,14 +246,21 @@ def _(importer: Importer, node: OnnxNode) -> Any:
         axes = rest[0].tolist()
     if not axes and node.get("noop_with_empty_axes", 0):
         return x
+    if node.op == "ReduceMean" and not _dtype(x).is_floating_point:
+        raise node.refuse("a mean of integers")
     keepdim = bool(node.get("keepdims", 1))
-    every = axes or list(range(_rank(x)))
-    return importer.call(_REDUCTIONS[node.op], x, dim=tuple(every), keepdim=keepdim)
+    every = tuple(axes or range(_rank(x)))
+    reduced = importer.call(_REDUCTIONS[node.op], x, dim=every, keepdim=keepdim)
+    return _cast(importer, reduced, _dtype(x))
 
 
 def _rank(value: Read) -> int:
+    return len(_shape(value))
+
+
+def _shape(value: Read) -> tuple[int, ...]:
     assert value is not None
-    return value.meta["val"].dim() if isinstance(value, Node) else value.dim()
+    return tuple((value.meta["val"] if isinstance(value, Node) else value).shape)
 
 
 @reads("Einsum")
@@ -234,7 +275,5 @@ def _(importer: Importer, node: OnnxNode) -> Any:
     if isinstance(ratio, Node):
         raise node.refuse("a ratio that is no constant")
     share = 0.5 if ratio is None else float(ratio)
-    if len(node.outputs) > 1 and importer.read(node.outputs[1]):
-        raise node.refuse("its mask is read")
     layer = torch.nn.Dropout(share)
     return importer.layer(node, layer, "", importer.value(node.inputs[0]))

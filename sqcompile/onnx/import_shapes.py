@@ -8,7 +8,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.fx import Node
 
-from sqcompile.onnx.importer import Importer, OnnxNode, Read, reads
+from sqcompile.onnx.importer import Importer, OnnxNode, Read, narrowed, reads
 
 
 def shape_of(value: Read) -> list[int]:
@@ -27,8 +27,7 @@ def integers(node: OnnxNode, value: Read, what: str) -> list[int]:
 @reads("Constant")
 def _(importer: Importer, node: OnnxNode) -> Any:
     if "value" in node.attributes:
-        tensor = torch.from_numpy(numpy_helper.to_array(node["value"]).copy())
-        return tensor.float() if tensor.dtype in (torch.float16, torch.float64) else tensor
+        return narrowed(torch.from_numpy(numpy_helper.to_array(node["value"]).copy()))
     for name, dtype in (("float", torch.float32), ("int", torch.int64)):
         for form in (f"value_{name}", f"value_{name}s"):
             if form in node.attributes:
@@ -43,7 +42,7 @@ def _(importer: Importer, node: OnnxNode) -> Any:
     filling = (
         torch.zeros(1) if proto is None else torch.from_numpy(numpy_helper.to_array(proto).copy())
     )
-    return filling.expand(shape).clone()
+    return narrowed(filling.reshape(())).expand(shape).clone()
 
 
 @reads("Shape")
@@ -64,7 +63,10 @@ def _(importer: Importer, node: OnnxNode) -> Any:
     ends = importer.inputs(node)
     if not all(isinstance(one, Tensor) for one in ends):
         raise node.refuse("ends that depend on the input's values")
-    return torch.arange(*(one.item() for one in ends), dtype=ends[0].dtype)  # type: ignore[union-attr]
+    start, end, step = (one.item() for one in ends)  # type: ignore[union-attr]
+    if (end - start) * step <= 0:
+        return torch.empty(0, dtype=ends[0].dtype)  # type: ignore[union-attr]
+    return torch.arange(start, end, step, dtype=ends[0].dtype)  # type: ignore[union-attr]
 
 
 @reads("Reshape")
@@ -81,7 +83,7 @@ def _(importer: Importer, node: OnnxNode) -> Any:
     x = importer.value(node.inputs[0])
     shape, axis = shape_of(x), node.get("axis", 1)
     rows = torch.Size(shape[:axis]).numel()
-    if axis == 1:
+    if axis == 1 and len(shape) > 1:
         return importer.call(torch.flatten, x, 1)
     return importer.method("reshape", x, (rows, -1))
 
@@ -142,9 +144,11 @@ def _(importer: Importer, node: OnnxNode) -> Any:
 @reads("Slice")
 def _(importer: Importer, node: OnnxNode) -> Any:
     x, *rest = importer.inputs(node)
-    starts, ends, *more = (integers(node, one, "ends") for one in rest if one is not None)
-    axes = more[0] if more else list(range(len(starts)))
-    steps = more[1] if len(more) > 1 else [1] * len(starts)
+    given = [None if one is None else integers(node, one, "ends") for one in rest]
+    starts, ends, axes, steps = [*given, None, None][:4]
+    assert starts is not None and ends is not None
+    axes = list(range(len(starts))) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
     shape = shape_of(x)
     places = [slice(None)] * len(shape)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
@@ -174,6 +178,8 @@ def _(importer: Importer, node: OnnxNode) -> Any:
     x = importer.value(name)
     size = shape_of(x)[axis]
     if isinstance(index, Tensor):
+        if bool(((index < -size) | (index >= size)).any()):
+            raise node.refuse(f"an index beyond the {size} of axis {axis}")
         if index.dim() == 0:
             return importer.call(torch.select, x, axis, int(index) % size)
         index = index % size
@@ -213,7 +219,9 @@ def _(importer: Importer, node: OnnxNode) -> Any:
     if len(rest) > 1 and rest[1] is not None:
         axes = [axis % rank for axis in integers(node, rest[1], "axes")]
     number = rest[0] if rest else None
-    value = float(number) if isinstance(number, Tensor) else 0.0
+    if isinstance(number, Node):
+        raise node.refuse("a number that depends on the input's values")
+    value = 0.0 if number is None else float(number)
     by_axis = {axis: (counts[i], counts[i + len(axes)]) for i, axis in enumerate(axes)}
     reverse = [count for axis in reversed(range(rank)) for count in by_axis.get(axis, (0, 0))]
     return importer.call(F.pad, x, tuple(reverse), value=value)
@@ -222,5 +230,5 @@ def _(importer: Importer, node: OnnxNode) -> Any:
 @reads("Trilu")
 def _(importer: Importer, node: OnnxNode) -> Any:
     x, *rest = importer.inputs(node)
-    diagonal = int(rest[0]) if rest and isinstance(rest[0], Tensor) else 0
+    diagonal = integers(node, rest[0], "diagonals")[0] if rest and rest[0] is not None else 0
     return importer.call(torch.triu if node.get("upper", 1) else torch.tril, x, diagonal)

@@ -4,6 +4,7 @@ What one op becomes stands in the tables of `import_*.py`. Nodes that depend on 
 like the shape arithmetic of exporters, are computed while the model is read.
 """
 
+import keyword
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -101,13 +102,14 @@ class Importer:
         """The graph, of parts of `root`. Raises Unsupported with all nodes of forms that are not
         read."""
         for value in inputs_of(self.proto):
-            given = self.graph.placeholder(_identifier(value.name))
+            given = self._placeholder(value.name)
             dtype = TORCH_TYPES.get(value.type.tensor_type.elem_type)
             if dtype is None:
                 raise Unsupported([f"input {value.name}: its element type"])
             with self._fake:
                 given.meta["val"] = torch.empty(self.shapes[value.name], dtype=dtype)
-            self.values[value.name] = given
+            double = dtype == torch.float64
+            self.values[value.name] = self.method("to", given, torch.float32) if double else given
         refused: list[str] = []
         for number, proto in enumerate(self.proto.node):
             if all(name in self.values or name in self.initialisers for name in proto.output):
@@ -125,6 +127,15 @@ class Importer:
         self.graph.output(results if len(results) > 1 else results[0])
         return self.graph
 
+    def _placeholder(self, name: str) -> Node:
+        """An argument of forward, under the input's own name where that is free."""
+        others = self.graph.find_nodes(op="placeholder")
+        taken = {text for node in others for text in (node.name, node.target)}
+        given = self.graph.placeholder(_identifier(name))
+        if given.target in taken or not str(given.target).isidentifier():
+            given.target = given.name
+        return given
+
     def _known(self, name: str) -> bool:
         return name in self.values or name in self.initialisers
 
@@ -134,6 +145,9 @@ class Importer:
         except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
             raise node.refuse((str(error).splitlines() or [type(error).__name__])[0]) from error
         several = results if isinstance(results, (tuple, list)) else [results]
+        for number, name in enumerate(node.outputs[len(several) :], len(several) + 1):
+            if name and self.read(name):
+                raise node.refuse(f"its output {number} is read")
         for name, value in zip(node.outputs, several, strict=False):
             if name:
                 self.values[name] = value
@@ -167,9 +181,7 @@ class Importer:
     def parameter(self, name: str, path: str, tensor: Tensor) -> Node:
         """A parameter at `path`; the same one for an initialiser that is read again."""
         if name not in self._weights:
-            module, leaf = self._owner(path)
-            while hasattr(module, leaf):  # of the layer that stands there
-                leaf, path = f"{leaf}_1", f"{path}_1"
+            module, leaf, path = self._place(path)
             module.register_parameter(leaf, nn.Parameter(tensor.clone()))
             self._weights[name] = self._attribute(path, tensor)
         return self._weights[name]
@@ -192,22 +204,28 @@ class Importer:
         self._paths[path] = count + 1
         return path if not count else self.free(f"{path}_{count}")
 
-    def _owner(self, path: str) -> tuple[nn.Module, str]:
+    def _place(self, path: str) -> tuple[nn.Module, str, str]:
+        """(the module at a path, a name in it that is free, the path of that); parts that are
+        weights have a number behind them."""
         *parts, leaf = path.split(".")
-        module = self.root
+        module, kept = self.root, []
         for part in parts:
+            while hasattr(module, part) and part not in module._modules:
+                part += "_1"
             if part not in module._modules:
                 module.add_module(part, nn.Module())
             module = module._modules[part]  # type: ignore[assignment]
-        return module, leaf
+            kept.append(part)
+        while hasattr(module, leaf):
+            leaf += "_1"
+        return module, leaf, ".".join([*kept, leaf])
 
     def node(self, value: Read) -> Node:
         """A value as a node: a constant becomes a buffer."""
         if isinstance(value, Node):
             return value
         assert isinstance(value, Tensor)
-        path = self.free("constants.value")
-        module, leaf = self._owner(path)
+        module, leaf, path = self._place(self.free("constants.value"))
         module.register_buffer(leaf, value.clone(), persistent=False)
         node = self.graph.get_attr(path)
         node.meta["val"] = self._fake.from_tensor(value)
@@ -249,13 +267,12 @@ class Importer:
     def layer(self, node: OnnxNode, module: nn.Module, weight: str, *args: Read) -> Node:
         """A call of a torch layer, which stands under the path of its weight `weight`."""
         path = self.layer_path(node, weight)
-        owner, leaf = self._owner(path)
-        if leaf in owner._modules:  # a part or a weight of this name is there already
-            return self._placed(module, f"{path}.{module._get_name().lower()}", args)
+        if path in {name for name, _ in self.root.named_modules()}:  # parts or weights of its own
+            path = f"{path}.{module._get_name().lower()}"
         return self._placed(module, path, args)
 
     def _placed(self, module: nn.Module, path: str, args: tuple[Read, ...]) -> Node:
-        owner, leaf = self._owner(path)
+        owner, leaf, path = self._place(path)
         owner.add_module(leaf, module)
         nodes = tuple(self.node(one) for one in args)
         made = self.graph.call_module(path, nodes)
@@ -268,7 +285,7 @@ class Importer:
     def layer_path(self, node: OnnxNode, weight: str = "") -> str:
         """The path of a layer: of its weight without ".weight", or of its node."""
         if weight and _readable(weight):
-            return self.free(_dotted(weight).rpartition(".")[0])
+            return self.free(_dotted(weight).rpartition(".")[0] or "layer")
         return self.free(_node_path(node.name))
 
     def alone(self, name: str) -> bool:
@@ -305,11 +322,16 @@ class Importer:
 
 
 def _tensor(proto: Any) -> Tensor:
-    """An initialiser; half and double floats become float32, of which training keeps weights."""
+    """An initialiser."""
     try:
         tensor = torch.from_numpy(numpy_helper.to_array(proto).copy())
     except TypeError as error:
         raise Unsupported([f"initialiser {proto.name}: its element type"]) from error
+    return narrowed(tensor)
+
+
+def narrowed(tensor: Tensor) -> Tensor:
+    """A constant; half and double floats become float32, of which training keeps weights."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.float64) else tensor
 
 
@@ -340,9 +362,13 @@ def _node_path(name: str) -> str:
     return _dotted(".".join(kept)) or "layer"
 
 
+_TAKEN = {*keyword.kwlist, "self", *dir(nn.Module())}
+"""Names that neither an argument nor a part of a module can have."""
+
+
 def _identifier(name: str) -> str:
-    text = re.sub(r"\W", "_", name)
-    return text if text else "_"
+    text = re.sub(r"\W", "_", name, flags=re.ASCII) or "_"
+    return f"{text}_" if text in _TAKEN else text
 
 
 def row_limits(graph: Any) -> dict[str, int]:

@@ -57,6 +57,7 @@ def load(path: str | Path, *, dims: Mapping[str, int] | None = None) -> OnnxModu
 
     shapes = sizes(path, model.graph, dims or {})
     opset, refused = _opset(path, model), _foreign(model)
+    refused += [f"initialiser {one.values.name}: sparse" for one in model.graph.sparse_initializer]
     try:
         importer = Importer(model.graph, shapes, opset)
         refused += importer.missing()
@@ -82,6 +83,8 @@ def read(path: str | Path) -> Any:
         raise UsageError(f"there is no file {error.filename or path}") from error
     except Exception as error:  # protobuf and the checker raise types of their own
         raise CaptureError(f"{path} is no valid ONNX model: {first_line(error)}") from error
+    if not model.graph.output:
+        raise CaptureError(f"{path} is no valid ONNX model: its graph has no output")
     return model
 
 
@@ -125,7 +128,7 @@ def sizes(path: str | Path, graph: Any, dims: Mapping[str, int]) -> dict[str, li
         shape = []
         for place, dim in enumerate(value.type.tensor_type.shape.dim):
             name = dim.dim_param or f"{value.name}.{place}"
-            if dim.HasField("dim_value"):
+            if dim.HasField("dim_value") and dim.dim_value >= 0:  # -1 is what some write for open
                 shape.append(dim.dim_value)
                 continue
             named.add(name)
