@@ -164,11 +164,11 @@ def _(importer: Importer, node: OnnxNode) -> Any:
     """By a weight matrix: a linear layer, with the bias that an Add behind it adds."""
     own = weights(importer, node, 1)
     x = importer.value(node.inputs[0])
-    weight = own[0] if own is not None else None
-    plain = weight is not None and weight.dim() == 2 and weight.is_floating_point()
-    if not plain or not isinstance(x, Node):
+    matrix = own[0] if own is not None else None
+    plain = matrix is not None and matrix.dim() == 2 and matrix.is_floating_point()
+    if matrix is None or not plain or not isinstance(x, Node):
         return importer.call(torch.matmul, *importer.inputs(node))
-    weight = weight.t()
+    weight = matrix.t()
     bias, behind = _bias_behind(importer, node, weight.shape[0])
     result = _linear(importer, node, weight, bias, x)
     if behind is not None:

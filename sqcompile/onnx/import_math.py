@@ -185,9 +185,9 @@ def _(importer: Importer, node: OnnxNode) -> Any:
     total, *rest = importer.inputs(node)
     for value in rest:
         one, other = (value, total) if isinstance(total, Tensor) else (total, value)
-        number = isinstance(other, Tensor) and other.numel() == 1
-        if isinstance(one, Node) and number and _rank(other) <= _rank(one):
-            total = importer.call(torch.clamp, one, **{end: other.item()})
+        number = other.item() if isinstance(other, Tensor) and other.numel() == 1 else None
+        if isinstance(one, Node) and number is not None and _rank(other) <= _rank(one):
+            total = importer.call(torch.clamp, one, **{end: number})
         else:
             total = importer.call(function, *_tensors(importer, [one, other]))
     return total
