@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from math import isnan
 from pathlib import Path
 
 import accuracy
 import accuracy_page
 import pytest
 import torch
+from protocols import run as runs
 from protocols.protocol import Schedule
 from protocols.run import rate, train
 from protocols.summary import lines, summarise
@@ -76,6 +78,21 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(recipe, tmp_path):
     assert found["validation"] == expected["validation"]
     for name, value in whole.state_dict().items():
         assert torch.equal(value, parts.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("recipe", [None, "w4a4g4"], ids=["fp32", "w4a4g4"])
+def test_a_run_that_diverged_ends_with_what_it_would_give_later(recipe, tmp_path, monkeypatch):
+    protocol = PROTOCOLS["digits"]
+    protocol = replace(protocol, schedule=replace(protocol.schedule, epochs=3, lr=1e30))
+    data = protocol.load(None)
+    recipe = recipe and Recipe.load(recipe)
+    _, early = train(protocol, recipe, 3, data, tmp_path / "early")
+    monkeypatch.setattr(runs, "_diverged", lambda model, progress: False)
+    _, whole = train(protocol, recipe, 3, data, tmp_path / "whole")
+    assert len(early["losses"]) == 1 and len(whole["losses"]) == 3
+    for split in ("validation", "test"):
+        assert early[split]["accuracy"] == whole[split]["accuracy"]
+        assert isnan(early[split]["loss"]) and isnan(whole[split]["loss"])
 
 
 def test_results_are_kept_and_made_again_when_asked(tmp_path):

@@ -73,7 +73,8 @@ def train(
     stop_after: int | None = None,
 ) -> tuple[nn.Module, dict[str, Any] | None]:
     """Train to the schedule's end -> the model and its result; None in place of the result when
-    `stop_after` epochs of this call came first. `checkpoint` is read if it is there."""
+    `stop_after` epochs of this call came first. `checkpoint` is read if it is there. A run whose
+    weights are no longer finite ends with that epoch."""
     first = next(data.train(0))
     model = made(protocol, recipe, seed, first)
     optimizer = _optimizer(model, protocol.schedule)
@@ -81,7 +82,7 @@ def train(
     if checkpoint.exists():
         progress = _restore(model, optimizer, checkpoint)
     begun = progress.epochs
-    while progress.epochs < protocol.schedule.epochs:
+    while progress.epochs < protocol.schedule.epochs and not _diverged(model, progress):
         if stop_after is not None and progress.epochs - begun >= stop_after:
             return model, None
         start = process_time()
@@ -99,6 +100,13 @@ def train(
         "saved_bytes": saved,
     }
     return model, result
+
+
+def _diverged(model: nn.Module, progress: Progress) -> bool:
+    """Whether no further epoch can change what a run gives: weights that are not finite stay so,
+    and so does the loss."""
+    ended = bool(progress.losses) and not math.isfinite(progress.losses[-1])
+    return ended and not all(bool(p.isfinite().all()) for p in model.parameters())
 
 
 def _optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
