@@ -73,6 +73,8 @@ def finite(figures: Any) -> Any:
     """The same without NaN, which JSON has not: the loss of a run that diverged is null."""
     if isinstance(figures, dict):
         return {name: finite(value) for name, value in figures.items()}
+    if isinstance(figures, list):
+        return [finite(value) for value in figures]
     return None if isinstance(figures, float) and isnan(figures) else figures
 
 

@@ -157,6 +157,11 @@ def test_the_page_tells_the_figures_beside_it():
     assert accuracy_page.PAGE.read_text() == accuracy_page.page(figures)
 
 
+def test_the_losses_of_a_run_that_diverged_are_null():
+    told = {"loss": float("nan"), "training_loss": [1.5, float("nan")]}
+    assert accuracy_page.finite(told) == {"loss": None, "training_loss": [1.5, None]}
+
+
 def test_another_schedule_is_compared_with_fp32_under_both():
     usual = summarise({"fp32": [made(0.98), made(0.96), made(0.9)], "mine": [made(0.9)] * 3})
     other = summarise({"fp32": [made(0.97), made(0.97)], "mine": [made(0.96), made(0.95)]})
