@@ -60,13 +60,13 @@ def _(importer: Importer, node: OnnxNode) -> Any:
 
 @reads("Range")
 def _(importer: Importer, node: OnnxNode) -> Any:
-    ends = importer.inputs(node)
-    if not all(isinstance(one, Tensor) for one in ends):
+    ends = [one for one in importer.inputs(node) if isinstance(one, Tensor)]
+    if len(ends) < 3:
         raise node.refuse("ends that depend on the input's values")
-    start, end, step = (one.item() for one in ends)  # type: ignore[union-attr]
+    start, end, step = (one.item() for one in ends)
     if (end - start) * step <= 0:
-        return torch.empty(0, dtype=ends[0].dtype)  # type: ignore[union-attr]
-    return torch.arange(start, end, step, dtype=ends[0].dtype)  # type: ignore[union-attr]
+        return torch.empty(0, dtype=ends[0].dtype)
+    return torch.arange(start, end, step, dtype=ends[0].dtype)
 
 
 @reads("Reshape")

@@ -74,7 +74,7 @@ def test_calls_on_two_streams_keep_their_memory_apart(forward: Executable) -> No
 
 def test_the_current_gpu_stays_the_current_one(forward: Executable) -> None:
     if torch.cuda.device_count() < 2:
-        pytest.skip("one GPU")
+        pytest.skip("needs two GPUs; this machine has one")
     inputs, _ = two_floats_values()
     results = forward.function("forward")(*(torch.from_numpy(one).to("cuda:1") for one in inputs))
     assert {result.device.index for result in results} == {1}
